@@ -1,0 +1,1 @@
+//! clap's structs, and nothing else.

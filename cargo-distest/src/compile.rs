@@ -1,0 +1,1 @@
+//! cargo's JSON messages → test binaries and their environment.

@@ -1,0 +1,1 @@
+//! Drives the scheduler: performs its effects, feeds it what happens.

@@ -1,0 +1,1 @@
+//! Which test cases are selected. Pure.

@@ -1,0 +1,1 @@
+//! SQLite: timings, outcomes, runs.

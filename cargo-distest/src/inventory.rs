@@ -1,0 +1,1 @@
+//! `--list` → test cases, cached by binary digest.

@@ -1,0 +1,26 @@
+//! `cargo distest`: builds a workspace's test binaries, runs their test cases on workers, merges results.
+//!
+//! [`model`] and [`event`] are the words; the stages follow the order in which data flows.
+
+pub mod cli;
+pub mod compile;
+pub mod cost;
+pub mod dispatch;
+pub mod event;
+pub mod failure;
+pub mod filter;
+pub mod fleet;
+pub mod history;
+pub mod inventory;
+pub mod model;
+pub mod parse;
+pub mod plan;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod scheduler;
+pub mod settings;
+pub mod shard;
+pub mod ship;
+pub mod tree;
+pub mod ui;

@@ -1,0 +1,2 @@
+//! `cargo distest`'s executable.
+fn main() {}

@@ -1,0 +1,236 @@
+//! The nouns of the client. No behaviour beyond their own consistency.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A test binary as people name it, as cargo-nextest writes it: `pkg`, `pkg::bin/name`,
+/// `pkg::test_name`, `pkg::example/name`, `pkg::bench/name`, `pkg::proc-macro/name`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BinaryId(pub Arc<str>);
+
+/// A test's name within its binary: `module::tests::name`, or anything a custom harness prints.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TestName(pub Arc<str>);
+
+/// A target triple: `x86_64-unknown-linux-gnu`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Triple(pub Arc<str>);
+
+/// A test case: what gets exactly one verdict.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct TestCase {
+    /// Its binary.
+    pub binary: BinaryId,
+    /// Its name there.
+    pub name: TestName,
+}
+
+/// A test case's number within a run, from 0 in the order in which they became known.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TestIndex(pub u32);
+
+/// A worker's number within a run, from 0 in the order in which they joined.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WorkerId(pub u32);
+
+/// The kind of cargo target that a test binary was built from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BinaryKind {
+    /// Unit tests of a library.
+    Lib,
+    /// Unit tests of an executable.
+    Bin,
+    /// An integration test.
+    Test,
+    /// An example with `test = true`, or selected by flag.
+    Example,
+    /// A benchmark with `test = true`, or selected by flag.
+    Bench,
+    /// Unit tests of a procedural macro: always built for the host.
+    ProcMacro,
+}
+
+/// Who decides what a test binary understands on its command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Harness {
+    /// rustc's own: `--list`, `--exact` and the rest are known to work.
+    Libtest,
+    /// `harness = false`: whatever the package made of it.
+    Custom,
+}
+
+/// A linked test binary and what its tests need at run time.
+#[derive(Clone, Debug)]
+pub struct TestBinary {
+    /// Its name.
+    pub id: BinaryId,
+    /// Package name.
+    pub package: String,
+    /// Package id, in cargo metadata's spelling.
+    pub package_id: String,
+    /// Name of the cargo target.
+    pub target_name: String,
+    /// Kind of the cargo target.
+    pub kind: BinaryKind,
+    /// Who parses its command line.
+    pub harness: Harness,
+    /// What it was built for. Procedural macros: the host.
+    pub triple: Triple,
+    /// Whether it was built for the host as a build dependency is (procedural macros).
+    pub for_host: bool,
+    /// Absolute path of the executable, in cargo's output folder.
+    pub executable: PathBuf,
+    /// Working directory of its tests: the package's root.
+    pub cwd: PathBuf,
+    /// What cargo would set for it beyond the client's own environment: `CARGO_*`, `OUT_DIR`, build
+    /// scripts' `rustc-env`, `[env]`, the dynamic loader's path.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Files that travel with it: built programs of its package, dynamic libraries, examples.
+    pub companions: Vec<PathBuf>,
+    /// Folders whose files travel with it: `OUT_DIR` of its package.
+    pub companion_dirs: Vec<PathBuf>,
+    /// Folders that must exist and be writable: `CARGO_TARGET_TMPDIR`.
+    pub writable_dirs: Vec<PathBuf>,
+}
+
+/// What a test binary says it contains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedCase {
+    /// The test's name.
+    pub name: TestName,
+    /// Marked `#[ignore]`.
+    pub ignored: bool,
+}
+
+/// A listed test binary.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// The binary.
+    pub binary: Arc<TestBinary>,
+    /// Its test cases, in the order in which it lists them, each name once.
+    pub cases: Vec<ListedCase>,
+    /// It doesn't understand `--list` and is run as one test case, without arguments
+    /// (`list = "whole"`).
+    pub whole: bool,
+}
+
+/// The end of a test case's story. Every known test case gets exactly one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Its first attempt passed.
+    Pass,
+    /// All its attempts failed by themselves.
+    Fail,
+    /// It failed, and passed when it was tried again.
+    Flaky,
+    /// Its last attempt was ended because it took too long.
+    Timeout,
+    /// Its last attempt died by a signal.
+    Crashed,
+    /// It was not selected, or is ignored.
+    Skipped,
+    /// It came to no end that says anything about it.
+    Lost,
+}
+
+/// How one attempt ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttemptResult {
+    /// Exit code 0, nothing left behind.
+    Pass,
+    /// Another exit code.
+    Fail,
+    /// Ended by us, because it took too long.
+    Timeout,
+    /// Died by a signal.
+    Crashed,
+    /// Passed, but left processes or an open output behind. Counts as a pass.
+    Leak,
+    /// The worker's or our fault, or stopped by the user.
+    Lost,
+}
+
+impl AttemptResult {
+    /// Whether the test did what it should.
+    pub fn passed(self) -> bool {
+        matches!(self, Self::Pass | Self::Leak)
+    }
+}
+
+impl Verdict {
+    /// As scripts read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Flaky => "flaky",
+            Self::Timeout => "timeout",
+            Self::Crashed => "crashed",
+            Self::Skipped => "skipped",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl BinaryId {
+    /// From its text.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl TestName {
+    /// From its text.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Triple {
+    /// From its text.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for BinaryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for TestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for Triple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for TestCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.binary, self.name)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

@@ -1,0 +1,1 @@
+//! Parses what test binaries print. Pure.

@@ -1,0 +1,1 @@
+//! Order and expected cost of test cases. Pure.

@@ -1,0 +1,1 @@
+//! Reporters: what becomes of events.

@@ -1,0 +1,332 @@
+//! What a command was asked to do, parsed and complete: flags > environment > profile > defaults.
+//!
+//! Plain data that the stages read; [`crate::cli`] holds what was typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that `run` and `list` need to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the profile in force.
+    pub profile: String,
+    /// Building.
+    pub compile: CompileSettings,
+    /// Which tests.
+    pub select: SelectSettings,
+    /// How they run.
+    pub execute: ExecuteSettings,
+    /// Where they run.
+    pub fleet: FleetSettings,
+    /// What is shown and written.
+    pub report: ReportSettings,
+    /// What is remembered.
+    pub history: HistorySettings,
+}
+
+/// How cargo is called.
+#[derive(Clone, Debug)]
+pub struct CompileSettings {
+    /// The cargo to run: `$CARGO`, else `cargo`.
+    pub cargo: PathBuf,
+    /// `--manifest-path`, as given.
+    pub manifest_path: Option<PathBuf>,
+    /// Build flags for `cargo test --no-run`, as given: packages, targets, features, profile…
+    /// Includes `--manifest-path`, `--config` and `--target`.
+    pub build_args: Vec<OsString>,
+    /// The subset that `cargo metadata` understands: features, `--locked`, `--offline`,
+    /// `--frozen`, `--config`, `--manifest-path`.
+    pub metadata_args: Vec<OsString>,
+    /// `--config` values, for reading `[env]`.
+    pub config: Vec<String>,
+    /// `--target` values; empty for the host.
+    pub targets: Vec<String>,
+    /// Name of the cargo profile: `dev`, `release`, …
+    pub cargo_profile: String,
+    /// `--no-run`: stop when everything is built.
+    pub no_run: bool,
+}
+
+/// Which tests are selected.
+#[derive(Clone, Debug, Default)]
+pub struct SelectSettings {
+    /// Positional name filters: a test whose name contains one of them; all if empty.
+    pub filters: Vec<String>,
+    /// `-E` expressions: a test that matches one of them; all if empty.
+    pub filtersets: Vec<String>,
+    /// The profile's `default-filter`.
+    pub default_filter: Option<String>,
+    /// `--ignore-default-filter`.
+    pub ignore_default_filter: bool,
+    /// `-- --skip`: a test whose name contains one of them is left out.
+    pub skip: Vec<String>,
+    /// `-- --exact`: filters and skips are whole names.
+    pub exact: bool,
+    /// `--run-ignored`.
+    pub run_ignored: RunIgnored,
+    /// `--no-tests`.
+    pub no_tests: NoTests,
+    /// `--partition` or `--shard`.
+    pub partition: Option<Partition>,
+    /// Binary ids declared with `list = "whole"`: run as one test case, never listed.
+    pub whole: Vec<String>,
+}
+
+/// Which of the tests that are marked `#[ignore]` run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunIgnored {
+    /// Only tests that are not ignored.
+    #[default]
+    Default,
+    /// Only ignored ones.
+    Only,
+    /// Both.
+    All,
+}
+
+/// What happens if no test is left to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoTests {
+    /// Exit 0.
+    Pass,
+    /// A warning, exit 0.
+    Warn,
+    /// Exit 4.
+    #[default]
+    Fail,
+}
+
+/// A static share of the tests; `index` counts from 1 to `count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// By what.
+    pub by: PartitionBy,
+    /// Which share.
+    pub index: u32,
+    /// Of how many.
+    pub count: u32,
+}
+
+/// How tests are dealt to shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionBy {
+    /// By a hash of the test's name: stable when tests come and go.
+    Hash,
+    /// In turn within each binary.
+    Slice,
+    /// By past timings, longest first to the lightest share.
+    Timed,
+}
+
+/// How tests run.
+#[derive(Clone, Debug)]
+pub struct ExecuteSettings {
+    /// `--isolation`.
+    pub isolation: Isolation,
+    /// Attempts beyond the first that a failing test gets.
+    pub retries: u32,
+    /// A flaky test counts as a failure.
+    pub flaky_fails: bool,
+    /// When to stop starting tests.
+    pub max_fail: MaxFail,
+    /// Tests at once over the whole run; none: as many as there are slots.
+    pub test_threads: Option<u32>,
+    /// A notice each time this long has passed.
+    pub slow_timeout: Duration,
+    /// A test is ended after this long.
+    pub test_timeout: Option<Duration>,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// How long left-over processes may take to end by themselves.
+    pub leak_timeout: Duration,
+    /// The run is cancelled after this long.
+    pub global_timeout: Option<Duration>,
+    /// `--no-capture`.
+    pub no_capture: bool,
+}
+
+/// Processes per test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// What the scheduler finds best.
+    #[default]
+    Auto,
+    /// Each test in its own.
+    Process,
+}
+
+/// When failures end a run early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxFail {
+    /// Never: `--no-fail-fast`, `--max-fail all`.
+    All,
+    /// After this many failed tests.
+    Count {
+        /// How many.
+        failures: u32,
+        /// End what runs too (`:immediate`), instead of letting it finish (`:wait`).
+        immediate: bool,
+    },
+}
+
+/// Where tests run.
+#[derive(Clone, Debug)]
+pub struct FleetSettings {
+    /// `--worker`, `DISTEST_WORKERS` or the user's configuration; empty: embedded only.
+    pub workers: Vec<WorkerAddress>,
+    /// Workers to wait for before the first test.
+    pub wait_workers: u32,
+    /// For how long.
+    pub wait_for: Duration,
+    /// Use at most this many.
+    pub max_workers: Option<u32>,
+    /// `--on NAME`: only this worker.
+    pub on: Option<String>,
+    /// Slots of the embedded worker.
+    pub local_slots: LocalSlots,
+    /// What happens if no given worker is usable.
+    pub fallback: Fallback,
+}
+
+/// Where a worker is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WorkerAddress {
+    /// `tcp://HOST:PORT[#FINGERPRINT]`.
+    Tcp {
+        /// Name or IP address (an IPv6 address without brackets).
+        host: String,
+        /// Port.
+        port: u16,
+        /// The worker's key, if pinned in the address.
+        fingerprint: Option<String>,
+    },
+}
+
+/// Slots of the embedded worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LocalSlots {
+    /// All cores when no worker is given, cores − 1 (at least one) beside workers.
+    #[default]
+    Auto,
+    /// This many; 0: no embedded worker.
+    Count(u32),
+}
+
+/// What happens if no given worker is usable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// A warning, and the embedded worker.
+    #[default]
+    Embedded,
+    /// Exit 97.
+    Fail,
+}
+
+/// What is shown and written.
+#[derive(Clone, Debug)]
+pub struct ReportSettings {
+    /// What goes to stdout.
+    pub format: MessageFormat,
+    /// Colours on the terminal.
+    pub color: Color,
+    /// The progress display.
+    pub progress: ShowProgress,
+    /// Which results are shown as they come.
+    pub status_level: StatusLevel,
+    /// Which results are shown again at the end.
+    pub final_status_level: StatusLevel,
+    /// When a passing test's output is shown.
+    pub success_output: OutputWhen,
+    /// When a failing test's output is shown.
+    pub failure_output: OutputWhen,
+    /// Absolute path of the JUnit file.
+    pub junit: Option<PathBuf>,
+    /// Name of the JUnit report.
+    pub junit_name: String,
+    /// Put the output of passing tests into JUnit.
+    pub junit_success_output: bool,
+    /// Put the output of failing tests into JUnit.
+    pub junit_failure_output: bool,
+}
+
+/// `--message-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MessageFormat {
+    /// For people, on stderr.
+    #[default]
+    Human,
+    /// One JSON object a line on stdout, human lines on stderr left out.
+    Json,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Color {
+    /// If the terminal can.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// `--show-progress`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShowProgress {
+    /// A bar on a terminal, nothing elsewhere.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
+    /// A bar.
+    Bar,
+    /// A counter on each line.
+    Counter,
+}
+
+/// Which results are shown: each level includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StatusLevel {
+    /// None.
+    None,
+    /// Failures.
+    Fail,
+    /// And attempts that are retried.
+    Retry,
+    /// And flaky tests.
+    Flaky,
+    /// And slow tests.
+    Slow,
+    /// And leaks.
+    Leak,
+    /// And passes.
+    Pass,
+    /// And skipped tests.
+    Skip,
+    /// Everything.
+    All,
+}
+
+/// When a test's output is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputWhen {
+    /// As soon as the test has ended.
+    Immediate,
+    /// At the end of the run.
+    Final,
+    /// Both.
+    ImmediateFinal,
+    /// Never.
+    Never,
+}
+
+/// What is remembered from run to run.
+#[derive(Clone, Debug)]
+pub struct HistorySettings {
+    /// `--history`; none: one database per workspace in the user's cache folder.
+    pub path: Option<PathBuf>,
+    /// Not `--no-history`.
+    pub enabled: bool,
+}

@@ -1,0 +1,1 @@
+//! Static shares. Pure.

@@ -1,0 +1,1 @@
+//! What a worker lacks, and sending it.

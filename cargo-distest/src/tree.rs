@@ -1,0 +1,1 @@
+//! The workspace files that travel.

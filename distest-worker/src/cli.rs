@@ -1,0 +1,1 @@
+//! The worker's command line: clap's structs, and nothing else.

@@ -1,0 +1,1 @@
+//! Which blobs go when the store is full. Pure.

@@ -1,0 +1,1 @@
+//! Slots: starts attempts through zygotes, watches them, gathers their output.

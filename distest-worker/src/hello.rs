@@ -1,0 +1,1 @@
+//! The fixed greeting before tarpc: who is there, which version.

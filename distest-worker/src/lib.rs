@@ -1,0 +1,19 @@
+//! The worker of `cargo distest`: takes in test binaries, runs their test cases, streams results back.
+//!
+//! One session per connection. [`protocol`] is what both ends say; this crate knows nothing of the
+//! client (`cargo-distest`), which depends on it for the protocol and for its embedded worker.
+
+pub mod cli;
+pub mod digest;
+pub mod evict;
+pub mod executor;
+pub mod hello;
+pub mod link;
+pub mod output;
+pub mod protocol;
+pub mod sandbox;
+pub mod serve;
+pub mod server;
+pub mod session;
+pub mod store;
+pub mod zygote;

@@ -1,0 +1,1 @@
+//! Two tarpc services over one byte stream, in both directions.

@@ -1,0 +1,2 @@
+//! The worker's executable.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Bounded capture of an attempt's output, spilling to disk.

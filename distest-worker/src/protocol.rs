@@ -1,0 +1,545 @@
+//! What client and worker say to each other: two tarpc services and their messages.
+//!
+//! [`Worker`] is served by the worker, [`Client`] by the client, both over one byte stream (see
+//! [`crate::link`]). Messages travel as MessagePack maps with named fields: a field that the other
+//! side's version lacks is ignored, one that it doesn't send takes its default. Methods and
+//! variants are only ever appended, and used only where the version agreed in
+//! [`crate::hello`] has them, because an unknown method ends the connection.
+//!
+//! Paths in messages are the *client's* absolute paths. Where they lie on the worker is the
+//! worker's business ([`crate::sandbox`]).
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// The most bytes of a test's stdout or stderr that travel inside [`Report::Finished`]; more goes
+/// ahead of it as [`OutputChunk`]s.
+pub const INLINE_OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// A byte string of the operating system: a path, an argument, a variable. Needn't be UTF-8.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OsText(Bytes);
+
+/// Names one run of one client, unique in practice: `20261122T101500Z-1a2b3c4d`.
+pub type RunName = String;
+
+/// One execution of a test case, unique within a run and never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct AttemptId(pub u64);
+
+/// A test binary within a session, chosen by the client.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct BinaryKey(pub u32);
+
+/// A slot of a worker's session, from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct SlotId(pub u32);
+
+/// Served by the worker.
+#[tarpc::service]
+pub trait Worker {
+    /// Heartbeat. A worker that hears nothing for [`crate::session::FENCE_AFTER`] ends the session.
+    async fn ping() -> Pong;
+    /// Opens the connection's only session. Everything below needs it.
+    async fn open(spec: SessionSpec) -> Result<SessionReady, Refusal>;
+    /// Which of these blobs the worker lacks.
+    async fn missing(digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal>;
+    /// The next piece of a blob. Pieces of one blob come in order; blobs may interleave.
+    async fn put(chunk: BlobChunk) -> Result<PutReply, Refusal>;
+    /// Lays out the workspace files. All blobs it names must be there.
+    async fn lay_tree(tree: TreeSpec) -> Result<(), Refusal>;
+    /// Makes a test binary ready to run. All blobs it names must be there.
+    async fn prepare(binary: BinarySpec) -> Result<(), Refusal>;
+    /// Queues attempts. Each is answered by exactly one [`Report::Finished`] or [`Report::Lost`],
+    /// unless it comes back from `revoke`.
+    async fn lease(lease: Lease) -> Result<(), Refusal>;
+    /// Takes back attempts that have not started; answers those that are taken back.
+    async fn revoke(attempts: Vec<AttemptId>) -> Vec<AttemptId>;
+    /// Ends what runs and drops what is queued. Dropped and killed attempts are reported.
+    async fn stop(how: Stop) -> ();
+    /// The next piece of a running attempt's standard input; an empty piece closes it.
+    async fn stdin(chunk: StdinChunk) -> Result<(), Refusal>;
+    /// Ends the session in order; the connection may be closed after the answer.
+    async fn close() -> ();
+}
+
+/// Served by the client.
+#[tarpc::service]
+pub trait Client {
+    /// What happened, in order. The answer is the window: a worker has at most one `report` under
+    /// way and gathers what happens meanwhile for the next.
+    async fn report(reports: Vec<Report>) -> ();
+    /// A piece of an attempt's output, in order per stream; answered when it has been taken.
+    async fn output(chunk: OutputChunk) -> ();
+    /// A piece of a blob that the client offered, at most [`CHUNK_BYTES_MAX`] long.
+    async fn fetch(digest: Digest, offset: u64) -> Result<Bytes, Refusal>;
+}
+
+/// Answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pong {
+    /// Attempts running now.
+    pub running: u32,
+    /// Attempts queued now.
+    pub queued: u32,
+}
+
+/// What a client wants of its session.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionSpec {
+    /// The run this session serves.
+    pub run: RunName,
+    /// Slots wanted at most; 0 takes all that the worker has.
+    pub slots: u32,
+    /// Number of the session's slot 0 within the whole run, for `NEXTEST_TEST_GLOBAL_SLOT`.
+    pub slot_base: u32,
+    /// Use the client's files where they lie. Only an embedded worker agrees.
+    pub in_place: bool,
+    /// Folders of the client whose contents are laid out on the worker, outermost first. Every
+    /// path in this session lies in one of them or is the worker's own (`/usr/bin/git`).
+    pub roots: Vec<OsText>,
+    /// Environment of every process, over the worker's base. Paths below `roots` are translated.
+    pub env: Vec<(OsText, OsText)>,
+}
+
+/// What the client gets.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionReady {
+    /// Slots granted.
+    pub slots: u32,
+}
+
+/// A piece of a blob on its way to the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobChunk {
+    /// Which blob: the digest of its uncompressed bytes.
+    pub digest: Digest,
+    /// Uncompressed size in bytes: a bound that the worker enforces.
+    pub size: u64,
+    /// How `data` is to be read. The same in every piece of a blob.
+    pub encoding: Encoding,
+    /// The next bytes of the encoded blob, at most [`CHUNK_BYTES_MAX`].
+    pub data: Bytes,
+    /// No piece follows.
+    pub last: bool,
+}
+
+/// How a blob's bytes are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encoding {
+    /// As they are.
+    Raw,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// What became of a [`BlobChunk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PutReply {
+    /// Taken; go on.
+    More,
+    /// The blob is stored and verified. Also the answer to any piece of a blob that is there
+    /// already: stop sending it.
+    Stored,
+}
+
+/// The workspace files of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TreeSpec {
+    /// Entries sorted by path, so that a folder comes before what is in it.
+    pub entries: Vec<TreeEntry>,
+}
+
+/// One file, folder or link of the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeEntry {
+    /// Absolute path on the client, below one of the session's roots.
+    pub path: OsText,
+    /// What lies there.
+    pub node: TreeNode,
+}
+
+/// What a tree entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TreeNode {
+    /// A folder with its permission bits.
+    Folder {
+        /// Permission bits, as in `0o755`.
+        mode: u32,
+    },
+    /// A file.
+    File {
+        /// Contents.
+        digest: Digest,
+        /// Size in bytes.
+        size: u64,
+        /// Permission bits, as in `0o644`.
+        mode: u32,
+    },
+    /// A symbolic link, not followed.
+    Link {
+        /// Its text, relative or absolute.
+        target: OsText,
+    },
+}
+
+/// A test binary and what it needs at run time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BinarySpec {
+    /// The client's name for it in this session.
+    pub key: BinaryKey,
+    /// As people know it: nextest's binary id.
+    pub label: String,
+    /// The executable.
+    pub program: OsText,
+    /// Working directory of its tests.
+    pub cwd: OsText,
+    /// Variables of this binary, over the session's. Paths below roots are translated.
+    pub env: Vec<(OsText, OsText)>,
+    /// The executable and its companions (built programs, libraries, `OUT_DIR`): [`TreeNode`]s at
+    /// the paths where they lie on the client. Empty for an embedded worker.
+    pub files: Vec<TreeEntry>,
+    /// Folders that must exist and be writable (`CARGO_TARGET_TMPDIR`).
+    #[serde(default)]
+    pub writable: Vec<OsText>,
+}
+
+/// Attempts handed to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// In the order in which to start them.
+    pub attempts: Vec<AttemptSpec>,
+}
+
+/// One process to run: a test case by itself, or a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptSpec {
+    /// Its name in reports.
+    pub id: AttemptId,
+    /// Which prepared binary.
+    pub binary: BinaryKey,
+    /// Arguments.
+    pub args: Vec<OsText>,
+    /// Variables of this attempt, over the binary's.
+    pub env: Vec<(OsText, OsText)>,
+    /// When it is slow, and when it ends.
+    pub limits: Limits,
+    /// What becomes of its standard streams.
+    #[serde(default)]
+    pub streams: Streams,
+}
+
+/// The clocks of one attempt. All are the worker's, monotonic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Report [`Report::Slow`] each time this long has passed.
+    pub slow_after: Duration,
+    /// SIGTERM after this long.
+    pub timeout: Option<Duration>,
+    /// SIGKILL this long after SIGTERM; zero kills at once.
+    pub grace: Duration,
+    /// How long after its exit an attempt's left-over processes and open output may end by
+    /// themselves before they count as a leak.
+    pub leak_timeout: Duration,
+}
+
+impl Default for Limits {
+    /// As cargo-nextest: slow after 60 s, never ended, grace 10 s, leak after 200 ms.
+    fn default() -> Self {
+        Self {
+            slow_after: Duration::from_secs(60),
+            timeout: None,
+            grace: Duration::from_secs(10),
+            leak_timeout: Duration::from_millis(200),
+        }
+    }
+}
+
+/// What becomes of an attempt's standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Streams {
+    /// Kept and sent when the attempt has ended. Standard input is empty.
+    #[default]
+    Capture,
+    /// Output sent as it is written. Standard input is empty.
+    Live,
+    /// Output sent as it is written. Standard input comes from [`Worker::stdin`].
+    LiveWithStdin,
+}
+
+/// A piece of standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StdinChunk {
+    /// For which attempt.
+    pub attempt: AttemptId,
+    /// At most [`CHUNK_BYTES_MAX`]; empty closes the stream.
+    pub data: Bytes,
+}
+
+/// How to end what runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stop {
+    /// Drop what is queued; let what runs end.
+    Drain,
+    /// Drop what is queued; SIGTERM to what runs, SIGKILL after its grace.
+    Terminate,
+    /// Drop what is queued; SIGKILL to what runs.
+    Kill,
+}
+
+/// What happened to an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// Its process runs.
+    Started {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Where.
+        slot: SlotId,
+    },
+    /// It has run for another [`Limits::slow_after`].
+    Slow {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Since it started.
+        elapsed: Duration,
+    },
+    /// It ended, and so did everything it had started.
+    Finished(Finished),
+    /// It came to no end that says anything about the test: the worker's or our fault, or a stop.
+    Lost {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Why.
+        reason: LossReason,
+        /// In words, with what to do.
+        detail: String,
+    },
+}
+
+/// Why an attempt came to no end of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LossReason {
+    /// It was stopped before it started.
+    Dropped,
+    /// It was killed by [`Stop`], or by the session's end.
+    Stopped,
+    /// The process could not be started.
+    CouldNotStart,
+    /// The helper process that started it died.
+    HelperDied,
+    /// The worker ran out of disk, memory or descriptors.
+    OutOfResources,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Which attempt.
+    pub attempt: AttemptId,
+    /// How its process ended.
+    pub exit: Exit,
+    /// It was ended because [`Limits::timeout`] had passed.
+    pub timed_out: bool,
+    /// From start to the exit of its process.
+    pub duration: Duration,
+    /// What it left behind, if anything; all of it has been killed.
+    pub leak: Option<Leak>,
+    /// Processor time and memory.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Standard output.
+    pub stdout: Output,
+    /// Standard error.
+    pub stderr: Output,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What outlived an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Leak {
+    /// Its processes: `sleep (pid 4711)`. Empty if only an output stream stayed open.
+    pub processes: Vec<String>,
+    /// Something outside the attempt's processes kept its output open.
+    pub output_open: bool,
+}
+
+/// What an attempt consumed, with all its reaped descendants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Processor time in user mode.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// Largest resident set of one process, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// An output stream of a finished attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Output {
+    /// All of it if `total` fits [`INLINE_OUTPUT_BYTES_MAX`]; else empty, and sent as
+    /// [`OutputChunk`]s before the report.
+    pub inline: Bytes,
+    /// Bytes that the attempt wrote.
+    pub total: u64,
+    /// Bytes that were written but not kept, because a bound was reached.
+    pub dropped: u64,
+}
+
+/// A piece of an attempt's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputChunk {
+    /// Whose.
+    pub attempt: AttemptId,
+    /// Which stream.
+    pub stream: Stream,
+    /// The next bytes, at most [`CHUNK_BYTES_MAX`].
+    pub data: Bytes,
+}
+
+/// An output stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A request that was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// What kind of obstacle.
+    pub kind: RefusalKind,
+    /// What we were doing, to what, and why it failed.
+    pub message: String,
+    /// What to do next.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+/// Kinds of obstacle that a client treats differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// The request makes no sense: a bug, or a hostile peer.
+    Invalid,
+    /// A blob is needed that isn't there (any more): send it again.
+    MissingBlob,
+    /// A blob's bytes do not have its digest: sent again once, then told.
+    Corrupt,
+    /// No space, memory or descriptors: use another worker.
+    OutOfResources,
+    /// The worker can't run this here, whatever is sent.
+    Incompatible,
+    /// Not permitted for this key.
+    Forbidden,
+    /// The session is over.
+    Closed,
+}
+
+impl Refusal {
+    /// A refusal without hint.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl OsText {
+    /// As a string of the operating system.
+    #[cfg(unix)]
+    pub fn as_os_str(&self) -> &OsStr {
+        std::os::unix::ffi::OsStrExt::from_bytes(&self.0)
+    }
+
+    /// As a path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(self.as_os_str())
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for OsText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_os_str().fmt(f)
+    }
+}
+
+#[cfg(unix)]
+impl From<&OsStr> for OsText {
+    fn from(text: &OsStr) -> Self {
+        Self(Bytes::copy_from_slice(std::os::unix::ffi::OsStrExt::as_bytes(text)))
+    }
+}
+
+#[cfg(unix)]
+impl From<OsString> for OsText {
+    fn from(text: OsString) -> Self {
+        Self(std::os::unix::ffi::OsStringExt::into_vec(text).into())
+    }
+}
+
+impl From<&str> for OsText {
+    fn from(text: &str) -> Self {
+        OsStr::new(text).into()
+    }
+}
+
+impl From<String> for OsText {
+    fn from(text: String) -> Self {
+        OsString::from(text).into()
+    }
+}
+
+impl From<&Path> for OsText {
+    fn from(path: &Path) -> Self {
+        path.as_os_str().into()
+    }
+}
+
+impl From<PathBuf> for OsText {
+    fn from(path: PathBuf) -> Self {
+        path.into_os_string().into()
+    }
+}
+
+/// Labels of a worker: `gpu=none`.
+pub type Labels = BTreeMap<String, String>;

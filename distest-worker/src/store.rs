@@ -1,0 +1,1 @@
+//! Content-addressed blobs: verified, then renamed into place; bounded.

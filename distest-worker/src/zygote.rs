@@ -1,0 +1,1 @@
+//! The small helper process that starts attempts and clears up after them.
