@@ -6,14 +6,13 @@
 pub mod json;
 pub mod junit;
 pub mod progress;
+pub mod screen;
 pub mod terminal;
 mod text;
 
 use std::rc::Rc;
 
-use distest_worker::protocol::Stream;
-use indicatif::ProgressBar;
-
+pub use self::screen::Screen;
 use crate::event::RunEvent;
 use crate::failure::{ExitCode, Failure};
 use crate::results::Summary;
@@ -27,27 +26,6 @@ pub trait Reporter {
     /// Writes what is written at the end. Called once, after [`RunEvent::Finished`], also when
     /// the run failed or was interrupted.
     fn finish(&mut self, summary: &Summary) -> Result<(), Failure>;
-}
-
-/// Where reporters show things: the terminal, or a test's memory.
-pub trait Screen {
-    /// A line for people, on stderr, above the progress bar. `text` has no newline at its end.
-    fn line(&self, text: &str);
-
-    /// A line for programs, on stdout; seen at the latest after [`Screen::flush`].
-    fn stdout_line(&self, text: &str);
-
-    /// Hands on what is held back of stdout.
-    fn flush(&self);
-
-    /// Bytes as a test wrote them, to the same stream of ours.
-    fn raw(&self, stream: Stream, bytes: &[u8]);
-
-    /// Lines for people may have colours.
-    fn colors(&self) -> bool;
-
-    /// The progress bar, where there is one.
-    fn progress(&self) -> Option<&ProgressBar>;
 }
 
 /// All reporters that the settings ask for.

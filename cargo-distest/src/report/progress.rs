@@ -2,6 +2,7 @@
 //! terminal.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -11,6 +12,7 @@ use crate::event::RunEvent;
 use crate::failure::Failure;
 use crate::results::Summary;
 
+const TICK: Duration = Duration::from_millis(200);
 const TEMPLATE: &str = "     Running [{elapsed_precise}] {bar:20} {pos}/{len}: {wide_msg}";
 
 /// Keeps the screen's progress bar up to date.
@@ -39,6 +41,8 @@ impl Reporter for Progress {
             RunEvent::Built { .. } => {
                 bar.set_style(style());
                 bar.reset_elapsed();
+                // Nothing may happen for long: the clock must not look stuck.
+                bar.enable_steady_tick(TICK);
                 Self::show(bar, summary);
             }
             RunEvent::Planned { .. }
