@@ -11,6 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::DEADLINE;
+
 /// Marks the processes of a test: set to its scratch folder.
 const MARK: &str = "E2E_SCRATCH";
 /// Variables of the developer's that reach the product: without them cargo finds no toolchain, no
@@ -124,6 +126,15 @@ impl Scratch {
             if left.is_empty() || Instant::now() >= end {
                 return left;
             }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits until a process is there that `is_it`.
+    pub fn wait_for(&self, what: &str, is_it: impl Fn(&Stray) -> bool) {
+        let end = Instant::now() + DEADLINE;
+        while !self.processes().iter().any(&is_it) {
+            assert!(Instant::now() < end, "no process for {DEADLINE:?}: {what}");
             thread::sleep(LOOK_EVERY);
         }
     }
