@@ -10,6 +10,7 @@ pub mod client;
 pub mod fixture;
 pub mod impostor;
 pub mod junit;
+pub mod measure;
 pub mod process;
 pub mod product;
 pub mod proxy;
