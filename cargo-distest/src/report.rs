@@ -43,14 +43,12 @@ impl Reports {
         if let Some(junit) = junit::Junit::new(settings) {
             files.push(Box::new(junit));
         }
-        let mut shown: Vec<Box<dyn Reporter>> =
-            vec![Box::new(terminal::Terminal::new(settings, Rc::clone(&screen)))];
-        match settings.format {
-            MessageFormat::Human => {
-                shown.push(Box::new(progress::Progress::new(Rc::clone(&screen))))
-            }
-            MessageFormat::Json => shown.push(Box::new(json::Json::new(Rc::clone(&screen)))),
-        }
+        let terminal = Box::new(terminal::Terminal::new(settings, Rc::clone(&screen)));
+        let shown: Vec<Box<dyn Reporter>> = match settings.format {
+            // The bar first: it must look right, or be gone, when lines are shown above it.
+            MessageFormat::Human => vec![Box::new(progress::Progress::new(screen)), terminal],
+            MessageFormat::Json => vec![Box::new(json::Json::new(screen)), terminal],
+        };
         Self { files, shown, failures: Vec::new() }
     }
 }

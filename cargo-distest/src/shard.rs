@@ -158,6 +158,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn every_test_is_in_exactly_one_share_whatever_the_order(
             tests in proptest::collection::btree_map(

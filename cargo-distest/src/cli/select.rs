@@ -102,7 +102,7 @@ impl SelectArgs {
             let message = format!(
                 "`{argument}` behind `--` {what}\n\n  \
                  supported there: FILTER, --skip X, --exact, --ignored, --include-ignored, \
-                 --nocapture, --test-threads N\n"
+                 --nocapture, --test-threads N"
             );
             Cli::command().error(error.kind(), message)
         })?;

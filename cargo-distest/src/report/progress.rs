@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::results::Summary;
 
 const TICK: Duration = Duration::from_millis(200);
-const TEMPLATE: &str = "     Running [{elapsed_precise}] {bar:20} {pos}/{len}: {wide_msg}";
+const TEMPLATE: &str = "     Running [{elapsed_precise}] {bar:16} {pos}/{len}: {wide_msg}";
 
 /// Keeps the screen's progress bar up to date.
 pub struct Progress {
@@ -64,18 +64,17 @@ impl Reporter for Progress {
     }
 }
 
-/// `3 running on 4 slots, 10 passed, 1 failed, about 12 s left`
+/// `3/4 slots, 10 passed, 1 failed, 12 s left`
 fn message(summary: &Summary) -> String {
     let counts = summary.counts();
     let flaky = if summary.flaky_fails() { 0 } else { counts.flaky };
     let passed = counts.passed + flaky;
     let failed = counts.not_skipped() - passed;
-    let slots = summary.slots();
-    let mut message =
-        format!("{} running on {slots} slots, {passed} passed, {failed} failed", summary.running());
+    let (running, slots) = (summary.running(), summary.slots());
+    let mut message = format!("{running}/{slots} slots, {passed} passed, {failed} failed");
     let all_known = summary.plan().is_some();
     if let Some(left) = summary.remaining().filter(|left| all_known && !left.is_zero()) {
-        message += &format!(", about {} left", seconds(left));
+        message += &format!(", {} left", seconds(left));
     }
     message
 }
@@ -89,9 +88,27 @@ fn style() -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{AttemptResult, Verdict};
+    use crate::results::SummarySettings;
+    use crate::results::script::Script;
 
     #[test]
     fn the_template_is_one_that_indicatif_understands() {
         ProgressStyle::with_template(TEMPLATE).unwrap();
+    }
+
+    #[test]
+    fn tells_how_far_the_run_is() {
+        let mut s = Script::new(SummarySettings::default(), &["local"]);
+        s.built();
+        let [a, b] = ["a", "b"].map(|name| s.plan("one", name, Some(3000)));
+        assert_eq!(message(&s.summary), "0/2 slots, 0 passed, 0 failed");
+        s.planned();
+        assert_eq!(message(&s.summary), "0/2 slots, 0 passed, 0 failed, 3.0 s left");
+        s.attempt(a, AttemptResult::Timeout, 10, |_| {});
+        s.verdict(a, Verdict::Timeout);
+        s.attempt(b, AttemptResult::Pass, 10, |_| {});
+        s.verdict(b, Verdict::Pass);
+        assert_eq!(message(&s.summary), "0/2 slots, 1 passed, 1 failed");
     }
 }

@@ -200,14 +200,17 @@ impl Terminal {
         if finished.failed_early && summary.ran() == 0 {
             return;
         }
-        for line in ending::lines(self.paint, &self.settings, summary, finished, &self.skipped) {
-            self.gate.result(line);
-        }
+        let (paint, settings) = (self.paint, &self.settings);
+        let lines = ending::lines(paint, settings, summary, finished, &self.skipped);
+        self.gate.result(lines.join("\n"));
     }
 
     fn output(&mut self, ended: &AttemptEnded, summary: &Summary) {
-        for line in output::sections(self.paint, &summary.test(ended.test).case, ended) {
-            self.gate.result(line);
+        let case = &summary.test(ended.test).case;
+        // In one piece: around each the progress bar is taken away and drawn again.
+        let lines = output::sections(self.paint, case, ended);
+        if !lines.is_empty() {
+            self.gate.result(lines.join("\n"));
         }
     }
 

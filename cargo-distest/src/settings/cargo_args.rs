@@ -148,3 +148,70 @@ fn glue(name: &str, value: impl AsRef<OsStr>) -> OsString {
 fn color_name(color: Color) -> String {
     color.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{self, Command};
+
+    fn settings(args: &str) -> CompileSettings {
+        let args = ["cargo-distest", "run"].into_iter().chain(args.split_whitespace());
+        let Command::Run(run) = cli::parse(args.map(OsString::from)).expect("valid").command else {
+            panic!("not a run");
+        };
+        compile_settings(&run, None)
+    }
+
+    #[test]
+    fn flags_reach_cargo_in_its_own_spelling() {
+        let cases = [
+            ("-p a --package b", "--package=a --package=b"),
+            ("--all --exclude a", "--workspace --exclude=a"),
+            (
+                "--lib --bin a --bins --example b --examples",
+                "--lib --bin=a --bins --example=b --examples",
+            ),
+            ("--test a --tests --bench b --benches", "--test=a --tests --bench=b --benches"),
+            ("--all-targets", "--all-targets"),
+            ("--build-jobs -1 -r", "--jobs=-1 --release"),
+            ("--cargo-profile dist", "--profile=dist"),
+            ("--target a --target b --target-dir t", "--target=a --target=b --target-dir=t"),
+            ("--timings", "--timings"),
+            ("--timings=html", "--timings=html"),
+            ("--ignore-rust-version", "--ignore-rust-version"),
+            ("--future-incompat-report", "--future-incompat-report"),
+            ("-vv", "--verbose --verbose"),
+            ("-qq", "--quiet"),
+            ("--color always", "--color=always"),
+            ("--retries 3 --no-run -j2 filter", ""),
+        ];
+        for (typed, expected) in cases {
+            let settings = settings(typed);
+            assert_eq!(settings.build_args.join(OsStr::new(" ")), expected, "{typed}");
+            assert!(settings.metadata_args.is_empty(), "{typed}");
+        }
+    }
+
+    #[test]
+    fn what_changes_the_package_graph_reaches_cargo_metadata_too() {
+        let typed = "--manifest-path a/Cargo.toml --locked --offline --frozen -F a,b --features c \
+                     --all-features --no-default-features --config k=1 -Z flag -r";
+        let settings = settings(typed);
+        let expected = "--features=a,b --features=c --all-features --no-default-features \
+                        --manifest-path=a/Cargo.toml --locked --offline --frozen --config=k=1 \
+                        -Zflag";
+        assert_eq!(settings.metadata_args.join(OsStr::new(" ")), expected);
+        let build = format!("--release {expected}");
+        assert_eq!(settings.build_args.join(OsStr::new(" ")), build.as_str());
+        assert_eq!(settings.manifest_path, Some(PathBuf::from("a/Cargo.toml")));
+        assert_eq!(settings.config, ["k=1"]);
+    }
+
+    #[test]
+    fn the_profiles_name_is_cargos() {
+        assert_eq!(settings("").cargo_profile, "dev");
+        assert_eq!(settings("-r").cargo_profile, "release");
+        assert_eq!(settings("--cargo-profile x").cargo_profile, "x");
+        assert!(settings("--no-run").no_run);
+    }
+}

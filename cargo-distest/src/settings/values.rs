@@ -30,7 +30,7 @@ pub struct WaitWorkers {
 /// A duration in humantime's spelling: `90s`, `1m 30s`, `500ms`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; expected a duration such as `90s` or `1m 30s`"))
+        .map_err(|error| format!("expected a duration such as `90s` or `1m 30s` ({error})"))
 }
 
 /// A duration that is longer than nothing.

@@ -35,13 +35,13 @@ impl Gate {
         Self { screen, early, results, bytes: 0, built: false, planned: false }
     }
 
-    /// Shows a line as soon as the build is over.
+    /// Shows a line, or several, as soon as the build is over.
     pub(super) fn early(&mut self, line: String) {
         self.early.push(line);
         self.release();
     }
 
-    /// Shows a line as soon as it has been told how many tests there are.
+    /// Shows a line, or several, as soon as it has been told how many tests there are.
     pub(super) fn result(&mut self, line: String) {
         self.results.push(Shown::Line(line));
         self.release();
