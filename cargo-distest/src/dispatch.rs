@@ -12,17 +12,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, Output, OutputChunk, Report, Stop, Stream,
+    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, OutputChunk, Report, Stop, Stream,
     Streams, Usage,
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::event::{AttemptEnded, CancelReason, CapturedOutput, RunEvent, WorkerInfo};
+use crate::event::{
+    AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
+};
 use crate::fleet::{Connection, Fleet, FleetMessage};
-use crate::model::{AttemptResult, TestBinary, TestCase, TestIndex, Triple, WorkerId};
-use crate::scheduler::{Effect, Grant, Input, Rank, Rules, Scheduler, Task};
+use crate::model::{AttemptResult, TestBinary, TestCase, TestIndex, WorkerId};
+use crate::parcel::Parcel;
+use crate::plan::Rank;
+use crate::scheduler::{Effect, Grant, Input, Rules, Scheduler, Task};
 use crate::settings::Fallback;
-use crate::ship::Parcel;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
 use gather::Gather;
@@ -64,10 +67,10 @@ pub struct Planned {
 pub enum Order {
     /// Tests to run.
     Tests(Vec<Planned>),
-    /// There will be no more.
-    AllPlanned,
-    /// Everything is built; this is the tree. Attempts may start.
-    Open(Arc<Tree>),
+    /// There will be no more: everything is built, and attempts may start.
+    AllPlanned(PlanComplete),
+    /// The workspace files that workers need.
+    Tree(Arc<Tree>),
     /// Start nothing more.
     Cancel(CancelReason, Stop),
 }
@@ -146,7 +149,7 @@ pub struct Dispatch {
 
 /// What must be there before the first attempt.
 struct Gate {
-    built: bool,
+    planned: bool,
     workers: bool,
     opened: bool,
 }
@@ -201,7 +204,7 @@ impl Dispatch {
             endings: BTreeMap::new(),
             tree: watch::Sender::new(None),
             outcomes,
-            gate: Gate { built: false, workers: false, opened: false },
+            gate: Gate { planned: false, workers: false, opened: false },
             ever_had_worker: false,
             fell_back: false,
             done: false,
@@ -216,11 +219,12 @@ impl Dispatch {
     async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
         match order {
             Order::Tests(planned) => self.plan(planned, inputs).await,
-            Order::AllPlanned => inputs.push(Input::AllAdded),
-            Order::Open(tree) => {
-                self.tree.send_replace(Some(tree));
-                self.gate.built = true;
+            Order::AllPlanned(plan) => {
+                self.tell(RunEvent::PlanComplete(plan)).await;
+                self.gate.planned = true;
+                inputs.push(Input::AllAdded);
             }
+            Order::Tree(tree) => _ = self.tree.send_replace(Some(tree)),
             Order::Cancel(reason, how) => inputs.push(Input::Cancel { reason, how }),
         }
     }
@@ -368,10 +372,11 @@ impl Dispatch {
     async fn on_outcome(&mut self, outcome: Outcome, inputs: &mut Vec<Input>) {
         match outcome {
             Outcome::Ready { worker, binary } => inputs.push(Input::Ready { worker, binary }),
-            Outcome::Refused { worker, binary, refusal } => {
+            Outcome::Refused { worker, binary, reason, hint } => {
                 if let Some(connected) = self.workers.get(&worker) {
-                    let text = format!("worker {} takes no tests of {}: {}", connected.name(), self.label(binary), refusal.message);
-                    self.tell(RunEvent::Warning { text, hint: refusal.hint }).await;
+                    let (name, label) = (connected.name(), self.label(binary));
+                    let text = format!("worker {name} takes no tests of {label}: {reason}");
+                    self.tell(RunEvent::Warning { text, hint }).await;
                 }
                 inputs.push(Input::Refused { worker, binary });
             }
@@ -393,7 +398,7 @@ impl Dispatch {
     }
 
     fn open_gate(&mut self, inputs: &mut Vec<Input>) {
-        if self.gate.built && self.gate.workers && !self.gate.opened {
+        if self.gate.planned && self.gate.workers && !self.gate.opened {
             self.gate.opened = true;
             inputs.push(Input::Open);
         }

@@ -6,28 +6,31 @@ mod list;
 mod record;
 mod signals;
 
-use std::ffi::OsString;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use distest_worker::protocol::{Limits, OsText, Stop, Streams};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
 use crate::compile::{self, Workspace};
 use crate::cost::Timings;
 use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
-use crate::event::{CancelReason, RunEvent, RunStarted};
+use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
 use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
-use crate::fleet::{Fleet, FleetMessage, SessionFacts};
+use crate::fleet::{Fleet, SessionFacts};
 use crate::history::History;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{self, ConfigFiles, Facts, MaxFail, Settings, Warning};
 use crate::testenv::RunFacts;
+use crate::tree::statcache::StatCache;
 use crate::tree::{self, Tree, TreeRoots};
 use crate::ui::Ui;
 use intake::Intake;
@@ -38,6 +41,8 @@ use signals::Interrupts;
 const EVENTS_MAX: usize = 1024;
 /// Orders that wait for the dispatcher.
 const ORDERS_MAX: usize = 64;
+/// Linked binaries that wait to be listed.
+const BINARIES_MAX: usize = 64;
 
 /// A run that may begin: everything that can be refused before the build has been checked.
 struct Prepared {
@@ -56,23 +61,22 @@ struct Prepared {
 pub async fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let origin = Instant::now();
     let mut interrupts = Interrupts::listen()?;
-    let prepared = tokio::select! {
+    let mut prepared = tokio::select! {
         prepared = prepare(args) => prepared?,
         () = interrupts.next() => return Ok(ExitCode::Interrupted),
     };
     if prepared.settings.compile.no_run {
         return build_only(&prepared).await;
     }
-    let Prepared { settings, workspace, filter, history, timings, warnings } = prepared;
-    let ui = Ui::new(settings.report.color, settings.report.progress);
-    let reports = Reports::new(&settings.report, ui)?;
-    let summary = Summary::new(SummarySettings::of(&settings));
+    let ui = Ui::new(prepared.settings.report.color, prepared.settings.report.progress);
+    let reports = Reports::new(&prepared.settings.report, Rc::new(ui.clone()));
+    let summary = Summary::new(SummarySettings::of(&prepared.settings));
     let (events, events_in) = mpsc::channel(EVENTS_MAX);
-    let facts = facts(&settings, &workspace);
-    let line = Line { origin, settings, workspace, filter, timings, facts, events };
+    let warnings = std::mem::take(&mut prepared.warnings);
+    let (line, history) = Line::new(origin, prepared, events);
     let reporting = finish::report(reports, summary, events_in);
     let (ended, reported) = futures::future::join(line.run(warnings, interrupts), reporting).await;
-    finish::end(ended, reported, history)
+    finish::end(ended, reported, history, &ui)
 }
 
 /// `--no-run`: cargo says all there is to say.
@@ -103,8 +107,8 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         settings::check_writable(junit)?;
     }
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
-    let history = record::open(&settings, &workspace, &mut warnings);
-    let timings = record::timings(history.as_ref(), &settings, &workspace, &mut warnings);
+    let mut history = record::open(&settings, &workspace, &mut warnings);
+    let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     Ok(Prepared { settings, workspace, filter, history, timings: Arc::new(timings), warnings })
 }
 
@@ -116,6 +120,7 @@ struct Line {
     filter: Arc<Filter>,
     timings: Arc<Timings>,
     facts: RunFacts,
+    stats: Arc<StatCache>,
     events: mpsc::Sender<RunEvent>,
 }
 
@@ -139,6 +144,17 @@ struct Fed {
 }
 
 impl Line {
+    fn new(
+        origin: Instant,
+        prepared: Prepared,
+        events: mpsc::Sender<RunEvent>,
+    ) -> (Self, Option<History>) {
+        let Prepared { settings, workspace, filter, history, timings, warnings: _ } = prepared;
+        let facts = facts(&settings, &workspace);
+        let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
+        (Self { origin, settings, workspace, filter, timings, facts, stats, events }, history)
+    }
+
     async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
         self.announce(warnings).await;
         let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
@@ -193,7 +209,7 @@ impl Line {
         fed: &mut Fed,
     ) -> Result<(), Failure> {
         let (binaries, binaries_in) = mpsc::channel(BINARIES_MAX);
-        let intake = Intake::open(self)?;
+        let intake = Intake::open(self).await?;
         let building = async {
             let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
             fed.built_at = Some(self.origin.elapsed());
@@ -211,8 +227,8 @@ impl Line {
     async fn send_tree(&self, orders: &mpsc::Sender<Order>) -> Result<(), Failure> {
         let mut tree = Tree::default();
         if !self.settings.fleet.workers.is_empty() {
-            let roots = self.tree_roots();
-            tree = blocking(move || tree::collect(&roots)).await?;
+            let (roots, stats) = (tree_roots(&self.workspace), Arc::clone(&self.stats));
+            tree = blocking(move || tree::collect(&roots, &stats)).await?;
             for notice in std::mem::take(&mut tree.notices) {
                 self.tell(RunEvent::Warning { text: notice, hint: None }).await;
             }
@@ -275,9 +291,27 @@ fn roots(workspace: &Workspace) -> Vec<OsText> {
     folders.into_iter().map(OsText::from).collect()
 }
 
+/// Where workspace files are looked for.
+fn tree_roots(workspace: &Workspace) -> TreeRoots {
+    TreeRoots {
+        workspace: workspace.root.clone(),
+        packages: workspace.local_roots.clone(),
+        excluded: vec![workspace.target_dir.clone(), workspace.build_dir.clone()],
+    }
+}
+
 /// Where a workspace's own state lies: blobs, listings, long outputs.
 fn state_folder(workspace: &Workspace) -> PathBuf {
     workspace.target_dir.join("distest")
+}
+
+/// Unique in practice, and in order of time: `20261122T101500Z-1a2b3c4d`.
+fn run_name() -> String {
+    let now = SystemTime::now();
+    let time = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+    // Its keys are random in every process.
+    let random = RandomState::new().hash_one((now, std::process::id()));
+    format!("{time}-{:08x}", random as u32)
 }
 
 fn facts(settings: &Settings, workspace: &Workspace) -> RunFacts {

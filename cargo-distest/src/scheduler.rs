@@ -14,7 +14,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use distest_worker::protocol::{AttemptId, BinaryKey, Stop};
 
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
+use crate::plan::{Rank, Urgency};
 use queue::Queue;
 use state::{Depth, Live, Story, Workers};
 
@@ -43,28 +43,6 @@ pub struct Rules {
     pub flaky_fails: bool,
     /// Attempts at once over all workers; none: as many as there are slots.
     pub threads: Option<u32>,
-}
-
-/// A test's place in the queue: smaller is sooner.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Rank {
-    /// Whether something speaks for running it early.
-    pub urgency: Urgency,
-    /// Longest first.
-    pub expected: Reverse<Duration>,
-}
-
-/// Why a test goes before others.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Urgency {
-    /// It has been handed out before in this run: its verdict is late already.
-    Again,
-    /// It failed last time.
-    Failed,
-    /// Nothing is known of it.
-    New,
-    /// Nothing in particular.
-    Known,
 }
 
 /// A test to run.

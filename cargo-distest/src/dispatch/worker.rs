@@ -1,16 +1,19 @@
 //! What is asked of one worker, each in a task of its own, answered by an [`Outcome`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::link;
-use distest_worker::protocol::{AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, Stop};
+use distest_worker::protocol::{
+    AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, Stop,
+};
 use tokio::sync::{mpsc, watch};
 
 use super::Runnable;
 use crate::fleet::Connection;
 use crate::model::WorkerId;
-use crate::ship::{ShipError, Shipper};
+use crate::ship::{ShipError, Shipped, Shipper};
 use crate::tree::Tree;
 
 /// An answer to a short request.
@@ -22,7 +25,7 @@ pub(super) enum Outcome {
     /// A binary and the tree are there.
     Ready { worker: WorkerId, binary: BinaryKey },
     /// The worker won't run a binary.
-    Refused { worker: WorkerId, binary: BinaryKey, refusal: Refusal },
+    Refused { worker: WorkerId, binary: BinaryKey, reason: String, hint: Option<String> },
     /// Bytes went there.
     Shipped { worker: WorkerId, bytes: u64, blobs: u32 },
     /// These attempts came back unstarted.
@@ -34,7 +37,7 @@ pub(super) enum Outcome {
 /// A worker of this run.
 pub(super) struct Connected {
     connection: Connection,
-    shipper: Arc<Shipper>,
+    shipper: Shipper,
     tree: watch::Receiver<Option<Arc<Tree>>>,
     outcomes: mpsc::Sender<Outcome>,
 }
@@ -45,7 +48,12 @@ impl Connected {
         tree: watch::Receiver<Option<Arc<Tree>>>,
         outcomes: mpsc::Sender<Outcome>,
     ) -> Self {
-        let shipper = Arc::new(Shipper::new(connection.worker.clone()));
+        let shipper = Shipper::new(connection.worker.clone());
+        let (worker, told) = (connection.id, outcomes.clone());
+        // A full channel only costs a step of the progress display: totals come with the answer.
+        let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {
+            let _ = told.try_send(Outcome::Shipped { worker, bytes, blobs });
+        });
         Self { connection, shipper, tree, outcomes }
     }
 
@@ -61,31 +69,22 @@ impl Connected {
     /// [`Outcome::Gone`].
     pub(super) fn prepare(&self, runnable: Arc<Runnable>) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
-        let (shipper, mut tree) = (Arc::clone(&self.shipper), self.tree.clone());
+        let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
         let outcomes = self.outcomes.clone();
         tokio::spawn(async move {
             let binary = runnable.key;
-            let result = async {
-                let shipped = shipper.binary(&runnable.parcel, embedded).await?;
-                // The sender lives as long as the run: if it is gone, so is the answer's reader.
-                let laid = tree.wait_for(Option::is_some).await;
-                let tree = laid.ok().and_then(|tree| tree.clone()).filter(|_| !embedded);
-                let more = match tree {
-                    Some(tree) => shipper.tree(&tree).await?,
-                    None => Default::default(),
-                };
-                Ok(shipped + more)
-            };
-            let outcome = match result.await {
-                Ok(shipped) => {
-                    if shipped.bytes > 0 {
-                        let (bytes, blobs) = (shipped.bytes, shipped.blobs);
-                        let _ = outcomes.send(Outcome::Shipped { worker, bytes, blobs }).await;
-                    }
-                    Outcome::Ready { worker, binary }
+            let outcome = match place(&shipper, &runnable, &mut tree, embedded).await {
+                Ok(()) => Outcome::Ready { worker, binary },
+                Err(ShipError::Connection(error)) => {
+                    Outcome::Gone { worker, reason: format!("it did not answer: {error}") }
                 }
-                Err(ShipError::Refused(refusal)) => Outcome::Refused { worker, binary, refusal },
-                Err(ShipError::Connection(reason)) => Outcome::Gone { worker, reason },
+                Err(ShipError::Refused(refusal)) => {
+                    let Refusal { message, hint, .. } = refusal;
+                    Outcome::Refused { worker, binary, reason: message, hint }
+                }
+                Err(error) => {
+                    Outcome::Refused { worker, binary, reason: error.to_string(), hint: None }
+                }
             };
             let _ = outcomes.send(outcome).await;
         });
@@ -137,5 +136,27 @@ impl Connected {
     pub(super) async fn close(self) {
         // A worker that doesn't answer ends the session when the connection does.
         let _ = self.connection.worker.close(link::context(ANSWER)).await;
+    }
+}
+
+/// Gets a binary and then the tree to where the tests will find them.
+async fn place(
+    shipper: &Shipper,
+    runnable: &Runnable,
+    tree: &mut watch::Receiver<Option<Arc<Tree>>>,
+    embedded: bool,
+) -> Result<(), ShipError> {
+    if embedded {
+        return shipper.binary(&runnable.parcel.in_place(), &BTreeMap::new()).await;
+    }
+    let packed = runnable.parcel.pack().await.map_err(|failure| {
+        ShipError::Refused(Refusal::new(RefusalKind::Invalid, failure.to_string()))
+    })?;
+    shipper.binary(&packed.spec, &packed.files).await?;
+    // The sender lives as long as the run: if it is gone, so is the answer's reader.
+    let laid = tree.wait_for(Option::is_some).await;
+    match laid.ok().and_then(|tree| tree.clone()) {
+        Some(tree) => shipper.tree(&tree).await,
+        None => Ok(()),
     }
 }

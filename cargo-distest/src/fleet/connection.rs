@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distest_worker::hello::{self, Hello};
+use distest_worker::hello::{self, Hello, Role};
 use distest_worker::link::{self, Link, LinkStats};
-use distest_worker::protocol::{SessionSpec, WorkerClient};
+use distest_worker::protocol::{Client, SessionSpec, WorkerClient};
+use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -81,7 +82,7 @@ pub(super) async fn greet<S>(stream: &mut S) -> Result<Hello, Unusable>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let ours = Hello::client(env!("CARGO_PKG_VERSION"));
+    let ours = Hello::new(Role::Client, "cargo-distest");
     hello::exchange(stream, &ours, CONNECT_TIMEOUT).await.map_err(|error| {
         let hint = error.hint();
         Unusable { reason: error.to_string(), hint }
@@ -113,7 +114,9 @@ impl Open {
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
         let callbacks = Callbacks { worker: self.id, messages: messages.clone() };
-        let (worker, link) = link::client_end(stream, callbacks);
+        let (worker, link) = link::client_end(stream, move |context, request| {
+            callbacks.clone().serve().serve(context, request)
+        });
         let facts = &fleet.shared.facts;
         let spec = SessionSpec {
             run: facts.run.run.clone(),
@@ -141,7 +144,7 @@ impl Open {
             address: self.address,
             slots: ready.slots,
             embedded,
-            triple: Triple::new(theirs.triple),
+            triple: Triple::new(theirs.target),
             round_trip,
             worker,
             stats,
@@ -151,7 +154,7 @@ impl Open {
 }
 
 /// Tells of the connection's end.
-async fn watch(worker: WorkerId, mut link: Link, messages: tokio::sync::mpsc::Sender<FleetMessage>) {
+async fn watch(worker: WorkerId, link: Link, messages: tokio::sync::mpsc::Sender<FleetMessage>) {
     let reason = link.ended().await.to_string();
     // Nobody listens once the run is over.
     let _ = messages.send(FleetMessage::Gone { worker, reason }).await;

@@ -8,7 +8,8 @@ use crate::failure::{ExitCode, Failure};
 use crate::history::History;
 use crate::report::{Reporter, Reports};
 use crate::results::{Ending, Summary};
-use crate::settings::NoTests;
+use crate::settings::{NoTests, Warning};
+use crate::ui::{Ui, report_warning};
 
 /// What the reporters hold when the last event but one has gone through them.
 pub(super) struct Reported {
@@ -34,6 +35,7 @@ pub(super) fn end(
     ended: Ended,
     reported: Reported,
     history: Option<History>,
+    ui: &Ui,
 ) -> Result<ExitCode, Failure> {
     let Ended { settings, origin, fed, dispatched, .. } = ended;
     let Reported { mut reports, mut summary } = reported;
@@ -63,8 +65,9 @@ pub(super) fn end(
     summary.apply(&finished);
     reports.event(&finished, &summary);
     let written = reports.finish(&summary);
-    if let Some(history) = history {
-        record::remember(history, &summary, &settings);
+    let warning = history.and_then(|history| record::remember(history, &summary, &settings));
+    if let Some(Warning { text, hint }) = warning {
+        report_warning(ui, &text, hint.as_deref());
     }
     match (fed.failure, written) {
         (Some(failure), _) => Err(Failure { code, ..failure }),

@@ -17,6 +17,7 @@ use crate::plan;
 use crate::shard::{self, Candidate};
 use crate::tree::keep::ClientStore;
 
+
 /// Takes in the binaries of one run.
 pub(super) struct Intake<'a> {
     line: &'a Line,
@@ -41,9 +42,10 @@ struct Tally {
 impl<'a> Intake<'a> {
     /// Opens the store and the cache of listings.
     pub(super) async fn open(line: &'a Line) -> Result<Self, Failure> {
-        let state = state_folder(&line.workspace);
-        let folder = state.clone();
-        let store = blocking(move || ClientStore::open(&folder)).await.map_err(|error| {
+        let target = line.workspace.target_dir.clone();
+        let stats = Arc::clone(&line.stats);
+        let store = blocking(move || ClientStore::open(&target, stats)).await.map_err(|error| {
+            let state = state_folder(&line.workspace);
             let what = format!("could not open the store in {}", state.display());
             Failure::new(ExitCode::Setup, what).because(error)
         })?;
@@ -101,7 +103,7 @@ impl<'a> Intake<'a> {
             true => self.inventory.list(Arc::clone(&binary), Some(blob.digest)).await?,
             false => Listing { binary: Arc::clone(&binary), cases: Vec::new(), whole: false },
         };
-        let parcel = Parcel::new(key, Arc::clone(&binary), blob, Arc::clone(&self.store));
+        let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
         let whole = listing.whole;
         Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, parcel }), listing })
     }
@@ -128,11 +130,10 @@ impl<'a> Intake<'a> {
     async fn deal(&self, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
         let Some(partition) = self.line.settings.select.partition else { return };
         let held = std::mem::take(&mut tally.held);
-        let candidate = |test| {
-            let Planned { case, expected, .. } = test;
-            Candidate { case, expected: *expected }
-        };
-        let candidates: Vec<_> = held.iter().map(candidate).collect();
+        let candidates: Vec<_> = held
+            .iter()
+            .map(|test| Candidate { case: &test.case, expected: test.expected })
+            .collect();
         let ours = shard::select(partition, &candidates);
         let mut chosen = Vec::new();
         for (test, ours) in held.into_iter().zip(ours) {

@@ -7,30 +7,27 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, Prepared, facts, prepare};
+use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, prepare};
 use crate::cli::{ListArgs, ListFormat};
 use crate::dispatch::{Order, Planned};
 use crate::event::RunEvent;
 use crate::failure::{ExitCode, Failure};
 use crate::model::BinaryId;
 use crate::plan;
-use crate::ui::Ui;
+use crate::ui::{Ui, report_warning};
 
 /// Builds, lists and prints the selected tests.
 ///
 /// # Errors
 /// As for a run, up to the plan.
 pub async fn list(args: &ListArgs, ui: Rc<Ui>) -> Result<ExitCode, Failure> {
-    let prepared = prepare(&args.as_run()).await?;
-    let Prepared { settings, workspace, filter, history: _, timings, warnings } = prepared;
-    for warning in warnings {
-        ui.warn(&warning.text, warning.hint.as_deref());
+    let mut prepared = prepare(&args.as_run()).await?;
+    for warning in std::mem::take(&mut prepared.warnings) {
+        report_warning(&ui, &warning.text, warning.hint.as_deref());
     }
     let (events, mut events_in) = mpsc::channel(EVENTS_MAX);
     let (orders, mut orders_in) = mpsc::channel(ORDERS_MAX);
-    let facts = facts(&settings, &workspace);
-    let origin = Instant::now();
-    let line = Line { origin, settings, workspace, filter, timings, facts, events };
+    let (line, _) = Line::new(Instant::now(), prepared, events);
     let planning = async move {
         let mut fed = Fed::default();
         line.build_and_plan(&orders, &mut fed).await
@@ -47,7 +44,7 @@ pub async fn list(args: &ListArgs, ui: Rc<Ui>) -> Result<ExitCode, Failure> {
     let warning = async {
         while let Some(event) = events_in.recv().await {
             if let RunEvent::Warning { text, hint } = event {
-                ui.warn(&text, hint.as_deref());
+                report_warning(&ui, &text, hint.as_deref());
             }
         }
     };

@@ -25,7 +25,7 @@ pub(super) fn open(
     let path = settings.history.path.clone();
     let path = path.or_else(|| history::default_path(&workspace.root, &members))?;
     let (history, warning) = History::open(&path);
-    warnings.extend(warning.map(convert));
+    warnings.extend(warning);
     history
 }
 
@@ -38,7 +38,7 @@ pub(super) fn timings(
 ) -> Timings {
     let Some(history) = history else { return Timings::default() };
     let (timings, warning) = history.timings(&workspace.host, &settings.compile.cargo_profile);
-    warnings.extend(warning.map(convert));
+    warnings.extend(warning);
     timings
 }
 
@@ -49,9 +49,5 @@ pub(super) fn remember(
     settings: &Settings,
 ) -> Option<Warning> {
     let record = RunRecord::of(summary, &settings.compile.cargo_profile)?;
-    history.record(&record).map(convert)
-}
-
-fn convert(warning: history::Warning) -> Warning {
-    Warning { text: warning.text, hint: warning.hint }
+    history.record(&record)
 }

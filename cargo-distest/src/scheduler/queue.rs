@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distest_worker::protocol::BinaryKey;
 
-use super::Rank;
 use crate::model::TestIndex;
+use crate::plan::Rank;
 
 type Entry = (Rank, TestIndex);
 

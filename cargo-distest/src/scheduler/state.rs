@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
-use super::Rank;
 use crate::model::{TestIndex, Verdict, WorkerId};
+use crate::plan::Rank;
 
 /// Attempts that a worker holds beyond its slots, at most.
 const PREFETCH_MAX: u32 = 64;

@@ -1,5 +1,6 @@
 //! Scripts of inputs and expected effects, and seeded random runs.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
