@@ -25,6 +25,7 @@ mod cargo_config;
 mod dep_info;
 mod harness;
 mod layout;
+mod needed;
 mod runtime_env;
 mod toolchain;
 
