@@ -61,6 +61,8 @@ impl Helper {
             match received {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(Ok(length)) => return wire::decode(&self.buffer[..length]),
+                // Said once when it died with unread requests; what it had answered comes after.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
