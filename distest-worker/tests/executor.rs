@@ -414,8 +414,11 @@ fn ending_the_slots_leaves_no_process() {
 
 #[test]
 fn a_killed_worker_leaves_no_process() {
+    // It can't clean up after itself.
+    let folder = tempfile::tempdir().unwrap();
     let mut worker = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_worker_to_be_killed", "--ignored", "--nocapture"])
+        .env("TMPDIR", folder.path())
         .env(TO_BE_KILLED, "yes")
         .stdout(Stdio::piped())
         .spawn()
