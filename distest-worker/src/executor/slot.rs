@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -68,15 +70,14 @@ enum Outcome {
 struct Death {
     /// What was running or about to.
     attempt: Option<AttemptId>,
-    /// The attempt's process, if it had one.
-    leader: Option<i32>,
     detail: String,
 }
 
-/// An attempt between its request and its exit.
+/// An attempt between its request and its exit. Dropped before that, its process group is killed,
+/// in case that its zygote is no longer there to do so.
 struct Running {
     attempt: AttemptId,
-    /// Its process, once it has one.
+    /// Its process, from when it is known until its exit is.
     leader: Option<i32>,
     stdout: Option<Reading>,
     stderr: Option<Reading>,
@@ -101,7 +102,7 @@ impl Place {
                     self.tell(SlotEvent::Ready { slot: self.slot }).await;
                     let died = self.attempts(current, commands, buffer, &mut deaths).await;
                     let (Some(death), Some(dead)) = (died, helper.take()) else { return };
-                    let end = dead.bury(death.leader).await;
+                    let end = dead.bury().await;
                     (death.attempt, format!("{}; {end}", death.detail))
                 }
             };
@@ -130,7 +131,7 @@ impl Place {
             let request = tokio::select! {
                 biased;
                 answer = helper.receive() => {
-                    return Some(Death { attempt: None, leader: None, detail: unexpected(answer) });
+                    return Some(Death { attempt: None, detail: unexpected(answer) });
                 }
                 command = commands.recv() => match command {
                     None | Some(SlotCommand::End) => return None,
@@ -179,6 +180,10 @@ impl Place {
                 answer = helper.receive() => match answer {
                     Ok(Answer::Spawned { pid }) => {
                         running.leader = Some(pid);
+                        if !matches!(request.streams, Streams::Capture) {
+                            // Not earlier, so that no output comes before this event.
+                            running.wake_at = Some(Instant::now());
+                        }
                         if !running.killed {
                             running.answer_by = None;
                         }
@@ -238,7 +243,7 @@ impl Place {
             stdout: Some(Reading::AtRest { pipe: stdout, sink: sink(Stream::Stdout) }),
             stderr: Some(Reading::AtRest { pipe: stderr, sink: sink(Stream::Stderr) }),
             feeder,
-            wake_at: Some(if live { now } else { now + REST }),
+            wake_at: (!live).then(|| now + REST),
             killed: false,
             answer_by: Some(now + SPAWN_PATIENCE),
         };
@@ -279,6 +284,7 @@ impl Place {
         exited: Exited,
         buffer: &mut [u8],
     ) -> Outcome {
+        running.leader = None;
         let (Some(stdout), Some(stderr)) = (running.stdout.take(), running.stderr.take()) else {
             return running.died("its output is gone".into());
         };
@@ -334,6 +340,14 @@ impl Place {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader {
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
+}
+
 impl Running {
     /// When [`Running::wake`] is due.
     fn next_wake(&self) -> Option<Instant> {
@@ -359,7 +373,7 @@ impl Running {
     }
 
     fn died(&self, detail: String) -> Outcome {
-        Outcome::Died(Death { attempt: Some(self.attempt), leader: self.leader, detail })
+        Outcome::Died(Death { attempt: Some(self.attempt), detail })
     }
 }
 
