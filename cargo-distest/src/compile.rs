@@ -25,6 +25,7 @@ mod cargo_config;
 mod dep_info;
 mod harness;
 mod layout;
+mod needed;
 mod runtime_env;
 mod toolchain;
 
@@ -260,4 +261,35 @@ fn local_roots(metadata: &Metadata) -> Vec<PathBuf> {
         }
     }
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn only_who_exits_by_itself_has_told_why() {
+        use std::os::unix::process::ExitStatusExt;
+        let told = |raw| {
+            let status = ExitStatus::from_raw(raw);
+            told_by_cargo(status, ExitCode::BuildFailed, "cargo").map_err(|f| (f.code, f.silent))
+        };
+        assert_eq!(told(0), Ok(()));
+        assert_eq!(told(101 << 8), Err((ExitCode::BuildFailed, true)));
+        assert_eq!(told(9), Err((ExitCode::BuildFailed, false)));
+        assert_eq!(told(2), Err((ExitCode::Interrupted, true)));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_passed_over() {
+        let text = "some text\n\n{\"reason\":\"from-the-future\"}\n\
+                    {\"reason\":\"build-finished\",\"success\":true}";
+        let mut stream = text.as_bytes();
+        let mut messages = Vec::new();
+        while let Some(line) = next_line(&mut stream).await.unwrap() {
+            messages.extend(parse(&line));
+        }
+        assert!(matches!(&messages[..], [Message::BuildFinished(done)] if done.success));
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -78,6 +78,11 @@ pub struct Inventory<L> {
     whole: BTreeSet<BinaryId>,
     runs: Semaphore,
     executed: AtomicU32,
+}
+
+/// Where a workspace's listings are remembered.
+pub fn cache_folder(target_dir: &Path) -> PathBuf {
+    target_dir.join("distest/listings")
 }
 
 impl<L: Lister> Inventory<L> {

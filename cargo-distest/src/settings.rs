@@ -53,10 +53,11 @@ pub struct CompileSettings {
     /// `--manifest-path`, as given.
     pub manifest_path: Option<PathBuf>,
     /// Build flags for `cargo test --no-run`, as given: packages, targets, features, profile…
-    /// Includes `--manifest-path`, `--config` and `--target`.
+    /// Includes `--manifest-path`, `--config` and `--target`. Values are glued: `--package=a`.
     pub build_args: Vec<OsString>,
     /// The subset that `cargo metadata` understands: features, `--locked`, `--offline`,
-    /// `--frozen`, `--config`, `--manifest-path`.
+    /// `--frozen`, `--config`, `--manifest-path`, `-Z`; and `--target-dir` as a `--config`, which
+    /// holds only if `CARGO_TARGET_DIR` is taken out of the environment of cargo metadata.
     pub metadata_args: Vec<OsString>,
     /// `--config` values, for reading `[env]`.
     pub config: Vec<String>,

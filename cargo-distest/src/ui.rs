@@ -100,8 +100,10 @@ impl Ui {
     pub fn write(&self, bytes: &[u8]) {
         let write = || lock(&self.inner.stderr).write(bytes, true);
         match &self.inner.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
+            // To suspend a bar draws it again. One without length has not been shown yet, and must
+            // not be while cargo draws its own.
+            Some(bar) if bar.length().is_some() => bar.suspend(write),
+            _ => write(),
         }
     }
 
@@ -123,7 +125,8 @@ impl Ui {
         lock(&self.inner.stdout).writer.is_some()
     }
 
-    /// The progress bar, if there is one. Its style and position are the reporter's.
+    /// The progress bar, if there is one. Its style and position are the reporter's; it is shown
+    /// from when its length is set.
     pub fn progress(&self) -> Option<&ProgressBar> {
         self.inner.bar.as_ref()
     }

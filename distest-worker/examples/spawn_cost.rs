@@ -45,21 +45,26 @@ fn main() -> Result<(), Error> {
 }
 
 fn measure(what: &str, count: u32, run: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
-    let (started, before) = (Instant::now(), processor_time()?);
+    let (own_before, before) = (own_time()?, processor_time(UsageWho::RUSAGE_CHILDREN)?);
+    let started = Instant::now();
     run()?;
-    let (wall, used) = (started.elapsed(), processor_time()? - before);
-    writeln!(io::stdout(), "{what}: {:?} CPU, {:?} wall per process", used / count, wall / count)?;
+    let wall = started.elapsed() / count;
+    let own = (own_time()? - own_before) / count;
+    let total = own + (processor_time(UsageWho::RUSAGE_CHILDREN)? - before) / count;
+    writeln!(io::stdout(), "{what}: {total:?} CPU ({own:?} our own), {wall:?} wall per process")?;
     Ok(())
 }
 
-fn processor_time() -> Result<Duration, Error> {
+fn own_time() -> Result<Duration, Error> {
+    processor_time(UsageWho::RUSAGE_SELF)
+}
+
+fn processor_time(who: UsageWho) -> Result<Duration, Error> {
+    let usage = getrusage(who)?;
     let mut total = Duration::ZERO;
-    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
-        let usage = getrusage(who)?;
-        for time in [usage.user_time(), usage.system_time()] {
-            let micros = time.tv_sec() * 1_000_000 + time.tv_usec();
-            total += Duration::from_micros(micros.try_into()?);
-        }
+    for time in [usage.user_time(), usage.system_time()] {
+        let micros = time.tv_sec() * 1_000_000 + time.tv_usec();
+        total += Duration::from_micros(micros.try_into()?);
     }
     Ok(total)
 }

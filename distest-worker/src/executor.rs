@@ -21,6 +21,7 @@ use crate::zygote::ZygoteProgram;
 
 mod helper;
 mod pump;
+mod request;
 mod slot;
 
 /// How many times in a row a slot's zygote may die before the slot is given up.
@@ -58,7 +59,8 @@ pub struct SpawnRequest {
 #[derive(Debug)]
 pub enum SlotCommand {
     /// Start a process. Answered by [`SlotEvent::Spawned`] and later [`SlotEvent::Exited`], or by
-    /// [`SlotEvent::CouldNotSpawn`]; or by [`SlotEvent::HelperDied`].
+    /// [`SlotEvent::CouldNotSpawn`], or by a [`SlotEvent::HelperDied`] that names the attempt; one
+    /// that doesn't has not taken it in yet, and the slot's next zygote will.
     Spawn(Box<SpawnRequest>),
     /// SIGTERM to the attempt's process group. Answered by [`SlotEvent::Exited`], if it obeys.
     Terminate,
@@ -131,7 +133,8 @@ pub enum SlotEvent {
         /// In words.
         detail: String,
     },
-    /// The slot has no zygote and won't get one: it died [`HELPER_DEATHS_MAX`] times in a row.
+    /// The slot has no zygote and won't get one: it died [`HELPER_DEATHS_MAX`] times in a row. An
+    /// attempt that it was given and that is unanswered is lost.
     Gone {
         /// Where.
         slot: SlotId,

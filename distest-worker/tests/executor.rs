@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distest_worker::executor::{
-    ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    ExecutorOptions, HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::output::Capture;
 use distest_worker::protocol::{AttemptId, Exit, LossReason, SlotId, Stream, Streams};
@@ -42,14 +42,18 @@ fn with_slot(test: impl AsyncFnOnce(&mut Rig)) {
 
 impl Rig {
     async fn start() -> Self {
+        let mut rig = Self::with_zygote(env!("CARGO_BIN_EXE_distest-worker"));
+        assert!(matches!(rig.next().await, SlotEvent::Ready { slot: SLOT }));
+        rig
+    }
+
+    fn with_zygote(program: &str) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let zygote = ZygoteProgram::new(env!("CARGO_BIN_EXE_distest-worker"));
+        let zygote = ZygoteProgram::new(program);
         let options = ExecutorOptions { scratch: scratch.path().into(), zygote };
         let (sender, events) = mpsc::channel(4);
         let slots = Slots::start(1, options, sender);
-        let mut rig = Self { slots, events, scratch, attempts: 0 };
-        assert!(matches!(rig.next().await, SlotEvent::Ready { slot: SLOT }));
-        rig
+        Self { slots, events, scratch, attempts: 0 }
     }
 
     /// A request to run a shell script.
@@ -376,6 +380,24 @@ fn a_dead_zygote_is_our_loss_and_leaves_no_process() {
 }
 
 #[test]
+fn a_slot_whose_zygotes_keep_dying_is_given_up() {
+    with_slot(async |rig| {
+        *rig = Rig::with_zygote("/bin/false");
+        let mut deaths = 0;
+        let detail = loop {
+            match rig.next().await {
+                SlotEvent::Ready { .. } => {}
+                SlotEvent::HelperDied { attempt: None, .. } => deaths += 1,
+                SlotEvent::Gone { slot: SLOT, detail } => break detail,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(deaths, HELPER_DEATHS_MAX);
+        assert!(detail.contains("exit status: 1"), "{detail}");
+    });
+}
+
+#[test]
 fn ending_the_slots_leaves_no_process() {
     with_slot(async |rig| {
         let request =
@@ -392,8 +414,11 @@ fn ending_the_slots_leaves_no_process() {
 
 #[test]
 fn a_killed_worker_leaves_no_process() {
+    // It can't clean up after itself.
+    let folder = tempfile::tempdir().unwrap();
     let mut worker = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_worker_to_be_killed", "--ignored", "--nocapture"])
+        .env("TMPDIR", folder.path())
         .env(TO_BE_KILLED, "yes")
         .stdout(Stdio::piped())
         .spawn()

@@ -16,6 +16,7 @@ use super::Workspace;
 use super::dep_info;
 use super::harness::CustomHarnesses;
 use super::layout::Layout;
+use super::needed;
 use super::runtime_env::{self, Inputs, link_search_folder, package_root};
 use crate::model::{BinaryId, BinaryKind, TestBinary, Triple};
 
@@ -160,8 +161,7 @@ impl Assembler {
         let native_dirs = self.native_dirs(&dependencies, &layout);
         let none = BTreeMap::new();
         let key = (package_id.clone(), layout.clone());
-        let programs =
-            if starts_programs(kind) { self.programs.get(&key).unwrap_or(&none) } else { &none };
+        let programs = starts_programs(kind).then(|| self.programs.get(&key).unwrap_or(&none));
         let writable_dirs =
             if starts_programs(kind) { vec![layout.tmp.clone()] } else { Vec::new() };
         let env = runtime_env::compose(&Inputs {
@@ -173,7 +173,6 @@ impl Assembler {
             native_dirs: &native_dirs,
             rust_libdir: self.workspace.rust_libdir(&triple),
             programs,
-            has_tmp: starts_programs(kind),
         });
         Some(TestBinary {
             id: binary_id(&package.name, kind, &artifact.target.name),
@@ -182,7 +181,7 @@ impl Assembler {
             target_name: artifact.target.name.clone(),
             kind,
             harness,
-            companions: self.companions(&key, kind, &dependencies, &triple),
+            companions: self.companions(&key, kind, &dependencies, &executable, &triple),
             companion_dirs: self.companion_dirs(script, &dependencies, &layout, &native_dirs),
             triple,
             for_host,
@@ -199,6 +198,7 @@ impl Assembler {
         key: &(String, Layout),
         kind: BinaryKind,
         dependencies: &BTreeSet<&str>,
+        executable: &Path,
         triple: &Triple,
     ) -> Vec<PathBuf> {
         let mut files = BTreeSet::new();
@@ -209,11 +209,15 @@ impl Assembler {
         }
         let libraries = |package: &&str| self.libraries.get(&((*package).into(), key.1.clone()));
         files.extend(dependencies.iter().filter_map(libraries).flatten().cloned());
-        // Rust's dynamic libraries, and procedural macros, are linked with a dynamic std.
-        let dynamic = kind == BinaryKind::ProcMacro || files.iter().any(|f| is_dynamic_library(f));
-        if dynamic {
-            files.extend(standard_library(&self.workspace.rust_libdir(triple)));
-        }
+        // Rust's own: tests of procedural macros, and whatever `-C prefer-dynamic` was used for.
+        let libdir = self.workspace.rust_libdir(triple);
+        let all = files.iter().map(PathBuf::as_path).chain([executable]);
+        let needed: BTreeSet<PathBuf> = all
+            .flat_map(needed::libraries)
+            .map(|name| libdir.join(name))
+            .filter(|file| file.is_file())
+            .collect();
+        files.extend(needed);
         files.into_iter().collect()
     }
 
@@ -293,8 +297,7 @@ impl Assembler {
     }
 }
 
-/// As cargo-nextest 0.9.143 writes it. Its documentation has `pkg::proc-macro/name` for procedural
-/// macros too, but it writes `pkg`.
+/// As cargo-nextest 0.9.143 writes it, which takes a procedural macro for a library.
 fn binary_id(package: &str, kind: BinaryKind, target: &str) -> BinaryId {
     BinaryId::new(match kind {
         BinaryKind::Lib | BinaryKind::ProcMacro => package.to_owned(),
@@ -347,12 +350,6 @@ fn has_dynamic_library(folder: &Path) -> bool {
         let name = entry.file_name();
         is_dynamic_library(Path::new(&name)) || name.to_string_lossy().contains(".so.")
     })
-}
-
-fn standard_library(libdir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(libdir) else { return Vec::new() };
-    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    files.filter(|file| is_dynamic_library(file)).collect()
 }
 
 /// `rust-version` as each package spells it, which `cargo_metadata` doesn't keep.

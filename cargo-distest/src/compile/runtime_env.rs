@@ -36,10 +36,8 @@ pub(super) struct Inputs<'a> {
     pub(super) native_dirs: &'a BTreeSet<PathBuf>,
     /// Where Rust's own libraries for its target lie.
     pub(super) rust_libdir: PathBuf,
-    /// Programs of its package; none for unit tests.
-    pub(super) programs: &'a BTreeMap<String, PathBuf>,
-    /// Whether it is an integration test or a benchmark.
-    pub(super) has_tmp: bool,
+    /// The package's programs, for an integration test or a benchmark.
+    pub(super) programs: Option<&'a BTreeMap<String, PathBuf>>,
 }
 
 /// The variables, later sources over earlier ones as in cargo.
@@ -57,13 +55,8 @@ pub(super) fn compose(inputs: &Inputs<'_>) -> BTreeMap<OsString, OsString> {
         }
     }
     package_variables(inputs, &mut set);
-    if inputs.has_tmp {
-        set("CARGO_TARGET_TMPDIR", &inputs.layout.tmp);
-    }
-    for (name, path) in inputs.programs {
-        set(&format!("CARGO_BIN_EXE_{name}"), path);
-        set(&format!("NEXTEST_BIN_EXE_{name}"), path);
-        set(&format!("NEXTEST_BIN_EXE_{}", name.replace('-', "_")), path);
+    if let Some(programs) = inputs.programs {
+        program_variables(inputs, programs, &mut set);
     }
     set(&format!("NEXTEST_{LIBRARY_PATH}"), &library_path);
     // `[env]` never overrides what cargo itself sets.
@@ -71,6 +64,25 @@ pub(super) fn compose(inputs: &Inputs<'_>) -> BTreeMap<OsString, OsString> {
         env.entry(variable.name.clone()).or_insert_with(|| variable.value.clone());
     }
     env
+}
+
+/// For integration tests and benchmarks. cargo names every program of the package, even one that
+/// isn't built because a feature that it requires is missing.
+fn program_variables(
+    inputs: &Inputs<'_>,
+    built: &BTreeMap<String, PathBuf>,
+    set: &mut impl FnMut(&str, &dyn AsRef<OsStr>),
+) {
+    set("CARGO_TARGET_TMPDIR", &inputs.layout.tmp);
+    for target in inputs.package.targets.iter().filter(|target| target.is_bin()) {
+        let file = format!("{}{}", target.name, std::env::consts::EXE_SUFFIX);
+        set(&format!("CARGO_BIN_EXE_{}", target.name), &inputs.layout.outputs.join(file));
+    }
+    for (name, path) in built {
+        set(&format!("CARGO_BIN_EXE_{name}"), path);
+        set(&format!("NEXTEST_BIN_EXE_{name}"), path);
+        set(&format!("NEXTEST_BIN_EXE_{}", name.replace('-', "_")), path);
+    }
 }
 
 fn package_variables(inputs: &Inputs<'_>, set: &mut impl FnMut(&str, &dyn AsRef<OsStr>)) {

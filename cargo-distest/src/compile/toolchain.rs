@@ -16,7 +16,8 @@ use crate::settings::CompileSettings;
 pub(super) fn rustc(config: Option<&CargoConfig>) -> OsString {
     ["RUSTC", "CARGO_BUILD_RUSTC"]
         .into_iter()
-        .find_map(std::env::var_os)
+        .filter_map(std::env::var_os)
+        .find(|rustc| !rustc.is_empty())
         .or_else(|| config?.program("build", "rustc"))
         .unwrap_or_else(|| "rustc".into())
 }

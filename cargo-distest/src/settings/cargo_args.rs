@@ -3,7 +3,7 @@
 //! Values are glued to their flags (`--package=a`), so that none can be taken for another flag.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -112,7 +112,16 @@ fn cargo_args(args: &BuildArgs) -> (Vec<OsString>, Vec<OsString>) {
     build.flag("--quiet", *cargo_quiet > 0);
 
     build.0.extend_from_slice(&both.0);
+    // cargo metadata tells where everything is put, but knows no `--target-dir`.
+    both.each("--config", target_dir.as_ref().and_then(|folder| target_dir_config(folder)));
     (build.0, both.0)
+}
+
+/// `--target-dir` as a configuration value. Relative to the current folder, as the flag is. The
+/// variable `CARGO_TARGET_DIR` goes before it and must not reach cargo metadata.
+fn target_dir_config(folder: &Path) -> Option<String> {
+    let folder = toml::Value::String(folder.to_str()?.to_owned());
+    Some(format!("build.target-dir={folder}"))
 }
 
 #[derive(Default)]
@@ -175,7 +184,7 @@ mod tests {
             ("--all-targets", "--all-targets"),
             ("--build-jobs -1 -r", "--jobs=-1 --release"),
             ("--cargo-profile dist", "--profile=dist"),
-            ("--target a --target b --target-dir t", "--target=a --target=b --target-dir=t"),
+            ("--target a --target b", "--target=a --target=b"),
             ("--timings", "--timings"),
             ("--timings=html", "--timings=html"),
             ("--ignore-rust-version", "--ignore-rust-version"),
@@ -204,6 +213,15 @@ mod tests {
         let build = format!("--release {expected}");
         assert_eq!(settings.build_args.join(OsStr::new(" ")), build.as_str());
         assert_eq!(settings.manifest_path, Some(PathBuf::from("a/Cargo.toml")));
+        assert_eq!(settings.config, ["k=1"]);
+    }
+
+    #[test]
+    fn the_target_folder_reaches_cargo_metadata_as_configuration() {
+        let settings = settings("--target-dir a\"b --config k=1");
+        assert_eq!(settings.build_args.join(OsStr::new(" ")), "--target-dir=a\"b --config=k=1");
+        let expected = "--config=k=1 --config=build.target-dir='a\"b'";
+        assert_eq!(settings.metadata_args.join(OsStr::new(" ")), expected);
         assert_eq!(settings.config, ["k=1"]);
     }
 

@@ -5,14 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
-use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
 use crate::zygote::ZygoteProgram;
-use crate::zygote::processes::{Process, descendants, kill_all};
+use crate::zygote::processes::{descendants, kill_all};
 use crate::zygote::wire::{self, Answer, Request};
 
 /// How long a zygote that has been told to leave may take: it gives up by itself before that.
@@ -61,6 +59,8 @@ impl Helper {
             match received {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(Ok(length)) => return wire::decode(&self.buffer[..length]),
+                // Said once when it died with unread requests; what it had answered comes after.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
@@ -78,16 +78,12 @@ impl Helper {
         }
     }
 
-    /// Makes an end of a zygote that died or doesn't answer, and of what it had started: the
-    /// process group `leader` and, if the zygote still exists, all that descends from it. Tells how
-    /// it ended.
-    pub(super) async fn bury(self, leader: Option<i32>) -> String {
+    /// Makes an end of a zygote that died or doesn't answer and, if it still exists, of all that
+    /// descends from it. Tells how it ended.
+    pub(super) async fn bury(self) -> String {
         let Self { socket, mut child, .. } = self;
-        let left: Vec<Process> = child.id().map(as_pid).map(descendants).unwrap_or_default();
+        let left = child.id().map(as_pid).map(descendants).unwrap_or_default();
         let _ = child.start_kill();
-        if let Some(leader) = leader {
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-        }
         kill_all(&left);
         drop(socket);
         match tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await {

@@ -1,6 +1,5 @@
 //! One slot: a zygote, and one attempt after the other in it.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,16 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::helper::Helper;
 use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
+use super::request::{encode, explain};
 use super::{HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
 use crate::output::Capture;
 use crate::protocol::{AttemptId, Leak, LossReason, SlotId, Stream, Streams};
 use crate::zygote::ZygoteProgram;
-use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep, push_text};
+use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep};
 
 /// How long the output of an attempt that is captured lies in its pipe before somebody reads it.
 /// Most tests have ended by then, which saves a wake-up for every line they print.
@@ -59,21 +61,31 @@ enum Outcome {
     /// The slot can take the next.
     Done,
     /// The zygote is of no use any more.
-    Died { leader: Option<i32>, detail: String },
+    Died(Death),
     /// The slot is to end.
     End,
 }
 
-/// An attempt between its request and its exit.
+/// The end of a zygote.
+struct Death {
+    /// What was running or about to.
+    attempt: Option<AttemptId>,
+    detail: String,
+}
+
+/// An attempt between its request and its exit. Dropped before that, its process group is killed,
+/// in case that its zygote is no longer there to do so.
 struct Running {
     attempt: AttemptId,
-    /// Its process, once it has one.
+    /// Its process, from when it is known until its exit is.
     leader: Option<i32>,
     stdout: Option<Reading>,
     stderr: Option<Reading>,
     feeder: Option<Feeder>,
     /// When to begin to read what is at rest.
     wake_at: Option<Instant>,
+    /// SIGKILL has been asked for.
+    killed: bool,
     /// When the zygote must have answered.
     answer_by: Option<Instant>,
 }
@@ -89,9 +101,9 @@ impl Place {
                     let current = helper.insert(started);
                     self.tell(SlotEvent::Ready { slot: self.slot }).await;
                     let died = self.attempts(current, commands, buffer, &mut deaths).await;
-                    let Some((attempt, leader, detail)) = died else { return };
-                    let Some(dead) = helper.take() else { return };
-                    (attempt, format!("{detail}; {}", dead.bury(leader).await))
+                    let (Some(death), Some(dead)) = (died, helper.take()) else { return };
+                    let end = dead.bury().await;
+                    (death.attempt, format!("{}; {end}", death.detail))
                 }
             };
             deaths += 1;
@@ -114,11 +126,13 @@ impl Place {
         commands: &mut Commands,
         buffer: &mut [u8],
         deaths: &mut u32,
-    ) -> Option<(Option<AttemptId>, Option<i32>, String)> {
+    ) -> Option<Death> {
         loop {
             let request = tokio::select! {
                 biased;
-                answer = helper.receive() => return Some((None, None, unexpected(answer))),
+                answer = helper.receive() => {
+                    return Some(Death { attempt: None, detail: unexpected(answer) });
+                }
                 command = commands.recv() => match command {
                     None | Some(SlotCommand::End) => return None,
                     Some(SlotCommand::Spawn(request)) => request,
@@ -126,10 +140,9 @@ impl Place {
                     Some(SlotCommand::Terminate | SlotCommand::Kill | SlotCommand::Stdin(_)) => continue,
                 },
             };
-            let attempt = request.attempt;
             match self.attempt(*request, helper, commands, buffer).await {
                 Outcome::Done => *deaths = 0,
-                Outcome::Died { leader, detail } => return Some((Some(attempt), leader, detail)),
+                Outcome::Died(death) => return Some(death),
                 Outcome::End => return None,
             }
         }
@@ -150,8 +163,13 @@ impl Place {
             }
         };
         let numbers = descriptors.each_ref().map(AsRawFd::as_raw_fd);
-        if let Err(error) = helper.send(&Request::Spawn(spawn), &numbers).await {
-            return running.died(format!("could not send to it: {error}"));
+        match helper.send(&Request::Spawn(spawn), &numbers).await {
+            Err(error) if !is_lost(&error) => {
+                self.could_not_spawn(&request, SpawnStep::Receive, &error).await;
+                return Outcome::Done;
+            }
+            // A zygote that is gone is heard of below.
+            Ok(()) | Err(_) => {}
         }
         // Only the attempt must hold these, or its output never ends.
         drop(descriptors);
@@ -162,7 +180,13 @@ impl Place {
                 answer = helper.receive() => match answer {
                     Ok(Answer::Spawned { pid }) => {
                         running.leader = Some(pid);
-                        running.answer_by = None;
+                        if !matches!(request.streams, Streams::Capture) {
+                            // Not earlier, so that no output comes before this event.
+                            running.wake_at = Some(Instant::now());
+                        }
+                        if !running.killed {
+                            running.answer_by = None;
+                        }
                         let (slot, attempt) = (self.slot, request.attempt);
                         self.tell(SlotEvent::Spawned { slot, attempt }).await;
                     }
@@ -176,9 +200,7 @@ impl Place {
                 },
                 command = commands.recv() => match command {
                     None | Some(SlotCommand::End) => return Outcome::End,
-                    Some(command) => if let Err(error) = self.obey(command, &mut running, helper).await {
-                        return running.died(format!("could not send to it: {error}"));
-                    }
+                    Some(command) => self.obey(command, &mut running, helper).await,
                 },
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
                     if let Err(detail) = running.wake() {
@@ -221,25 +243,24 @@ impl Place {
             stdout: Some(Reading::AtRest { pipe: stdout, sink: sink(Stream::Stdout) }),
             stderr: Some(Reading::AtRest { pipe: stderr, sink: sink(Stream::Stderr) }),
             feeder,
-            wake_at: Some(if live { now } else { now + REST }),
+            wake_at: (!live).then(|| now + REST),
+            killed: false,
             answer_by: Some(now + SPAWN_PATIENCE),
         };
         Ok((running, spawn, [its_stdin, its_stdout, its_stderr]))
     }
 
-    async fn obey(
-        &self,
-        command: SlotCommand,
-        running: &mut Running,
-        helper: &Helper,
-    ) -> io::Result<()> {
+    /// A signal that can't be sent is no error: either the zygote is gone, which is heard of, or
+    /// the next, harder one will tell.
+    async fn obey(&self, command: SlotCommand, running: &mut Running, helper: &Helper) {
         match command {
             SlotCommand::Terminate => {
-                helper.send(&Request::Terminate(running.attempt), &[]).await?;
+                let _ = helper.send(&Request::Terminate(running.attempt), &[]).await;
             }
             SlotCommand::Kill => {
+                running.killed = true;
                 running.answer_by = Some(Instant::now() + KILL_PATIENCE);
-                helper.send(&Request::Kill(running.attempt), &[]).await?;
+                let _ = helper.send(&Request::Kill(running.attempt), &[]).await;
             }
             SlotCommand::Stdin(data) => {
                 if let Some(feeder) = &running.feeder {
@@ -253,7 +274,6 @@ impl Place {
             // Taken care of where commands are received.
             SlotCommand::End => {}
         }
-        Ok(())
     }
 
     /// Reads the rest of the output and tells of the end.
@@ -264,6 +284,7 @@ impl Place {
         exited: Exited,
         buffer: &mut [u8],
     ) -> Outcome {
+        running.leader = None;
         let (Some(stdout), Some(stderr)) = (running.stdout.take(), running.stderr.take()) else {
             return running.died("its output is gone".into());
         };
@@ -276,11 +297,7 @@ impl Place {
         let (stdout, stderr) = match (stdout, stderr) {
             (Ok(stdout), Ok(stderr)) => (stdout, stderr),
             (Err(error), _) | (_, Err(error)) => {
-                let detail = format!("could not read what it wrote: {error}");
-                let (slot, attempt) = (self.slot, request.attempt);
-                let reason = LossReason::OutOfResources;
-                self.tell(SlotEvent::CouldNotSpawn { slot, attempt, reason, detail }).await;
-                return Outcome::Done;
+                return running.died(format!("could not read what the attempt wrote: {error}"));
             }
         };
         let output_open = stdout.open || stderr.open;
@@ -323,6 +340,14 @@ impl Place {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader {
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
+}
+
 impl Running {
     /// When [`Running::wake`] is due.
     fn next_wake(&self) -> Option<Instant> {
@@ -348,8 +373,12 @@ impl Running {
     }
 
     fn died(&self, detail: String) -> Outcome {
-        Outcome::Died { leader: self.leader, detail }
+        Outcome::Died(Death { attempt: Some(self.attempt), detail })
     }
+}
+
+fn is_lost(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn unexpected(answer: io::Result<Answer>) -> String {
@@ -358,50 +387,4 @@ fn unexpected(answer: io::Result<Answer>) -> String {
         Err(error) => format!("could not hear it: {error}"),
         Ok(answer) => format!("it said {answer:?} out of turn"),
     }
-}
-
-fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
-    let (program, cwd) = (request.program.as_os_str(), request.cwd.as_os_str());
-    let (mut its_program, mut its_cwd) = (Vec::new(), Vec::new());
-    push_text(&mut its_program, &[program])?;
-    push_text(&mut its_cwd, &[cwd])?;
-    let mut args = its_program.clone();
-    for arg in &request.args {
-        push_text(&mut args, &[arg])?;
-    }
-    let mut env = Vec::new();
-    for (name, value) in &request.env {
-        push_text(&mut env, &[name, OsStr::new("="), value])?;
-    }
-    Ok(Spawn {
-        attempt: request.attempt,
-        leak_timeout: request.leak_timeout,
-        program: its_program.into(),
-        cwd: its_cwd.into(),
-        args: args.into(),
-        env: env.into(),
-    })
-}
-
-/// What we were doing, to what, why it failed, and what to do about it.
-fn explain(request: &SpawnRequest, step: SpawnStep, error: &io::Error) -> String {
-    let program = request.program.display();
-    let mut text = match step {
-        SpawnStep::Receive => format!("could not prepare to start {program}: {error}"),
-        SpawnStep::ChangeFolder => {
-            format!("could not enter {} to start {program}: {error}", request.cwd.display())
-        }
-        SpawnStep::Execute => format!("could not start {program}: {error}"),
-    };
-    let hint = match (step, error.raw_os_error().map(Errno::from_raw)) {
-        (SpawnStep::Execute, Some(Errno::ENOENT)) if request.program.exists() => {
-            "; the file is there, so its interpreter or dynamic loader is not"
-        }
-        (_, Some(Errno::E2BIG)) => "; arguments and environment are too long for this system",
-        (_, Some(Errno::EMFILE | Errno::ENFILE)) => "; raise the limit of open files (ulimit -n)",
-        (SpawnStep::Execute, Some(Errno::ENOEXEC)) => "; was it built for this machine?",
-        _ => "",
-    };
-    text.push_str(hint);
-    text
 }

@@ -50,8 +50,12 @@ fn prepare(descriptors: &[OwnedFd]) -> nix::Result<(PosixSpawnFileActions, Posix
     }
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_flags(
-        PosixSpawnFlags::POSIX_SPAWN_SETPGROUP | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK,
+        PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
     )?;
+    // All are default already; saying so spares glibc a question about each.
+    attributes.set_sigdefault(&SigSet::all())?;
     attributes.set_pgroup(Pid::from_raw(0))?;
     attributes.set_sigmask(&SigSet::empty())?;
     Ok((actions, attributes))
