@@ -197,7 +197,7 @@ fn a_binary_arrives_and_the_second_time_sends_nothing() {
         {
             assert!(bench.laid(name) == content, "{name}");
         }
-        assert_eq!(bench.worker.seen().prepared, [spec.clone()]);
+        assert_eq!(bench.worker.seen().prepared, std::slice::from_ref(&spec));
         let shipped = shipper.shipped();
         assert_eq!((shipped, shipped.blobs), (*told.lock().unwrap(), 4));
         assert!((700_001..710_000).contains(&shipped.bytes), "zeros compress: {shipped:?}");
