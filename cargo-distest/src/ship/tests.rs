@@ -285,6 +285,26 @@ fn a_lost_blob_is_sent_once_more() {
 }
 
 #[test]
+fn a_blob_that_was_abandoned_half_way_is_sent_again() {
+    Bench::run(|bench| async move {
+        let content = noise(1, 2_000_000);
+        let (spec, files) = bench.binary(&[("a", &content)]);
+        {
+            let mut abandoned = std::pin::pin!(bench.shipper.binary(&spec, &files));
+            while bench.worker.seen().uploads.is_empty() {
+                tokio::select! {
+                    biased;
+                    done = &mut abandoned => panic!("it was to be abandoned before {done:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!(bench.laid("a"), content);
+    });
+}
+
+#[test]
 fn a_full_worker_is_told_as_such() {
     Bench::run(|bench| async move {
         let contents: Vec<_> = (0..20).map(|i| (i.to_string(), noise(i * 1000, 9000))).collect();
