@@ -122,9 +122,8 @@ fn worker(args: CommonArgs) -> Result<std::sync::Arc<WorkerShared>, String> {
     let folder = store.or_else(default_store).ok_or(
         "could not find a folder for received files: this user has no home\nhint: name one with --store",
     )?;
-    let store = Store::open(&folder, store_max).map_err(|error| {
-        format!("{error}\nhint: name another folder with --store")
-    })?;
+    let store = Store::open(&folder, store_max)
+        .map_err(|error| format!("{error}\nhint: name another folder with --store"))?;
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     Ok(WorkerShared::new(WorkerConfig {
         name: name.unwrap_or_else(host_name),

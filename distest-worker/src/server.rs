@@ -29,7 +29,7 @@ use files::Files;
 use handler::Handler;
 
 /// What a worker is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct WorkerConfig {
     /// What people call it.
     pub name: String,
@@ -47,7 +47,6 @@ pub struct WorkerConfig {
 }
 
 /// A worker, shared by its connections.
-#[derive(Debug)]
 pub struct WorkerShared {
     config: WorkerConfig,
     /// One for each attempt that may run: first come, first served.

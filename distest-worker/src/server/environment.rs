@@ -18,9 +18,9 @@ pub(super) fn base(in_place: bool) -> Environment {
     if in_place {
         return Environment::new();
     }
-    let from_worker = FROM_WORKER.iter().filter_map(|name| {
-        std::env::var_os(name).map(|value| (OsString::from(name), value))
-    });
+    let from_worker = FROM_WORKER
+        .iter()
+        .filter_map(|name| std::env::var_os(name).map(|value| (OsString::from(name), value)));
     from_worker.collect()
 }
 

@@ -30,12 +30,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(store: Option<Store>) -> Self {
-        Self {
-            store,
-            uploads: Mutex::default(),
-            pins: Mutex::default(),
-            sandbox: OnceLock::new(),
-        }
+        Self { store, uploads: Mutex::default(), pins: Mutex::default(), sandbox: OnceLock::new() }
     }
 
     /// Makes the session's sandbox.

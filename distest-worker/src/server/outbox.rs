@@ -50,7 +50,12 @@ impl Outbox {
     }
 
     /// Sends long outputs and then the report that they belong to, without holding up others.
-    pub(super) fn report_after(&self, attempt: AttemptId, outputs: [Option<Capture>; 2], report: Report) {
+    pub(super) fn report_after(
+        &self,
+        attempt: AttemptId,
+        outputs: [Option<Capture>; 2],
+        report: Report,
+    ) {
         let this = self.clone();
         tokio::spawn(async move {
             for (stream, output) in [Stream::Stdout, Stream::Stderr].into_iter().zip(outputs) {
@@ -115,4 +120,3 @@ async fn empty(mut items: mpsc::UnboundedReceiver<Item>, client: ClientClient) {
         }
     }
 }
-
