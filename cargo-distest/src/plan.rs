@@ -12,30 +12,36 @@ use nextest_metadata::RustBinaryId;
 use crate::cost::Timings;
 use crate::model::TestCase;
 
-/// A place in the order: the least starts first. Total, and the same on every machine.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Priority {
-    class: Class,
-    longest_first: Reverse<Duration>,
-    case: TestCase,
+/// A test's place in the queue: smaller is sooner. Ties are broken by whoever queues.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Rank {
+    /// Whether something speaks for running it early.
+    pub urgency: Urgency,
+    /// Longest first.
+    pub expected: Reverse<Duration>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
-    FailedLastTime,
+/// Why a test goes before others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Urgency {
+    /// It has been handed out before in this run: its verdict is late already.
+    Again,
+    /// It failed last time.
+    Failed,
+    /// Nothing is known of it.
     New,
+    /// Nothing in particular.
     Known,
 }
 
 /// Where a test case stands in the order.
-pub fn order(case: &TestCase, timings: &Timings) -> Priority {
-    let class = match timings.get(&case.binary, &case.name) {
-        Some(past) if past.failed_last_time() => Class::FailedLastTime,
-        Some(past) if past.runs > 0 => Class::Known,
-        _ => Class::New,
+pub fn rank(case: &TestCase, timings: &Timings) -> Rank {
+    let urgency = match timings.get(&case.binary, &case.name) {
+        Some(past) if past.failed_last_time() => Urgency::Failed,
+        Some(past) if past.runs > 0 => Urgency::Known,
+        _ => Urgency::New,
     };
-    let longest_first = Reverse(expected(case, timings).unwrap_or_default());
-    Priority { class, longest_first, case: case.clone() }
+    Rank { urgency, expected: Reverse(expected(case, timings).unwrap_or_default()) }
 }
 
 /// What a test case will probably take: its own past, else the mean of its binary.

@@ -1,1 +1,216 @@
 //! The workspace files that travel.
+//!
+//! What git knows or would add, per repository; without git, everything but what `.gitignore`
+//! files exclude. Never `.git`, nor what is built. Contents are named by digest, through a cache
+//! that saves reading what has not changed ([`statcache`]); the test binaries themselves are taken
+//! by [`keep`] and described by [`payload`].
+
+pub mod keep;
+pub mod payload;
+pub mod statcache;
+
+mod assemble;
+mod git;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use distest_worker::digest::Digest;
+use distest_worker::protocol::TreeEntry;
+
+use self::statcache::StatCache;
+use crate::failure::{ExitCode, Failure};
+
+/// More files than this don't travel: something is wrong with what is ignored.
+pub const TREE_FILES_MAX: usize = 200_000;
+/// Notices beyond this are counted, not told.
+const NOTICES_MAX: usize = 10;
+
+/// Where to look for workspace files. All paths are absolute.
+#[derive(Clone, Debug, Default)]
+pub struct TreeRoots {
+    /// The workspace's root.
+    pub workspace: PathBuf,
+    /// Folders of local packages; those that lie in the workspace are found anyway.
+    pub packages: Vec<PathBuf>,
+    /// Target and build directories: what git doesn't track in them stays here.
+    pub excluded: Vec<PathBuf>,
+}
+
+/// The workspace files.
+#[derive(Clone, Debug, Default)]
+pub struct Tree {
+    /// Folders, files and links by path, each below one of the roots and after its folder.
+    pub entries: Vec<TreeEntry>,
+    /// Where a content lies, one place for each.
+    pub files: BTreeMap<Digest, PathBuf>,
+    /// What a user should know: what doesn't travel although it should.
+    pub notices: Vec<String>,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// Something that may travel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    path: OsString,
+    /// Git has it, so it travels wherever it lies.
+    tracked: bool,
+}
+
+/// What was found, and told, so far.
+#[derive(Default)]
+struct Collector {
+    found: Vec<Found>,
+    notices: Notices,
+}
+
+/// A bounded list for people.
+#[derive(Default)]
+struct Notices {
+    told: Vec<String>,
+    untold: usize,
+}
+
+/// Finds the files that travel, and hashes those that `cache` doesn't know. Runs git, reads the
+/// disk, blocks.
+///
+/// # Errors
+/// [`ExitCode::Setup`] if a root can't be read or there are more than [`TREE_FILES_MAX`] files.
+/// What can't be read below a root is a notice.
+pub fn collect(roots: &TreeRoots, cache: &StatCache) -> Result<Tree, Failure> {
+    let mut collector = Collector::default();
+    collector.root(&roots.workspace, roots)?;
+    for package in &roots.packages {
+        let manifest = package.join("Cargo.toml").into_os_string();
+        // Members are among the workspace's files, unless its repository ignores them.
+        if !collector.found.iter().any(|found| found.path == manifest) {
+            collector.root(package, roots)?;
+        }
+    }
+    let Collector { found, notices } = collector;
+    assemble::assemble(found, notices, roots, cache)
+}
+
+impl Collector {
+    /// A workspace or package: its repository's files in it, or all files.
+    fn root(&mut self, dir: &Path, roots: &TreeRoots) -> Result<(), Failure> {
+        std::fs::read_dir(dir).map_err(|error| {
+            let what = format!("could not read the workspace folder {}", dir.display());
+            Failure::new(ExitCode::Setup, what).because(error)
+        })?;
+        let listing = git::list(dir);
+        // A folder that a repository around it ignores is not this repository's.
+        let foreign = listing.as_ref().is_ok_and(|listing| {
+            dir.join("Cargo.toml").exists() && !listing.has_file("Cargo.toml")
+        });
+        if foreign {
+            self.walk(dir, roots);
+        } else {
+            self.repository(dir, listing, roots);
+        }
+        self.bounded(dir)
+    }
+
+    fn repository(
+        &mut self,
+        dir: &Path,
+        listing: Result<git::Listing, git::Problem>,
+        roots: &TreeRoots,
+    ) {
+        let listing = match listing {
+            Ok(listing) => listing,
+            Err(problem) => {
+                if let git::Problem::Refused(why) = problem {
+                    let text =
+                        "git can't list its files, so all that no .gitignore excludes travel";
+                    self.notices.add(format!("{}: {text}: {why}", dir.display()));
+                }
+                return self.walk(dir, roots);
+            }
+        };
+        for warning in listing.warnings {
+            self.notices.add(format!("{}: {warning}", dir.display()));
+        }
+        for name in listing.files {
+            self.add(dir.join(name), true);
+        }
+        for name in listing.submodules {
+            let submodule = dir.join(name);
+            self.add(submodule.clone(), true);
+            if submodule.join(".git").symlink_metadata().is_ok() {
+                self.repository(&submodule, git::list(&submodule), roots);
+            } else if submodule.is_dir() {
+                let text = "the submodule is not checked out, so its folder is empty for tests";
+                self.notices.add(format!("{}: {text}", submodule.display()));
+            }
+        }
+        for name in listing.untracked {
+            self.add(dir.join(name), false);
+        }
+        for name in listing.nested {
+            self.nested(&dir.join(name), roots);
+        }
+    }
+
+    /// A repository in a folder that isn't its submodule.
+    fn nested(&mut self, dir: &Path, roots: &TreeRoots) {
+        if !roots.excluded.iter().any(|excluded| dir.starts_with(excluded)) {
+            self.add(dir.to_owned(), false);
+            self.repository(dir, git::list(dir), roots);
+        }
+    }
+
+    fn walk(&mut self, dir: &Path, roots: &TreeRoots) {
+        let walk::Walked { paths, nested, problems } = walk::walk(dir, &roots.excluded);
+        for path in paths {
+            self.add(path, false);
+        }
+        for problem in problems {
+            self.notices.add(problem);
+        }
+        for repository in nested {
+            self.nested(&repository, roots);
+        }
+    }
+
+    fn add(&mut self, path: PathBuf, tracked: bool) {
+        self.found.push(Found { path: path.into_os_string(), tracked });
+    }
+
+    /// Before any file is looked at: this many can't all be meant.
+    fn bounded(&self, dir: &Path) -> Result<(), Failure> {
+        // Files that are built may be among them if they aren't ignored; those are left out later.
+        if self.found.len() <= 5 * TREE_FILES_MAX { Ok(()) } else { Err(too_many(dir)) }
+    }
+}
+
+fn too_many(dir: &Path) -> Failure {
+    let what = format!(
+        "could not gather the files of {}: there are more than {TREE_FILES_MAX} that git doesn't ignore",
+        dir.display()
+    );
+    Failure::new(ExitCode::Setup, what).hint("add folders that tests don't need to .gitignore")
+}
+
+impl Notices {
+    fn add(&mut self, text: String) {
+        if self.told.len() < NOTICES_MAX {
+            self.told.push(text);
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        if self.untold > 0 {
+            self.told.push(format!("and {} more files or folders like these", self.untold));
+        }
+        self.told
+    }
+}
+
+#[cfg(test)]
+mod tests;

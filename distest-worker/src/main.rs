@@ -1,2 +1,4 @@
 //! The worker's executable.
-fn main() {}
+fn main() {
+    distest_worker::zygote::enter_if_asked();
+}

@@ -1,1 +1,305 @@
 //! The client's paths on this machine.
+//!
+//! First form: the client's roots lie below a folder of the worker's own, their absolute paths kept
+//! as a suffix (`DIR/root/work/proj/…` for `/work/proj/…`), and paths in variables are translated.
+//! [`Sandbox::in_place`] is for the embedded worker, where the client's paths are ours.
+//!
+//! What is laid out comes from a peer. Entries outside the roots are refused, and folders on the
+//! way to an entry are opened one by one without following links, so that nothing is ever written
+//! outside of the sandbox's folder.
+
+mod beneath;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use self::beneath::Beneath;
+use crate::protocol::{OsText, Refusal, RefusalKind, TreeEntry, TreeNode};
+use crate::store::{Store, remove_all, storage_refusal};
+
+/// Where a client's files lie for its tests. Removed on drop unless it is in place.
+pub struct Sandbox {
+    place: Place,
+}
+
+enum Place {
+    Here,
+    At(At),
+}
+
+struct At {
+    /// What is removed in the end.
+    dir: PathBuf,
+    /// Stands for the client's `/`.
+    base: PathBuf,
+    /// Without roots that lie in other roots.
+    roots: Vec<PathBuf>,
+    /// What has been laid out, by the client's paths. Held locked while laying: a file that a test
+    /// runs from must not be replaced by its equal in the middle.
+    laid: Mutex<BTreeMap<PathBuf, TreeNode>>,
+}
+
+impl Sandbox {
+    /// The client's files where they are.
+    pub fn in_place() -> Self {
+        Self { place: Place::Here }
+    }
+
+    /// A sandbox in `dir`, an absolute path that doesn't exist yet, for what the client has in
+    /// `roots`.
+    ///
+    /// # Errors
+    /// A root is not an absolute path without `..`, or is `/`; or `dir` can't be created.
+    pub fn at(dir: PathBuf, roots: &[OsText]) -> Result<Self, Refusal> {
+        let mut outer = Vec::new();
+        for root in roots {
+            outer.push(plain_absolute(root.as_path())?);
+        }
+        outer.sort();
+        outer.dedup_by(|inner, root| inner.starts_with(root));
+        let what = || format!("could not create the sandbox {}", dir.display());
+        let fail = |error: io::Error| storage_refusal(what(), &error);
+        if let Some(parent) = dir.parent() {
+            fs::create_dir_all(parent).map_err(fail)?;
+        }
+        // Fails if it exists: all in it is going to be removed.
+        fs::DirBuilder::new().mode(0o700).create(&dir).map_err(fail)?;
+        let at = At { base: dir.join("root"), dir, roots: outer, laid: Mutex::default() };
+        at.lay_roots().map_err(|error| {
+            storage_refusal(format!("could not create {}", at.base.display()), &error)
+        })?;
+        Ok(Self { place: Place::At(at) })
+    }
+
+    /// Where a path of the client lies here. A path outside all roots is the worker's own
+    /// (`/usr/bin/git`) and stays as it is.
+    pub fn path(&self, client: &Path) -> PathBuf {
+        match &self.place {
+            Place::Here => client.to_owned(),
+            Place::At(at) => at.path(client),
+        }
+    }
+
+    /// A variable's value or an argument with all paths in it translated.
+    ///
+    /// A root counts where a path begins and one of its components ends: in `/work/proj`,
+    /// `/lib:/work/proj/lib`, `--x=/work/proj/a`, `-L/work/proj`, `file:///work/proj`, but not in
+    /// `/work/proj-2` or `/old/work/proj`.
+    pub fn value(&self, value: &OsStr) -> OsString {
+        match &self.place {
+            Place::Here => value.to_owned(),
+            Place::At(at) => at.value(value.as_bytes()),
+        }
+    }
+
+    /// Lays out entries of the client's, in the order given: folders, files and links. What is
+    /// there already is left alone if it is the same, and replaced if it is not.
+    ///
+    /// Folders may always be written, whatever their mode says: more may have to be laid into them.
+    ///
+    /// # Errors
+    /// [`RefusalKind::Invalid`] for an entry that isn't plainly inside a root, or where something
+    /// of another kind lies; and as [`Store::copy_to`].
+    pub fn lay(&self, store: &Store, entries: &[TreeEntry]) -> Result<(), Refusal> {
+        match &self.place {
+            Place::Here if entries.is_empty() => Ok(()),
+            Place::Here => {
+                let message = "could not lay out files: they are used where they lie";
+                Err(Refusal::new(RefusalKind::Invalid, message))
+            }
+            Place::At(at) => at.lay(store, entries),
+        }
+    }
+
+    /// Makes sure that folders of the client's exist and can be written.
+    ///
+    /// # Errors
+    /// As [`Self::lay`].
+    pub fn make_writable(&self, folders: &[OsText]) -> Result<(), Refusal> {
+        match &self.place {
+            Place::Here => folders.iter().try_for_each(|folder| {
+                let folder = folder.as_path();
+                let what = || format!("could not create {}", folder.display());
+                fs::create_dir_all(folder).map_err(|error| storage_refusal(what(), &error))
+            }),
+            Place::At(at) => at.make_writable(folders),
+        }
+    }
+}
+
+impl Drop for At {
+    fn drop(&mut self) {
+        // A leftover of a test may still write into it; the store's scratch folder, where it
+        // usually lies, is removed with the process.
+        let _ = remove_all(&self.dir);
+    }
+}
+
+impl At {
+    fn lay_roots(&self) -> io::Result<()> {
+        fs::create_dir(&self.base)?;
+        self.roots.iter().try_for_each(|root| fs::create_dir_all(self.path(root)))
+    }
+
+    fn path(&self, client: &Path) -> PathBuf {
+        match client.strip_prefix("/") {
+            Ok(suffix) if self.contains(client) => self.base.join(suffix),
+            _ => client.to_owned(),
+        }
+    }
+
+    fn contains(&self, client: &Path) -> bool {
+        self.roots.iter().any(|root| client.starts_with(root))
+    }
+
+    fn value(&self, value: &[u8]) -> OsString {
+        let mut out = Vec::with_capacity(value.len());
+        let mut rest = 0;
+        while let Some(found) = value[rest..].iter().position(|byte| *byte == b'/') {
+            let start = rest + found;
+            out.extend_from_slice(&value[rest..start]);
+            rest = start;
+            let root =
+                if begins_path(&value[..start]) { self.root_at(&value[start..]) } else { None };
+            if let Some(root) = root {
+                out.extend_from_slice(self.base.as_os_str().as_bytes());
+                out.extend_from_slice(root);
+                rest += root.len();
+            } else {
+                out.push(b'/');
+                rest += 1;
+            }
+        }
+        out.extend_from_slice(&value[rest..]);
+        OsString::from_vec(out)
+    }
+
+    /// The root that `text` begins with, up to the end of a component.
+    fn root_at(&self, text: &[u8]) -> Option<&[u8]> {
+        let roots = self.roots.iter().map(|root| root.as_os_str().as_bytes());
+        roots.into_iter().find(|root| {
+            let next = text.strip_prefix(*root).map(<[u8]>::first);
+            next.is_some_and(|next| next.is_none_or(|byte| *byte == b'/' || !in_name(*byte)))
+        })
+    }
+
+    fn lay(&self, store: &Store, entries: &[TreeEntry]) -> Result<(), Refusal> {
+        let mut beneath = self.beneath()?;
+        let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        for TreeEntry { path, node } in entries {
+            let path = self.checked(path.as_path())?;
+            let what = || format!("could not lay out {}", path.display());
+            let slot = beneath.slot(&path).map_err(|error| lay_refusal(what(), &error))?;
+            // A test may have removed it meanwhile.
+            if laid.get(&path) == Some(node) && slot.exists() {
+                continue;
+            }
+            match node {
+                TreeNode::Folder { mode } => slot.folder(*mode),
+                TreeNode::Link { target } => slot.link(&self.path(target.as_path())),
+                TreeNode::File { digest, size, mode } => {
+                    let mut refusal = None;
+                    let written = slot.file(*mode, |file| {
+                        store.copy_to(*digest, *size, file).map_err(|refused| {
+                            refusal = Some(refused);
+                            io::ErrorKind::Other.into()
+                        })
+                    });
+                    if let Some(Refusal { kind, message, hint }) = refusal {
+                        return Err(Refusal {
+                            kind,
+                            message: format!("{}: {message}", what()),
+                            hint,
+                        });
+                    }
+                    written
+                }
+            }
+            .map_err(|error| lay_refusal(what(), &error))?;
+            laid.insert(path, node.clone());
+        }
+        Ok(())
+    }
+
+    fn make_writable(&self, folders: &[OsText]) -> Result<(), Refusal> {
+        let mut beneath = self.beneath()?;
+        for folder in folders {
+            let folder = self.checked(folder.as_path())?;
+            let what = || format!("could not create {}", folder.display());
+            beneath
+                .slot(&folder)
+                .and_then(|slot| slot.folder(0o755))
+                .map_err(|error| lay_refusal(what(), &error))?;
+        }
+        Ok(())
+    }
+
+    fn beneath(&self) -> Result<Beneath, Refusal> {
+        let what = || format!("could not open {}", self.base.display());
+        Beneath::open(&self.base).map_err(|error| storage_refusal(what(), &error))
+    }
+
+    /// The path, if it is plainly inside a root.
+    fn checked(&self, path: &Path) -> Result<PathBuf, Refusal> {
+        let path = plain_absolute(path)?;
+        if self.contains(&path) {
+            return Ok(path);
+        }
+        let message =
+            format!("could not lay out {}: it lies outside the session's folders", path.display());
+        Err(Refusal::new(RefusalKind::Invalid, message))
+    }
+}
+
+/// An absolute path other than `/`, without `..`, and written in the one plain way.
+fn plain_absolute(path: &Path) -> Result<PathBuf, Refusal> {
+    let mut components = path.components();
+    let absolute = components.next() == Some(Component::RootDir);
+    let rest = components.as_path();
+    let plain = components.all(|component| matches!(component, Component::Normal(_)));
+    if absolute && plain && rest != Path::new("") {
+        return Ok(Path::new("/").join(rest));
+    }
+    let message =
+        format!("could not use path {path:?} of the client: it must be absolute and plain");
+    Err(Refusal::new(RefusalKind::Invalid, message))
+}
+
+/// Whether a path can begin after `before`: at the start, after what can't be part of a path, or
+/// right after an option's letter.
+fn begins_path(before: &[u8]) -> bool {
+    let word = before.iter().rev().take_while(|byte| **byte == b'/' || in_name(**byte)).count();
+    let word = &before[before.len() - word..];
+    let option = word.starts_with(b"-") && !word.contains(&b'/');
+    let scheme = word == b"//" && before.ends_with(b"://");
+    word.is_empty() || option || scheme
+}
+
+/// Whether a byte is commonly part of a file's name.
+fn in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_-.+~".contains(&byte) || !byte.is_ascii()
+}
+
+/// Errors that a peer's entries cause are told apart from those of this machine's storage.
+fn lay_refusal(what: String, error: &io::Error) -> Refusal {
+    use io::ErrorKind as Kind;
+    let kind = match error.kind() {
+        Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidInput | Kind::AlreadyExists => {
+            RefusalKind::Invalid
+        }
+        Kind::NotFound => RefusalKind::Invalid,
+        Kind::InvalidFilename | Kind::Unsupported => RefusalKind::Incompatible,
+        _ if error.raw_os_error() == Some(libc::ELOOP) => RefusalKind::Invalid,
+        _ => return storage_refusal(what, error),
+    };
+    Refusal::new(kind, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,362 @@
 //! The small helper process that starts attempts and clears up after them.
+//!
+//! One per slot, single-threaded, the same executable under a hidden word. It starts one attempt
+//! at a time and adopts whatever that attempt leaves behind (it is a child subreaper), so that it
+//! knows when all of it has ended and can end the rest. When its socket closes, because its worker
+//! ended in whatever way, it kills everything it started and leaves.
+//!
+//! Being small and without threads is the point: starting a process costs the same however large
+//! the worker is, and a sandbox (namespaces, which need a single thread) can be entered once, at
+//! the top of `Zygote::settle`, for all attempts of the slot. Linux only.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use crate::protocol::{AttemptId, Exit, Usage};
+use processes::{descendants, kill_all};
+use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
+
+mod launch;
+pub(crate) mod processes;
+mod reap;
+pub(crate) mod wire;
+
+/// The first argument that makes an executable of ours a zygote.
+pub const ZYGOTE_WORD: &str = "--distest-zygote";
+/// How long processes may take to vanish after SIGKILL before the zygote gives up on them and on
+/// itself. Some can't be killed: those that became another user's, or hang in the kernel.
+pub(crate) const CLEAR_PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for killed processes before looking for ones that were forked meanwhile.
+const KILL_AGAIN_AFTER: Duration = Duration::from_millis(10);
+/// The most processes of a leak that are named.
+const LEAK_NAMES_MAX: usize = 100;
+
+/// How to start a zygote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZygoteProgram {
+    /// An executable whose `main` calls [`enter_if_asked`] first.
+    pub program: PathBuf,
+    /// Its arguments, [`ZYGOTE_WORD`] first.
+    pub args: Vec<OsString>,
+}
+
+impl ZygoteProgram {
+    /// This process's own executable, even if its file has been replaced since.
+    pub fn this_executable() -> Self {
+        Self::new("/proc/self/exe")
+    }
+
+    /// Another executable whose `main` calls [`enter_if_asked`].
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), args: vec![ZYGOTE_WORD.into()] }
+    }
+
+    /// The command that starts it on `socket`, out of reach of the terminal's signals.
+    pub(crate) fn command(&self, socket: OwnedFd) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.args).process_group(0).stdin(Stdio::from(socket)).stdout(Stdio::null());
+        command
+    }
+}
+
+/// Becomes a zygote, and never returns, if this process was started as one. Must come first in the
+/// `main` of every executable that runs a worker.
+pub fn enter_if_asked() {
+    if std::env::args_os().nth(1).is_none_or(|word| word != ZYGOTE_WORD) {
+        return;
+    }
+    let code = match Zygote::settle().and_then(Zygote::serve) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "distest: the helper process gave up: {error}");
+            1
+        }
+    };
+    std::process::exit(code);
+}
+
+struct Zygote {
+    signals: SignalFd,
+    inbox: Inbox,
+    current: Option<Attempt>,
+    /// The worker is gone: nothing is answered any more, and nothing may stay.
+    closing: bool,
+}
+
+/// The attempt that runs, or of which something is left.
+struct Attempt {
+    id: AttemptId,
+    pid: Pid,
+    started: Instant,
+    leak_timeout: Duration,
+    usage: Usage,
+    /// Set once the attempt's own process has ended.
+    end: Option<(Exit, Duration)>,
+    stage: Stage,
+    left: Vec<String>,
+}
+
+/// How far clearing up is.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// The attempt's own process runs.
+    Running,
+    /// It has ended; others may until then.
+    Leaving { until: Instant },
+    /// SIGKILL has been sent; if something is still there at `next`, again, and at `until` not
+    /// any more.
+    Clearing { next: Instant, until: Instant },
+}
+
+impl Zygote {
+    /// Makes this process a zygote.
+    fn settle() -> io::Result<Self> {
+        use nix::sys::socket::{SockType, getsockopt, sockopt::SockType as SockTypeOf};
+        let kind = getsockopt(&socket(), SockTypeOf);
+        if kind != Ok(SockType::SeqPacket) {
+            let message = format!("{ZYGOTE_WORD} is for the worker's own use only");
+            return Err(io::Error::other(message));
+        }
+        launch::forget_inherited();
+        SigSet::all().thread_block()?;
+        let signals = SignalFd::with_flags(
+            &SigSet::from(Signal::SIGCHLD),
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        )?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        nix::sys::prctl::set_name(c"distest-zygote")?;
+        Ok(Self { signals, inbox: Inbox::new(), current: None, closing: false })
+    }
+
+    /// Serves requests until the worker is gone.
+    fn serve(mut self) -> io::Result<()> {
+        while !(self.closing && self.current.is_none()) {
+            let (signalled, asked) = self.wait()?;
+            if signalled {
+                self.take_signal()?;
+            }
+            if asked && !self.closing {
+                self.take_request()?;
+            }
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a child's end, for a request, or for the time to do something.
+    fn wait(&self) -> io::Result<(bool, bool)> {
+        let timeout = match self.current.as_ref().map(|attempt| attempt.stage) {
+            None | Some(Stage::Running) => PollTimeout::NONE,
+            Some(Stage::Leaving { until: next } | Stage::Clearing { next, .. }) => {
+                // Rounded up, so that the time has come when the poll ends.
+                let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let worker = socket();
+        let mut watched = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(worker, PollFlags::POLLIN),
+        ];
+        // The socket of a vanished worker is always ready.
+        let watched = if self.closing { &mut watched[..1] } else { &mut watched[..] };
+        match poll(watched, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = |index: usize| watched.get(index).is_some_and(|one| one.any() == Some(true));
+        Ok((ready(0), ready(1)))
+    }
+
+    fn take_request(&mut self) -> io::Result<()> {
+        match self.inbox.receive(socket()) {
+            Received::Nothing => {}
+            Received::End => self.close(),
+            Received::Broken(errno) => self
+                .answer(&Answer::CouldNotSpawn { step: SpawnStep::Receive, errno: errno as i32 })?,
+            Received::Request(Request::Spawn(_), _) if self.current.is_some() => {
+                self.answer(&Answer::CouldNotSpawn {
+                    step: SpawnStep::Receive,
+                    errno: Errno::EBUSY as i32,
+                })?;
+            }
+            Received::Request(Request::Spawn(spawn), descriptors) => {
+                let started = Instant::now();
+                match launch::launch(&spawn, descriptors) {
+                    Ok(pid) => {
+                        self.current = Some(Attempt::new(&spawn, pid, started));
+                        self.answer(&Answer::Spawned { pid: pid.as_raw() })?;
+                    }
+                    Err((step, errno)) => {
+                        self.answer(&Answer::CouldNotSpawn { step, errno: errno as i32 })?;
+                    }
+                }
+            }
+            Received::Request(Request::Terminate(id), _) => {
+                // Only while its leader is unreaped is the group surely this attempt's.
+                if let Some(attempt) = self.current.as_ref()
+                    && attempt.id == id
+                    && attempt.end.is_none()
+                {
+                    let _ = killpg(attempt.pid, Signal::SIGTERM);
+                }
+            }
+            Received::Request(Request::Kill(id), _) => {
+                if let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) {
+                    attempt.kill();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_signal(&mut self) -> io::Result<()> {
+        // One stands for all: the kernel keeps one SIGCHLD at most, and poll tells of the next.
+        self.signals.read_signal()?;
+        self.reap()
+    }
+
+    /// Takes in the ends of children, until none is left or those that are left still run.
+    fn reap(&mut self) -> io::Result<()> {
+        loop {
+            match reap::wait_any()? {
+                reap::Waited::StillRunning => return Ok(()),
+                reap::Waited::Ended { pid, exit, usage } => {
+                    if let Some(attempt) = self.current.as_mut() {
+                        attempt.take_end(pid, exit, usage);
+                    }
+                }
+                reap::Waited::NoChildren => {
+                    return match self.current.take() {
+                        Some(Attempt { end: Some(end), usage, left, .. }) => {
+                            self.answer_exit(end, usage, left)
+                        }
+                        Some(_) => Err(io::Error::other("a child vanished without a trace")),
+                        None => Ok(()),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Does what the time asks for.
+    fn advance(&mut self) -> io::Result<()> {
+        let Some(attempt) = self.current.as_mut() else { return Ok(()) };
+        let now = Instant::now();
+        match attempt.stage {
+            Stage::Leaving { until } if now >= until => {
+                attempt.left = descendants(own_pid())
+                    .into_iter()
+                    .take(LEAK_NAMES_MAX)
+                    .map(|process| format!("{} (pid {})", process.name, process.pid))
+                    .collect();
+                attempt.kill();
+            }
+            Stage::Clearing { until, .. } if now >= until => return self.give_up(),
+            Stage::Clearing { next, .. } if now >= next => attempt.kill(),
+            Stage::Running | Stage::Leaving { .. } | Stage::Clearing { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Leaves behind what can't be killed. The worker starts a zygote that doesn't know of it.
+    fn give_up(&mut self) -> io::Result<()> {
+        if let Some(Attempt { end: Some(end), usage, left, .. }) = self.current.take() {
+            self.answer_exit(end, usage, left)?;
+        }
+        self.current = None;
+        self.closing = true;
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.closing = true;
+        if let Some(attempt) = self.current.as_mut() {
+            attempt.kill();
+        }
+    }
+
+    fn answer_exit(
+        &mut self,
+        (exit, duration): (Exit, Duration),
+        usage: Usage,
+        left: Vec<String>,
+    ) -> io::Result<()> {
+        self.answer(&Answer::Exited(Exited { exit, duration, usage, left }))
+    }
+
+    fn answer(&mut self, answer: &Answer) -> io::Result<()> {
+        use nix::sys::socket::{MsgFlags, send};
+        if self.closing {
+            return Ok(());
+        }
+        if send(socket().as_raw_fd(), &wire::encode(answer)?, MsgFlags::MSG_NOSIGNAL).is_err() {
+            self.close();
+        }
+        Ok(())
+    }
+}
+
+impl Attempt {
+    fn new(spawn: &wire::Spawn, pid: Pid, started: Instant) -> Self {
+        Self {
+            id: spawn.attempt,
+            pid,
+            started,
+            leak_timeout: spawn.leak_timeout,
+            usage: Usage::default(),
+            end: None,
+            stage: Stage::Running,
+            left: Vec::new(),
+        }
+    }
+
+    /// Takes in the end of one of its processes.
+    fn take_end(&mut self, pid: Pid, exit: Exit, usage: Usage) {
+        self.usage.user += usage.user;
+        self.usage.system += usage.system;
+        self.usage.memory_bytes = self.usage.memory_bytes.max(usage.memory_bytes);
+        if pid == self.pid {
+            let now = Instant::now();
+            self.end = Some((exit, now - self.started));
+            if let Stage::Running = self.stage {
+                self.stage = Stage::Leaving { until: now + self.leak_timeout };
+            }
+        }
+    }
+
+    /// Kills all there is of it now, and sets when to look again.
+    fn kill(&mut self) {
+        if self.end.is_none() {
+            let _ = killpg(self.pid, Signal::SIGKILL);
+        }
+        kill_all(&descendants(own_pid()));
+        let now = Instant::now();
+        let until = match self.stage {
+            Stage::Clearing { until, .. } => until,
+            Stage::Running | Stage::Leaving { .. } => now + CLEAR_PATIENCE,
+        };
+        self.stage = Stage::Clearing { next: now + KILL_AGAIN_AFTER, until };
+    }
+}
+
+/// The worker's end is at the other end of standard input.
+fn socket() -> BorrowedFd<'static> {
+    static STDIN: std::sync::LazyLock<io::Stdin> = std::sync::LazyLock::new(io::stdin);
+    STDIN.as_fd()
+}
+
+fn own_pid() -> i32 {
+    Pid::this().as_raw()
+}

@@ -1,7 +1,7 @@
 //! Comparisons with `cargo test` and cargo-nextest.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -54,7 +54,10 @@ fn compare_environment(binary: &TestBinary, expected: &BTreeMap<String, String>)
         let (ours, expected) = (ours.get(name), expected.get(name));
         match name.as_str() {
             // Ours alone: see `compile::runtime_env`.
-            "CARGO_TARGET_TMPDIR" => assert_eq!(ours.is_some(), !binary.writable_dirs.is_empty()),
+            "CARGO_TARGET_TMPDIR" => {
+                let own = binary.env.contains_key(OsStr::new(name));
+                assert_eq!(own, !binary.writable_dirs.is_empty(), "{}", binary.id);
+            }
             name if name.starts_with("NEXTEST_") => {}
             "LD_LIBRARY_PATH" => {
                 // cargo adds native folders of packages that the binary has nothing to do with.

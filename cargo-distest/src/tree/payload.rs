@@ -1,0 +1,144 @@
+//! What travels with a test binary.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use distest_worker::digest::Digest;
+use distest_worker::protocol::{TreeEntry, TreeNode};
+
+use super::assemble::{Looked, look_at_all};
+use super::keep::{Blob, ClientStore};
+use super::{TREE_FILES_MAX, too_many};
+use crate::failure::{ExitCode, Failure};
+use crate::model::TestBinary;
+
+/// A test binary's files.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// Contents of the executable.
+    pub executable: Digest,
+    /// The executable, its companions and what lies in its companion folders, sorted by path: for
+    /// [`BinarySpec::files`](distest_worker::protocol::BinarySpec::files).
+    pub entries: Vec<TreeEntry>,
+    /// Where a content lies.
+    pub files: BTreeMap<Digest, PathBuf>,
+}
+
+/// Keeps a test binary's executables in `store` and names all that must travel with it. Blocks on
+/// the disk.
+///
+/// # Errors
+/// [`ExitCode::Setup`] if something can't be read.
+pub fn gather(binary: &TestBinary, store: &ClientStore) -> Result<Payload, Failure> {
+    let fail = |path: &Path, error: io::Error| {
+        let what = format!("could not read {}, which {} needs", path.display(), binary.id);
+        Failure::new(ExitCode::Setup, what).because(error)
+    };
+    let mut nodes = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    let mut take = |path: &Path| {
+        let blob = store.take(path).map_err(|error| fail(path, error))?;
+        let Blob { digest, size, path: copy, mode } = blob;
+        files.insert(digest, copy);
+        nodes.insert(path.as_os_str().to_owned(), TreeNode::File { digest, size, mode });
+        Ok::<_, Failure>(digest)
+    };
+    let executable = take(&binary.executable)?;
+    for companion in &binary.companions {
+        take(companion)?;
+    }
+    for folder in &binary.companion_dirs {
+        let mut paths = Vec::new();
+        everything_in(folder, &mut paths).map_err(|error| fail(folder, error))?;
+        if paths.len() > TREE_FILES_MAX {
+            return Err(too_many(folder));
+        }
+        let paths = paths.into_iter().map(PathBuf::into_os_string).collect();
+        for (path, looked) in look_at_all(paths, store.stats()) {
+            // Nobody can ship a socket; what is gone is nothing a test may rely on.
+            let Looked::Node(node) = looked else { continue };
+            if let TreeNode::File { digest, .. } = &node {
+                files.entry(*digest).or_insert_with(|| PathBuf::from(&path));
+            }
+            nodes.entry(path).or_insert(node);
+        }
+    }
+    let nodes = nodes.into_iter();
+    let entries = nodes.map(|(path, node)| TreeEntry { path: path.into(), node }).collect();
+    Ok(Payload { executable, entries, files })
+}
+
+/// A folder and all that lies in it, links not followed.
+fn everything_in(folder: &Path, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    paths.push(folder.to_owned());
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            everything_in(&entry.path(), paths)?;
+        } else {
+            paths.push(entry.path());
+        }
+        if paths.len() > TREE_FILES_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{BinaryId, BinaryKind, Harness, Triple};
+    use crate::tree::statcache::StatCache;
+
+    #[test]
+    fn names_the_executable_its_companions_and_what_its_build_script_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let stats = Arc::new(StatCache::open(&at("stats")));
+        let store = ClientStore::open(&at("target"), stats).unwrap();
+        for file in ["exe", "program", "out/deep/generated.rs"] {
+            fs::create_dir_all(at(file).parent().unwrap()).unwrap();
+            fs::write(at(file), file).unwrap();
+        }
+        std::os::unix::fs::symlink("deep", at("out/link")).unwrap();
+        let mut binary = TestBinary {
+            id: BinaryId::new("a::b"),
+            package: "a".into(),
+            package_id: "a".into(),
+            target_name: "b".into(),
+            kind: BinaryKind::Test,
+            harness: Harness::Libtest,
+            triple: Triple::new("x"),
+            for_host: false,
+            executable: at("exe"),
+            cwd: dir.path().to_owned(),
+            env: BTreeMap::new(),
+            companions: vec![at("program")],
+            companion_dirs: vec![at("out")],
+            writable_dirs: vec![],
+        };
+        let payload = gather(&binary, &store).unwrap();
+        assert_eq!(payload.executable, Digest::of(b"exe"));
+        let names: Vec<_> = payload
+            .entries
+            .iter()
+            .map(|entry| entry.path.as_path().strip_prefix(dir.path()).unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["exe", "out", "out/deep", "out/deep/generated.rs", "out/link", "program"]
+        );
+        let kept = &payload.files[&Digest::of(b"program")];
+        assert!(kept.starts_with(at("target/distest/store")));
+        assert_eq!(payload.files.len(), 3);
+
+        binary.companions = vec![at("gone")];
+        let failure = gather(&binary, &store).unwrap_err().to_string();
+        assert!(failure.contains("gone, which a::b needs"), "{failure}");
+    }
+}

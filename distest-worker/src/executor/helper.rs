@@ -1,0 +1,109 @@
+//! The worker's end of one zygote.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+
+use crate::zygote::ZygoteProgram;
+use crate::zygote::processes::{descendants, kill_all};
+use crate::zygote::wire::{self, Answer, Request};
+
+/// How long a zygote that has been told to leave may take: it gives up by itself before that.
+const LEAVE_PATIENCE: Duration =
+    crate::zygote::CLEAR_PATIENCE.saturating_add(Duration::from_secs(2));
+
+/// A running zygote.
+pub(super) struct Helper {
+    socket: AsyncFd<OwnedFd>,
+    child: Child,
+    buffer: Box<[u8]>,
+}
+
+impl Helper {
+    /// Starts a zygote. It needn't be up yet to be sent to.
+    pub(super) fn start(program: &ZygoteProgram) -> io::Result<Self> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        super::pump::set_nonblocking(&ours)?;
+        let child = Command::from(program.command(theirs)).spawn()?;
+        let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
+        Ok(Self { socket: watch(ours)?, child, buffer })
+    }
+
+    /// Sends a request; its descriptors are copied and can be closed then.
+    pub(super) async fn send(&self, request: &Request, descriptors: &[RawFd]) -> io::Result<()> {
+        let data = wire::encode(request)?;
+        loop {
+            match wire::send_request(self.socket.as_fd(), &data, descriptors) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.writable().await?.clear_ready();
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits for the next answer. May be dropped and called again. An error says that there will
+    /// be none.
+    pub(super) async fn receive(&mut self) -> io::Result<Answer> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let received = ready.try_io(|socket| {
+                Ok(recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?)
+            });
+            match received {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(Ok(length)) => return wire::decode(&self.buffer[..length]),
+                // Said once when it died with unread requests; what it had answered comes after.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Lets the zygote kill what it started and leave; kills it if it doesn't.
+    pub(super) async fn end(self) {
+        let Self { socket, mut child, .. } = self;
+        drop(socket);
+        if tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await.is_err() {
+            let left = child.id().map(as_pid).map(descendants).unwrap_or_default();
+            kill_all(&left);
+            let _ = child.kill().await;
+        }
+    }
+
+    /// Makes an end of a zygote that died or doesn't answer and, if it still exists, of all that
+    /// descends from it. Tells how it ended.
+    pub(super) async fn bury(self) -> String {
+        let Self { socket, mut child, .. } = self;
+        let left = child.id().map(as_pid).map(descendants).unwrap_or_default();
+        let _ = child.start_kill();
+        kill_all(&left);
+        drop(socket);
+        match tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await {
+            Ok(Ok(status)) => describe(status),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it can't be killed".into(),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "tokio wants to be sure that nobody else closes it")]
+fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always names the same open socket, and is closed only when dropped.
+    Ok(unsafe { AsyncFd::register(socket)? })
+}
+
+fn describe(status: ExitStatus) -> String {
+    format!("it ended with {status}")
+}
+
+fn as_pid(id: u32) -> i32 {
+    i32::try_from(id).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,131 @@
+//! Creating things below a folder without ever following a link.
+//!
+//! Folders on the way are opened one by one with `O_NOFOLLOW`, each relative to the one before it:
+//! portable, and as tight as `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+/// Name of something that is about to take the place of something else. One at a time: whoever
+/// lays things out holds a lock.
+const REPLACEMENT: &str = ".distest-replacement";
+
+/// A folder that stands for `/`.
+pub(super) struct Beneath {
+    base: OwnedFd,
+    /// The parent of the last slot: entries come sorted.
+    last: Option<(PathBuf, OwnedFd)>,
+}
+
+/// A name in a folder, where something is or will be.
+pub(super) struct Slot<'a> {
+    parent: &'a OwnedFd,
+    name: OsString,
+}
+
+impl Beneath {
+    pub(super) fn open(base: &Path) -> io::Result<Self> {
+        Ok(Self { base: open(base, folder_flags(), Mode::empty())?, last: None })
+    }
+
+    /// The place of an absolute path without `..`. Creates the folders on the way.
+    pub(super) fn slot(&mut self, path: &Path) -> io::Result<Slot<'_>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let cached = self.last.as_ref().is_some_and(|(last, _)| last == parent);
+        if !cached {
+            let mut folder = self.base.try_clone()?;
+            for component in parent.components() {
+                if let Component::Normal(name) = component {
+                    folder = enter(&folder, name)?;
+                }
+            }
+            self.last = Some((parent.to_owned(), folder));
+        }
+        let parent = self.last.as_ref().map_or(&self.base, |(_, folder)| folder);
+        Ok(Slot { parent, name: name.to_owned() })
+    }
+}
+
+impl Slot<'_> {
+    pub(super) fn exists(&self) -> bool {
+        fstatat(self.parent, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// A folder with these permissions and all of its owner's.
+    pub(super) fn folder(&self, mode: u32) -> io::Result<()> {
+        let folder = enter(self.parent, &self.name)?;
+        File::from(folder).set_permissions(Permissions::from_mode(mode & 0o777 | 0o700))
+    }
+
+    /// A new file with what `write` puts into it. Nothing if that fails.
+    pub(super) fn file(
+        &self,
+        mode: u32,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.create(|name| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+            let mode_now = Mode::S_IRUSR | Mode::S_IWUSR;
+            let file = File::from(openat(self.parent, name, flags | OFlag::O_CLOEXEC, mode_now)?);
+            let written = write(&file)
+                .and_then(|()| file.set_permissions(Permissions::from_mode(mode & 0o777)));
+            if written.is_err() {
+                let _ = unlinkat(self.parent, name, UnlinkatFlags::NoRemoveDir);
+            }
+            written
+        })
+    }
+
+    /// A symbolic link with this text.
+    pub(super) fn link(&self, target: &Path) -> io::Result<()> {
+        self.create(|name| Ok(symlinkat(target, self.parent, name)?))
+    }
+
+    /// Creates something; if something that is no folder is in its place, replaces that.
+    fn create(&self, make: impl FnOnce(&OsStr) -> io::Result<()>) -> io::Result<()> {
+        if !self.exists() {
+            return make(&self.name);
+        }
+        let replacement = OsStr::new(REPLACEMENT);
+        let _ = unlinkat(self.parent, replacement, UnlinkatFlags::NoRemoveDir);
+        make(replacement)?;
+        renameat(self.parent, replacement, self.parent, self.name.as_os_str()).map_err(|error| {
+            let _ = unlinkat(self.parent, replacement, UnlinkatFlags::NoRemoveDir);
+            error.into()
+        })
+    }
+}
+
+/// Opens a folder in a folder; creates it if nothing is there. Fails if it is a link.
+fn enter(parent: &impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    match openat(parent, name, folder_flags(), Mode::empty()) {
+        Err(Errno::ENOENT) => {
+            match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok(openat(parent, name, folder_flags(), Mode::empty())?)
+        }
+        Err(Errno::EACCES) => {
+            // A test took its own permissions away. Fails on a link, which has none.
+            fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)?;
+            Ok(openat(parent, name, folder_flags(), Mode::empty())?)
+        }
+        entered => Ok(entered?),
+    }
+}
+
+fn folder_flags() -> OFlag {
+    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
+}

@@ -1,0 +1,207 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::digest::Digest;
+use crate::protocol::Encoding;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    store: Store,
+    sandbox: Sandbox,
+}
+
+/// A sandbox for `/work/proj` and `/data/target`, in which `/work/proj/sub` is a nested root.
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store"), 1 << 20).unwrap();
+    let roots = ["/work/proj/sub", "/work/proj", "/data/target"].map(OsText::from);
+    let sandbox = Sandbox::at(dir.path().join("box"), &roots).unwrap();
+    Bench { dir, store, sandbox }
+}
+
+impl Bench {
+    fn file(&self, path: &str, content: &str, mode: u32) -> TreeEntry {
+        let (digest, size) = (Digest::of(content.as_bytes()), content.len() as u64);
+        let mut upload = self.store.begin(digest, size, Encoding::Raw).unwrap();
+        upload.push(content.as_bytes()).unwrap();
+        upload.finish().unwrap();
+        TreeEntry { path: path.into(), node: TreeNode::File { digest, size, mode } }
+    }
+
+    fn lay(&self, entries: &[TreeEntry]) -> Result<(), Refusal> {
+        self.sandbox.lay(&self.store, entries)
+    }
+
+    fn here(&self, client: &str) -> PathBuf {
+        self.sandbox.path(Path::new(client))
+    }
+}
+
+fn folder(path: &str, mode: u32) -> TreeEntry {
+    TreeEntry { path: path.into(), node: TreeNode::Folder { mode } }
+}
+
+fn link(path: &str, target: &str) -> TreeEntry {
+    TreeEntry { path: path.into(), node: TreeNode::Link { target: target.into() } }
+}
+
+#[test]
+fn paths_and_values_are_translated_at_boundaries() {
+    let bench = bench();
+    let base = bench.dir.path().join("box/root");
+    assert_eq!(bench.here("/work/proj/a"), base.join("work/proj/a"));
+    assert_eq!(bench.here("/work/proj-2/a"), Path::new("/work/proj-2/a"));
+    assert_eq!(bench.here("/usr/bin/git"), Path::new("/usr/bin/git"));
+    let here = base.to_str().unwrap();
+    for (value, expected) in [
+        ("/work/proj", "%/work/proj"),
+        ("/work/proj/sub/x", "%/work/proj/sub/x"),
+        (
+            "/data/target/deps:/usr/lib:/work/proj/lib:",
+            "%/data/target/deps:/usr/lib:%/work/proj/lib:",
+        ),
+        ("--flag=/work/proj/x -L/data/target", "--flag=%/work/proj/x -L%/data/target"),
+        ("path+file:///work/proj#a@0.1.0", "path+file://%/work/proj#a@0.1.0"),
+        (r#"["/work/proj","/work/proj/a"]"#, r#"["%/work/proj","%/work/proj/a"]"#),
+        ("/work/proj-2 /work/project /work/proj.old", "/work/proj-2 /work/project /work/proj.old"),
+        ("/old/work/proj rel/work/proj //work/proj", "/old/work/proj rel/work/proj //work/proj"),
+        ("/work/projé /work /usr/bin/git", "/work/projé /work /usr/bin/git"),
+        ("", ""),
+    ] {
+        let translated = bench.sandbox.value(OsStr::new(value));
+        assert_eq!(translated.to_str().unwrap(), expected.replace('%', here), "{value}");
+    }
+    let bytes = OsStr::from_bytes(b"\xff=/work/proj/\xff");
+    assert!(bench.sandbox.value(bytes).as_bytes().ends_with(b"/root/work/proj/\xff"));
+    let in_place = Sandbox::in_place();
+    assert_eq!(in_place.value(OsStr::new("/work/proj")), "/work/proj");
+    assert_eq!(in_place.path(Path::new("/work/proj")), Path::new("/work/proj"));
+}
+
+#[test]
+fn lays_files_folders_and_links_and_cleans_up() {
+    let bench = bench();
+    let entries = [
+        folder("/work/proj", 0o755),
+        link("/work/proj/abs", "/data/target/x"),
+        link("/work/proj/dangling", "nowhere"),
+        folder("/work/proj/read-only", 0o555),
+        bench.file("/work/proj/read-only/run.sh", "#!/bin/sh", 0o555),
+        link("/work/proj/shell", "/bin/sh"),
+        bench.file("/work/proj/deep/er/file", "text", 0o640),
+    ];
+    bench.lay(&entries).unwrap();
+    bench.lay(&entries).unwrap();
+    bench
+        .sandbox
+        .make_writable(&["/data/target/tmp".into(), "/work/proj/read-only".into()])
+        .unwrap();
+
+    let text = fs::read_to_string(bench.here("/work/proj/deep/er/file")).unwrap();
+    assert_eq!(text, "text");
+    let mode = |path| fs::metadata(bench.here(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("/work/proj/deep/er/file"), 0o640);
+    assert_eq!(mode("/work/proj/read-only/run.sh"), 0o555);
+    assert!(bench.here("/data/target/tmp").is_dir());
+    let target = |path| fs::read_link(bench.here(path)).unwrap();
+    assert_eq!(target("/work/proj/abs"), bench.here("/data/target/x"));
+    assert_eq!(target("/work/proj/dangling"), Path::new("nowhere"));
+    assert_eq!(target("/work/proj/shell"), Path::new("/bin/sh"));
+
+    let read_only = bench.here("/work/proj/read-only");
+    fs::set_permissions(read_only, fs::Permissions::from_mode(0o500)).unwrap();
+    drop(bench.sandbox);
+    assert!(!bench.dir.path().join("box").exists());
+}
+
+#[test]
+fn the_same_again_is_left_alone_and_what_changed_is_replaced() {
+    let bench = bench();
+    let path = "/work/proj/exe";
+    let first = bench.file(path, "first", 0o755);
+    bench.lay(std::slice::from_ref(&first)).unwrap();
+    let inode =
+        |path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(bench.here(path)).unwrap());
+    let before = inode(path);
+    bench.lay(std::slice::from_ref(&first)).unwrap();
+    assert_eq!(inode(path), before, "a running executable keeps its file");
+
+    bench.lay(&[bench.file(path, "second", 0o755)]).unwrap();
+    assert_eq!(fs::read_to_string(bench.here(path)).unwrap(), "second");
+    bench.lay(&[link(path, "elsewhere")]).unwrap();
+    fs::remove_file(bench.here(path)).unwrap();
+    bench.lay(&[link(path, "elsewhere")]).unwrap();
+    assert_eq!(fs::read_link(bench.here(path)).unwrap(), Path::new("elsewhere"));
+}
+
+#[test]
+fn hostile_entries_are_refused_and_touch_nothing_outside() {
+    let bench = bench();
+    let outside = bench.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let out = outside.to_str().unwrap();
+    bench
+        .lay(&[
+            link("/work/proj/leaves", out),
+            link("/work/proj/climbs", "../../../../outside"),
+            bench.file("/work/proj/file", "x", 0o644),
+            folder("/work/proj/folder", 0o755),
+        ])
+        .unwrap();
+    for path in [
+        "/etc/passwd",
+        out,
+        "/work/proj/../../etc/x",
+        "/work/proj/sub/..",
+        "relative",
+        "",
+        "/",
+        "/work",
+        "/work/proj-2/x",
+        "/work/proj/leaves/x",
+        "/work/proj/climbs/x",
+        "/work/proj/file/x",
+        "/work/proj/folder",
+        "/work/proj/nul\0",
+    ] {
+        let file = bench.file(path, "evil", 0o644);
+        let made = [file, link(path, "evil")];
+        for entry in made {
+            let refusal = bench.lay(&[entry]).unwrap_err();
+            assert_eq!(refusal.kind, RefusalKind::Invalid, "{path}: {refusal}");
+        }
+    }
+    for path in ["/work/proj/leaves", "/work/proj/climbs", "/work/proj/file"] {
+        let refusal = bench.lay(&[folder(path, 0o777)]).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{path}: {refusal}");
+        let refusal = bench.sandbox.make_writable(&[path.into()]).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{path}: {refusal}");
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    // Writing to the name of a link replaces the link, not what it points to.
+    bench.lay(&[bench.file("/work/proj/leaves", "x", 0o644)]).unwrap();
+    assert!(outside.is_dir());
+}
+
+#[test]
+fn a_missing_blob_is_told_as_such_and_leaves_no_file() {
+    let bench = bench();
+    let node = TreeNode::File { digest: Digest::of(b"never sent"), size: 10, mode: 0o644 };
+    let refusal = bench.lay(&[TreeEntry { path: "/work/proj/x".into(), node }]).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::MissingBlob, "{refusal}");
+    assert!(!bench.here("/work/proj/x").exists());
+    assert!(Sandbox::in_place().lay(&bench.store, &[folder("/work/proj", 0o755)]).is_err());
+}
+
+#[test]
+fn hostile_roots_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for root in ["/", "", "work", "/work/../etc", "/.."] {
+        let made = Sandbox::at(dir.path().join("box"), &[root.into()]);
+        assert_eq!(made.err().unwrap().kind, RefusalKind::Invalid, "{root}");
+        assert!(!dir.path().join("box").exists());
+    }
+    fs::create_dir(dir.path().join("box")).unwrap();
+    assert!(Sandbox::at(dir.path().join("box"), &["/work".into()]).is_err());
+    assert!(dir.path().join("box").exists(), "it was there before");
+}
