@@ -197,7 +197,7 @@ fn a_binary_arrives_and_the_second_time_sends_nothing() {
         {
             assert!(bench.laid(name) == content, "{name}");
         }
-        assert_eq!(bench.worker.seen().prepared, [spec.clone()]);
+        assert_eq!(bench.worker.seen().prepared, std::slice::from_ref(&spec));
         let shipped = shipper.shipped();
         assert_eq!((shipped, shipped.blobs), (*told.lock().unwrap(), 4));
         assert!((700_001..710_000).contains(&shipped.bytes), "zeros compress: {shipped:?}");
@@ -281,6 +281,26 @@ fn a_lost_blob_is_sent_once_more() {
 
         bench.worker.seen().refuse_lays = [RefusalKind::MissingBlob; 2].into();
         assert_eq!(kind(bench.shipper.binary(&spec, &files).await), RefusalKind::MissingBlob);
+    });
+}
+
+#[test]
+fn a_blob_that_was_abandoned_half_way_is_sent_again() {
+    Bench::run(|bench| async move {
+        let content = noise(1, 2_000_000);
+        let (spec, files) = bench.binary(&[("a", &content)]);
+        {
+            let mut abandoned = std::pin::pin!(bench.shipper.binary(&spec, &files));
+            while bench.worker.seen().uploads.is_empty() {
+                tokio::select! {
+                    biased;
+                    done = &mut abandoned => panic!("it was to be abandoned before {done:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!(bench.laid("a"), content);
     });
 }
 

@@ -22,10 +22,14 @@ const THREADS_MAX: usize = 8;
 const BATCH: usize = 32;
 
 /// What is known of the folders on the way to what was found.
-struct Folders<'a> {
-    roots: &'a TreeRoots,
+///
+/// Paths are plain strings here: comparing their components takes longer than all else.
+struct Folders {
+    excluded: Vec<OsString>,
     /// None: it is no folder, or nothing in it travels.
-    known: BTreeMap<PathBuf, Option<Folder>>,
+    known: BTreeMap<OsString, Option<Folder>>,
+    /// Of what was asked last: what was found comes sorted.
+    last: Option<(OsString, Option<Folder>)>,
 }
 
 #[derive(Clone, Copy)]
@@ -82,8 +86,8 @@ pub(super) fn assemble(
     Ok(tree)
 }
 
-impl<'a> Folders<'a> {
-    fn new(roots: &'a TreeRoots) -> Self {
+impl Folders {
+    fn new(roots: &TreeRoots) -> Self {
         let mut outer: Vec<&PathBuf> =
             [&roots.workspace].into_iter().chain(&roots.packages).collect();
         outer.sort_unstable();
@@ -91,34 +95,45 @@ impl<'a> Folders<'a> {
         let root = |path: &PathBuf| {
             // A root may be a link; on a worker it is the folder it leads to.
             let mode = fs::metadata(path).map_or(0o755, |metadata| metadata.mode() & 0o777);
-            (path.clone(), Some(Folder { mode, built: false }))
+            (path.clone().into(), Some(Folder { mode, built: false }))
         };
-        Self { roots, known: outer.into_iter().map(root).collect() }
+        // Without a slash at the end.
+        let excluded = roots.excluded.iter().map(|path| path.components().as_path().into());
+        let known = outer.into_iter().map(root).collect();
+        Self { excluded: excluded.collect(), known, last: None }
     }
 
     fn travels(&mut self, found: &Found) -> bool {
         let path = Path::new(&found.path);
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
-        if name == ".git" || self.roots.excluded.iter().any(|excluded| excluded == path) {
+        if name == ".git" || self.excluded.contains(&found.path) {
             return false;
         }
-        self.folder(parent).is_some_and(|folder| found.tracked || !folder.built)
+        let folder = match &self.last {
+            Some((last, folder)) if last == parent.as_os_str() => *folder,
+            _ => {
+                let folder = self.folder(parent);
+                self.last = Some((parent.into(), folder));
+                folder
+            }
+        };
+        folder.is_some_and(|folder| found.tracked || !folder.built)
     }
 
     fn folder(&mut self, path: &Path) -> Option<Folder> {
-        if let Some(known) = self.known.get(path) {
+        if let Some(known) = self.known.get(path.as_os_str()) {
             return *known;
         }
         let folder = path.parent().and_then(|parent| self.folder(parent)).and_then(|parent| {
             // What lies behind a link is no part of the tree.
             let metadata = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_dir)?;
             let built = parent.built
-                || self.roots.excluded.iter().any(|excluded| excluded == path)
+                || self.excluded.iter().any(|excluded| excluded == path)
                 || is_build_directory(path);
             let git = path.file_name().is_some_and(|name| name == ".git");
             (!git).then_some(Folder { mode: metadata.mode() & 0o777, built })
         });
-        self.known.insert(path.to_owned(), folder);
+        self.known.insert(path.into(), folder);
         folder
     }
 
@@ -127,12 +142,13 @@ impl<'a> Folders<'a> {
         let mut nodes = BTreeMap::new();
         let mut last = None;
         for parent in found.iter().map(|found| Path::new(&found.path).parent()) {
-            if parent == last {
+            let name = parent.map(Path::as_os_str);
+            if name == last {
                 continue;
             }
-            last = parent;
+            last = name;
             for path in parent.into_iter().flat_map(Path::ancestors) {
-                let Some(Some(folder)) = self.known.get(path) else { break };
+                let Some(Some(folder)) = self.known.get(path.as_os_str()) else { break };
                 if nodes.insert(path.into(), TreeNode::Folder { mode: folder.mode }).is_some() {
                     break;
                 }

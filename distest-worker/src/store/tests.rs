@@ -201,11 +201,9 @@ fn what_dead_processes_left_is_removed_and_what_live_ones_have_stays() {
 
 const CHILD: &str = "DISTEST_STORE_TEST_DIR";
 
-/// What each process of the test below does; does nothing by itself.
-#[test]
-fn child_process_of_the_next_test() {
-    let Some(dir) = std::env::var_os(CHILD) else { return };
-    let store = Store::open(Path::new(&dir), 64 << 20).unwrap();
+/// What each process of the test below does.
+fn upload_and_place(dir: &Path) {
+    let store = Store::open(dir, 64 << 20).unwrap();
     for round in 0..20_u8 {
         let data = vec![round; 100_000];
         let digest = Digest::of(&data);
@@ -219,11 +217,14 @@ fn child_process_of_the_next_test() {
 
 #[test]
 fn several_processes_upload_the_same_blobs() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return upload_and_place(Path::new(&dir));
+    }
     let dir = tempfile::tempdir().unwrap();
     let children: Vec<_> = (0..3)
         .map(|_| {
             std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "store::tests::child_process_of_the_next_test"])
+                .args(["--exact", "store::tests::several_processes_upload_the_same_blobs"])
                 .env(CHILD, dir.path())
                 .stdout(std::process::Stdio::null())
                 .spawn()
