@@ -91,6 +91,9 @@ impl Assembler {
             return Ok(None);
         };
         let length = usize::from(u16::from_be_bytes([high, low]));
+        if channel > Channel::Own as u8 {
+            return Err(Violation(format!("it sent a frame on channel {channel}, there is none")));
+        }
         if length > PAYLOAD_BYTES_MAX {
             return Err(Violation(format!("it sent a frame of {length} bytes")));
         }
@@ -105,10 +108,7 @@ impl Assembler {
                 self.bulk_bytes += length as u64;
                 join(&mut self.bulk, payload, flags).map(Some)
             }
-            2 => own(&payload, flags).map(Some),
-            _ => {
-                Err(Violation(format!("it sent a frame on channel {channel}, which doesn't exist")))
-            }
+            _ => own(&payload, flags).map(Some),
         }
     }
 }

@@ -1,0 +1,396 @@
+//! Links between services that are made up here: order, priority, bounds, and hostile peers.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic, helpers included")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use distest_worker::digest::Digest;
+use distest_worker::link::{
+    self, DEADLINE, DEADLINE_BULK, Link, LinkEnd, Pipeline, client_end, worker_end,
+};
+use distest_worker::protocol::*;
+use serde::Serialize;
+use tarpc::client::RpcError;
+use tarpc::context::Context;
+use tarpc::server::Serve;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::Notify;
+
+/// A worker that keeps what it is sent.
+#[derive(Clone)]
+struct TestWorker {
+    client: ClientClient,
+    blobs: Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>,
+    /// Told when a call that never ends has begun, and when it is dropped.
+    begun: Arc<Notify>,
+    dropped: Arc<Notify>,
+}
+
+impl Worker for TestWorker {
+    async fn ping(self, _: Context) -> Pong {
+        Pong::default()
+    }
+
+    /// Calls the client back as often as slots are wanted.
+    async fn open(self, _: Context, spec: SessionSpec) -> Result<SessionReady, Refusal> {
+        for offset in 0..u64::from(spec.slots) {
+            let piece = self.client.fetch(link::context(DEADLINE), Digest::of(b""), offset).await;
+            assert_eq!(piece.unwrap().unwrap(), offset.to_string());
+        }
+        Ok(SessionReady { slots: spec.slots })
+    }
+
+    async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
+        Ok(digests)
+    }
+
+    async fn put(self, _: Context, chunk: BlobChunk) -> Result<PutReply, Refusal> {
+        let mut blobs = self.blobs.lock().unwrap();
+        blobs.entry(chunk.digest).or_default().extend_from_slice(&chunk.data);
+        Ok(if chunk.last { PutReply::Stored } else { PutReply::More })
+    }
+
+    async fn lay_tree(self, _: Context, _: TreeSpec) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn prepare(self, _: Context, _: BinarySpec) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn lease(self, _: Context, _: Lease) -> Result<(), Refusal> {
+        panic!("no leases here")
+    }
+
+    async fn revoke(self, _: Context, attempts: Vec<AttemptId>) -> Vec<AttemptId> {
+        attempts
+    }
+
+    async fn stop(self, _: Context, _: Stop) {}
+
+    async fn stdin(self, _: Context, _: StdinChunk) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn close(self, _: Context) {
+        struct TellDropped(Arc<Notify>);
+        impl Drop for TellDropped {
+            fn drop(&mut self) {
+                self.0.notify_one();
+            }
+        }
+        let _guard = TellDropped(self.dropped.clone());
+        self.begun.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[derive(Clone)]
+struct TestClient;
+
+impl Client for TestClient {
+    async fn report(self, _: Context, _: Vec<Report>) {}
+    async fn output(self, _: Context, _: OutputChunk) {}
+    async fn fetch(self, _: Context, _: Digest, offset: u64) -> Result<Bytes, Refusal> {
+        Ok(offset.to_string().into())
+    }
+}
+
+struct Ends {
+    worker: WorkerClient,
+    client_link: Link,
+    worker_link: Link,
+    service: TestWorker,
+}
+
+fn ends(near: DuplexStream, far: DuplexStream) -> Ends {
+    let mut service = None;
+    let worker_link = worker_end(far, |client| {
+        let worker = TestWorker {
+            client,
+            blobs: Arc::default(),
+            begun: Arc::default(),
+            dropped: Arc::default(),
+        };
+        service = Some(worker.clone());
+        move |context, request| worker.clone().serve().serve(context, request)
+    });
+    let (worker, client_link) = near_end(near);
+    Ends { worker, client_link, worker_link, service: service.unwrap() }
+}
+
+fn near_end(stream: DuplexStream) -> (WorkerClient, Link) {
+    client_end(stream, |context, request| TestClient.serve().serve(context, request))
+}
+
+/// A pipe that carries `rate` bytes per second each way.
+fn slow_pipe(rate: u64) -> (DuplexStream, DuplexStream) {
+    // As much as a socket buffers.
+    let (near, near_far) = duplex(256 * 1024);
+    let (far, far_near) = duplex(256 * 1024);
+    let (near_read, near_write) = tokio::io::split(near_far);
+    let (far_read, far_write) = tokio::io::split(far_near);
+    tokio::spawn(carry(near_read, far_write, rate));
+    tokio::spawn(carry(far_read, near_write, rate));
+    (near, far)
+}
+
+async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, rate: u64) {
+    let mut piece = vec![0; 1500];
+    let mut free = tokio::time::Instant::now();
+    while let Ok(bytes @ 1..) = from.read(&mut piece).await {
+        // The timer counts in milliseconds; what it rounds up is caught up with.
+        free = free.max(tokio::time::Instant::now() - Duration::from_millis(2));
+        free += Duration::from_micros(bytes as u64 * 1_000_000 / rate);
+        tokio::time::sleep_until(free).await;
+        if to.write_all(&piece[..bytes]).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn chunks(blob: &[u8]) -> impl Iterator<Item = BlobChunk> {
+    let (digest, size) = (Digest::of(blob), blob.len() as u64);
+    let blob = Bytes::copy_from_slice(blob);
+    let count = blob.len().div_ceil(CHUNK_BYTES_MAX);
+    (0..count).map(move |i| {
+        let end = blob.len().min((i + 1) * CHUNK_BYTES_MAX);
+        let data = blob.slice(i * CHUNK_BYTES_MAX..end);
+        BlobChunk { digest, size, encoding: Encoding::Raw, data, last: i + 1 == count }
+    })
+}
+
+async fn upload(worker: &WorkerClient, blob: &[u8]) -> PutReply {
+    let mut pipeline = Pipeline::new(8);
+    let mut last = None;
+    for chunk in chunks(blob) {
+        let call = worker.put(link::context(DEADLINE_BULK), chunk);
+        last = pipeline.push(call).await.or(last);
+    }
+    while let Some(reply) = pipeline.next().await {
+        last = Some(reply);
+    }
+    last.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn calls_go_both_ways_at_once() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    let spec = SessionSpec { slots: 500, ..SessionSpec::default() };
+    let ready = ends.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    assert_eq!(ready.slots, 500);
+}
+
+#[tokio::test]
+async fn pieces_of_a_blob_arrive_whole_and_in_order_beside_those_of_another() {
+    let (near, far) = duplex(64 * 1024);
+    let ends = ends(near, far);
+    let blob = |seed: usize| (0..3_000_000).map(|i| (i * i / seed) as u8).collect::<Vec<_>>();
+    let (a, b) = (blob(7), blob(31));
+    let stored = tokio::join!(upload(&ends.worker, &a), upload(&ends.worker, &b));
+    assert_eq!(stored, (PutReply::Stored, PutReply::Stored));
+    let blobs = ends.service.blobs.lock().unwrap();
+    for sent in [&a, &b] {
+        assert!(blobs[&Digest::of(sent)] == *sent);
+    }
+    let (sent, received) = (ends.client_link.stats().sent(), ends.worker_link.stats().received());
+    assert_eq!(sent, received);
+    assert!((6_000_000..6_100_000).contains(&sent), "{sent} bytes for two blobs of 3 MB");
+}
+
+/// In virtual time, so that it says the same on any machine.
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_passes_an_upload_over_a_slow_link() {
+    let (near, far) = slow_pipe(1_000_000);
+    let ends = ends(near, far);
+    let worker = ends.worker.clone();
+    let upload = tokio::spawn(async move { upload(&worker, &vec![5; 20_000_000]).await });
+    let mut worst = Duration::ZERO;
+    let began = tokio::time::Instant::now();
+    while !upload.is_finished() {
+        tokio::time::sleep(Duration::from_millis(83)).await;
+        let asked = tokio::time::Instant::now();
+        ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+        worst = worst.max(asked.elapsed());
+    }
+    assert_eq!(upload.await.unwrap(), PutReply::Stored);
+    assert!(worst < Duration::from_millis(250), "a heartbeat took {worst:?}");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(22), "20 MB at 1 MB/s took {took:?}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_connection_drops_handlers_and_ends_calls() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    let worker = ends.worker.clone();
+    let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
+    ends.service.begun.notified().await;
+    drop(ends.client_link);
+    assert_eq!(ends.worker_link.ended().await, LinkEnd::PeerClosed);
+    ends.service.dropped.notified().await;
+    assert!(matches!(call.await.unwrap(), Err(RpcError::Shutdown | RpcError::Channel(_))));
+}
+
+#[tokio::test]
+async fn dropping_a_call_drops_its_handler() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    let worker = ends.worker.clone();
+    let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
+    ends.service.begun.notified().await;
+    call.abort();
+    ends.service.dropped.notified().await;
+    ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_last_word_is_heard() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    ends.worker_link.close("the worker is shutting down").await;
+    let end = ends.client_link.ended().await;
+    assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));
+}
+
+#[tokio::test]
+async fn a_panicking_handler_is_a_bug_that_is_told() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    let lease = Lease { attempts: Vec::new() };
+    ends.worker.lease(link::context(DEADLINE), lease).await.unwrap_err();
+    assert_eq!(ends.worker_link.ended().await, LinkEnd::Bug("no leases here".to_owned()));
+}
+
+#[tokio::test]
+async fn too_large_a_message_fails_by_itself() {
+    let (near, far) = duplex(1024);
+    let ends = ends(near, far);
+    let env = vec![("A".into(), OsText::from("x".repeat(9 << 20)))];
+    let spec = SessionSpec { env, ..SessionSpec::default() };
+    let error = ends.worker.open(link::context(DEADLINE), spec).await.unwrap_err();
+    assert!(matches!(error, RpcError::Send(_)), "{error}");
+    ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+}
+
+/// What a hostile client may put on the wire.
+#[derive(Serialize)]
+enum Raw {
+    Request { id: u64, timeout_ms: u64 },
+    Answer { id: u64 },
+}
+
+fn message(channel: u8, envelope: Raw, rest: impl Serialize) -> Vec<u8> {
+    let mut payload = rmp_serde::to_vec_named(&envelope).unwrap();
+    payload.extend(rmp_serde::to_vec_named(&rest).unwrap());
+    let mut frame = vec![channel, 1];
+    frame.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A worker's end whose client is whatever the test writes.
+fn raw_client() -> (DuplexStream, Ends) {
+    let (near, far) = duplex(1 << 20);
+    let unused = duplex(1).0;
+    (near, ends(unused, far))
+}
+
+async fn violation(bytes: &[u8]) -> String {
+    let (mut near, ends) = raw_client();
+    near.write_all(bytes).await.unwrap();
+    let LinkEnd::Violation(what) = ends.worker_link.ended().await else { panic!() };
+    // And the peer is told.
+    let mut told = Vec::new();
+    near.read_to_end(&mut told).await.unwrap();
+    assert!(String::from_utf8_lossy(&told).contains(&what));
+    what
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_ends_the_connection_with_a_reason() {
+    assert!(violation(b"GET / HTTP/1.1\r\n\r\n").await.contains("frame"));
+    assert!(violation(&[0, 1, 0, 3, 1, 2, 3]).await.contains("makes no sense"));
+    assert!(violation(&[2, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9]).await.contains("credit"));
+    let mut large = Vec::new();
+    for _ in 0..257 {
+        large.extend_from_slice(&[0, 0, 0x80, 0]);
+        large.extend(vec![0; 0x8000]);
+    }
+    let (mut near, ends) = raw_client();
+    let _ = near.write_all(&large).await;
+    let LinkEnd::Violation(what) = ends.worker_link.ended().await else { panic!() };
+    assert_eq!(what, "it sent a message of more than 8388608 bytes");
+}
+
+#[tokio::test]
+async fn requests_that_are_not_served_are_answered() {
+    #[derive(Serialize)]
+    enum Request {
+        Ping {},
+        Dance {},
+    }
+    let (mut near, _ends) = raw_client();
+    let absurd = Raw::Request { id: 1, timeout_ms: u64::MAX };
+    near.write_all(&message(0, absurd, Request::Ping {})).await.unwrap();
+    let unknown = Raw::Request { id: 2, timeout_ms: 1000 };
+    near.write_all(&message(0, unknown, Request::Dance {})).await.unwrap();
+    let fine = Raw::Request { id: 3, timeout_ms: 1000 };
+    near.write_all(&message(0, fine, Request::Ping {})).await.unwrap();
+    let mut heard = String::new();
+    while !heard.contains("running") {
+        let mut bytes = [0; 1024];
+        let count = near.read(&mut bytes).await.unwrap();
+        assert_ne!(count, 0, "closed after {heard}");
+        heard.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    assert!(heard.contains("days away") && heard.contains("not known here"), "{heard}");
+}
+
+#[tokio::test]
+async fn an_answer_to_another_question_is_no_panic() {
+    let (near, mut far) = duplex(1024);
+    let (worker, link) = near_end(near);
+    let call = tokio::spawn(async move { worker.ping(link::context(DEADLINE)).await });
+    let mut bytes = [0; 256];
+    assert_ne!(far.read(&mut bytes).await.unwrap(), 0);
+    #[derive(Serialize)]
+    enum Answer {
+        Revoke(Vec<u64>),
+    }
+    // An answer that nobody asked for is only late.
+    far.write_all(&message(0, Raw::Answer { id: 77 }, Answer::Revoke(vec![]))).await.unwrap();
+    far.write_all(&message(0, Raw::Answer { id: 0 }, Answer::Revoke(vec![]))).await.unwrap();
+    assert!(matches!(link.ended().await, LinkEnd::Violation(what) if what.contains("another")));
+    call.await.unwrap().unwrap_err();
+}
+
+/// Run it with `--release --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "prints a throughput, checks nothing"]
+async fn throughput_of_one_blob_over_loopback() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (far, _) = listener.accept().await.unwrap();
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    let _worker_link = worker_end(far, |client| {
+        let worker = TestWorker {
+            client,
+            blobs: Arc::default(),
+            begun: Arc::default(),
+            dropped: Arc::default(),
+        };
+        move |context, request| worker.clone().serve().serve(context, request)
+    });
+    let (worker, _link) =
+        client_end(near, |context, request| TestClient.serve().serve(context, request));
+    let blob = vec![9; 500_000_000];
+    let began = Instant::now();
+    upload(&worker, &blob).await;
+    println!("{:.0} MB/s", 500.0 / began.elapsed().as_secs_f64());
+}
