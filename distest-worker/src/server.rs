@@ -1,2 +1,1 @@
-//! TAKEN: the integrator is writing this file (server.rs, serve.rs, cli.rs, main.rs) on main right now (12:02). You write session.rs only, as briefed, commit everything at once (link, hello, session), and report.
 //! The worker's side of a connection: a thin implementation of the services.

@@ -1,2 +1,522 @@
-//! NOTE from the integrator: only session.rs is yours now (server/serve/cli/main are being written on main). Commit link+hello NOW, then session with: Session::new(slots: u32); Tick(pub Duration); step(now, Input, &mut Vec<Effect>). Inputs: Lease(Vec<AttemptSpec>), Revoke(Vec<AttemptId>) (answered by Effect::Revoked), Stop(Stop), Spawned{slot, attempt}, CouldNotSpawn{slot, attempt, reason, detail}, Exited{slot, finished: Box<Finished>} (timed_out is set by the session), HelperDied{slot, attempt: Option, detail}, Ready{slot}, Word (any request of the client), Wake, PeerLost. Effects: Spawn{slot, attempt: Box<AttemptSpec>}, Terminate{slot}, Kill{slot}, Report(Report), Revoked(Vec<AttemptId>), WakeAt(Tick), End{reason}. fn running(), queued().
 //! Slots, leases, clocks and cancellation of one client. A state machine without IO.
+//!
+//! [`Session::step`] takes one [`Input`] at a time and answers with [`Effect`]s for a driver to
+//! perform. Every leased attempt is answered exactly once by [`Report::Finished`] or
+//! [`Report::Lost`], unless it comes back from a revoke. This module never reads a clock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::protocol::{
+    AttemptId, AttemptSpec, Exit, Finished, Leak, LossReason, Output, Refusal, RefusalKind, Report,
+    SlotId, Stop, Usage,
+};
+
+mod slot;
+#[cfg(test)]
+mod tests;
+
+use self::slot::{Busy, Slot};
+
+/// A session whose client pings is ended after this long without a word of it.
+pub const FENCE_AFTER: Duration = Duration::from_secs(3);
+
+/// Time since the session began, monotonic.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Tick(pub Duration);
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The client leases attempts. Answered by [`Effect::Leased`].
+    Lease(Vec<AttemptSpec>),
+    /// The client takes back what has not started. Answered by [`Effect::Revoked`].
+    Revoke(Vec<AttemptId>),
+    /// The client ends what runs and drops what is queued. More may be leased after it.
+    Stop(Stop),
+    /// The client or the worker ends the session. Answered by [`Effect::End`].
+    Close(Stop),
+    /// The connection is gone. Answered by [`Effect::End`].
+    PeerLost,
+    /// The client made some request.
+    Heard,
+    /// The client pinged: from now on it is expected to keep saying something.
+    Pinged,
+    /// This machine has room for one more process. The number is unique among all that run.
+    Permit(u32),
+    /// A slot's helper is there.
+    Ready(SlotId),
+    /// An attempt's process runs.
+    Spawned {
+        /// Where.
+        slot: SlotId,
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// An attempt's process could not be started.
+    CouldNotSpawn {
+        /// Where.
+        slot: SlotId,
+        /// Which.
+        attempt: AttemptId,
+        /// Why.
+        reason: LossReason,
+        /// In words.
+        detail: String,
+    },
+    /// An attempt and all that it started have ended.
+    Exited(Exited),
+    /// A slot's helper died; another one is started. Without an attempt nothing was lost: what the
+    /// slot was given is started by the next helper.
+    HelperDied {
+        /// Where.
+        slot: SlotId,
+        /// What died with it.
+        attempt: Option<AttemptId>,
+        /// In words.
+        detail: String,
+    },
+    /// A slot won't have a helper any more.
+    Gone {
+        /// Where.
+        slot: SlotId,
+        /// In words.
+        detail: String,
+    },
+    /// Time has passed.
+    Woken,
+}
+
+/// How an attempt's process ended. Its output is the driver's.
+#[derive(Clone, Debug)]
+pub struct Exited {
+    /// Where.
+    pub slot: SlotId,
+    /// Which.
+    pub attempt: AttemptId,
+    /// How.
+    pub exit: Exit,
+    /// From its start.
+    pub duration: Duration,
+    /// What it consumed.
+    pub usage: Usage,
+    /// What it left behind.
+    pub leak: Option<Leak>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// The lease was taken, or not. Answers [`Input::Lease`].
+    Leased(Result<(), Refusal>),
+    /// These were taken back. Answers [`Input::Revoke`].
+    Revoked(Vec<AttemptId>),
+    /// Wait for room on this machine. Answered by [`Input::Permit`], once for each.
+    AskPermit,
+    /// Give back a permit. Not answered.
+    ReturnPermit(u32),
+    /// Start an attempt. Answered by [`Input::Spawned`], [`Input::CouldNotSpawn`],
+    /// [`Input::HelperDied`] or [`Input::Gone`].
+    Spawn {
+        /// Where.
+        slot: SlotId,
+        /// The permit that it runs under.
+        permit: u32,
+        /// What.
+        attempt: Box<AttemptSpec>,
+    },
+    /// SIGTERM. Answered by [`Input::Exited`], if the attempt obeys.
+    Terminate(SlotId),
+    /// SIGKILL. Answered by [`Input::Exited`], [`Input::HelperDied`] or [`Input::Gone`].
+    Kill(SlotId),
+    /// Tell the client. The outputs of [`Report::Finished`] are empty: the driver has them. Not
+    /// answered.
+    Report(Report),
+    /// Say [`Input::Woken`] then, unless a later effect says another time.
+    WakeAt(Tick),
+    /// The session is over and nothing runs. Nothing follows but [`Effect::ReturnPermit`] for
+    /// permits still asked for.
+    End(EndReason),
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndReason {
+    /// It was closed in order.
+    Closed,
+    /// The connection was lost.
+    PeerLost,
+    /// The client fell silent for [`FENCE_AFTER`].
+    Silent,
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    slots: Vec<Slot>,
+    queue: VecDeque<AttemptSpec>,
+    /// Permits asked for and not yet granted.
+    asked: usize,
+    phase: Phase,
+    last_word: Tick,
+    /// The client pings, so silence means that it is gone.
+    fenced: bool,
+    wake: Option<Tick>,
+    #[cfg(debug_assertions)]
+    count: Count,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Open,
+    Ending(EndReason),
+    Ended,
+}
+
+/// What became of attempts, for [`Session::check`].
+#[cfg(debug_assertions)]
+#[derive(Debug, Default)]
+struct Count {
+    leased: u64,
+    answered: u64,
+    revoked: u64,
+}
+
+impl Session {
+    /// A session with `slots` slots whose helpers are not there yet.
+    pub fn new(slots: u32) -> Self {
+        Self {
+            slots: (0..slots).map(|_| Slot::Down).collect(),
+            queue: VecDeque::new(),
+            asked: 0,
+            phase: Phase::Open,
+            last_word: Tick::default(),
+            fenced: false,
+            wake: None,
+            #[cfg(debug_assertions)]
+            count: Count::default(),
+        }
+    }
+
+    /// Attempts running or starting.
+    pub fn running(&self) -> u32 {
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Busy(_))).count() as u32
+    }
+
+    /// Attempts waiting.
+    pub fn queued(&self) -> u32 {
+        self.queue.len() as u32
+    }
+
+    /// Takes in what happened at `now`, which never goes back, and says what is to be done.
+    pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
+        let first = effects.len();
+        self.take(now, input, effects);
+        self.watch_clocks(now, effects);
+        self.drop_what_can_never_run(effects);
+        self.ask(effects);
+        self.end_if_idle(effects);
+        self.tell_wake(effects);
+        #[cfg(debug_assertions)]
+        self.account(&effects[first..]);
+        let _ = first;
+        self.check();
+    }
+
+    /// Asserts what must always hold. Does nothing in a release build.
+    pub fn check(&self) {
+        #[cfg(debug_assertions)]
+        {
+            let held = u64::from(self.running() + self.queued());
+            let Count { leased, answered, revoked } = self.count;
+            assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
+            assert!(self.asked <= self.slots.len(), "no more permits than slots");
+            if self.phase != Phase::Open {
+                assert!(self.queue.is_empty(), "nothing waits in a session that ends");
+            }
+            let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
+            ids.extend(self.queue.iter().map(|spec| spec.id));
+            ids.sort_unstable();
+            assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "an attempt is held twice");
+        }
+    }
+
+    fn take(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Lease(attempts) => {
+                self.last_word = now;
+                effects.push(Effect::Leased(self.lease(attempts)));
+            }
+            Input::Revoke(attempts) => {
+                self.last_word = now;
+                effects.push(Effect::Revoked(self.revoke(&attempts)));
+            }
+            Input::Stop(how) => {
+                self.last_word = now;
+                self.stop(now, how, effects);
+            }
+            Input::Close(how) => self.end(EndReason::Closed, now, how, effects),
+            Input::PeerLost => self.end(EndReason::PeerLost, now, Stop::Kill, effects),
+            Input::Heard => self.last_word = now,
+            Input::Pinged => {
+                self.last_word = now;
+                self.fenced = true;
+            }
+            Input::Permit(permit) => self.permitted(permit, effects),
+            Input::Ready(slot) => {
+                if let Some(slot @ Slot::Down) = self.slot(slot) {
+                    *slot = Slot::Free;
+                }
+            }
+            Input::Spawned { slot, attempt } => self.spawned(now, slot, attempt, effects),
+            Input::CouldNotSpawn { slot, attempt, reason, detail } => {
+                self.lost(slot, attempt, Slot::Free, reason, detail, effects);
+            }
+            Input::Exited(exited) => self.exited(exited, effects),
+            Input::HelperDied { slot, attempt, detail } => {
+                if let Some(attempt) = attempt {
+                    self.lost(slot, attempt, Slot::Down, LossReason::HelperDied, detail, effects);
+                } else if let Some(slot @ Slot::Free) = self.slot(slot) {
+                    *slot = Slot::Down;
+                }
+            }
+            Input::Gone { slot, detail } => self.gone(slot, detail, effects),
+            Input::Woken => {}
+        }
+    }
+
+    fn lease(&mut self, attempts: Vec<AttemptSpec>) -> Result<(), Refusal> {
+        if self.phase != Phase::Open {
+            return Err(Refusal::new(RefusalKind::Closed, "the session is over"));
+        }
+        let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
+        ids.extend(self.queue.iter().map(|spec| spec.id));
+        ids.extend(attempts.iter().map(|spec| spec.id));
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            let message = format!("could not take a lease: attempt {} is in it twice", pair[0].0);
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        #[cfg(debug_assertions)]
+        {
+            self.count.leased += attempts.len() as u64;
+        }
+        self.queue.extend(attempts);
+        Ok(())
+    }
+
+    fn revoke(&mut self, attempts: &[AttemptId]) -> Vec<AttemptId> {
+        let mut revoked = Vec::new();
+        self.queue.retain(|spec| {
+            let keep = !attempts.contains(&spec.id);
+            if !keep {
+                revoked.push(spec.id);
+            }
+            keep
+        });
+        revoked
+    }
+
+    fn stop(&mut self, now: Tick, how: Stop, effects: &mut Vec<Effect>) {
+        self.drop_queue(LossReason::Dropped, "it was stopped before it started", effects);
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if let Slot::Busy(busy) = slot {
+                busy.stop(now, SlotId(number as u32), how, effects);
+            }
+        }
+    }
+
+    fn end(&mut self, reason: EndReason, now: Tick, how: Stop, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Ending(reason);
+        }
+        if self.phase != Phase::Ended {
+            self.stop(now, how, effects);
+        }
+    }
+
+    fn permitted(&mut self, permit: u32, effects: &mut Vec<Effect>) {
+        self.asked = self.asked.saturating_sub(1);
+        let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
+        let Some((number, spec)) = free.and_then(|slot| Some((slot, self.queue.pop_front()?)))
+        else {
+            effects.push(Effect::ReturnPermit(permit));
+            return;
+        };
+        self.slots[number] = Slot::Busy(Busy::new(&spec, permit));
+        let slot = SlotId(number as u32);
+        effects.push(Effect::Spawn { slot, permit, attempt: Box::new(spec) });
+    }
+
+    fn spawned(&mut self, now: Tick, slot: SlotId, attempt: AttemptId, effects: &mut Vec<Effect>) {
+        if let Some(Slot::Busy(busy)) = self.slot(slot)
+            && busy.attempt == attempt
+        {
+            effects.push(Effect::Report(Report::Started { attempt, slot }));
+            busy.started(now, slot, effects);
+        }
+    }
+
+    fn exited(&mut self, exited: Exited, effects: &mut Vec<Effect>) {
+        let Exited { slot, attempt, exit, duration, usage, leak } = exited;
+        let Some(busy) = self.release(slot, attempt, Slot::Free, effects) else { return };
+        // A stop that came after the timeout doesn't unmake it.
+        effects.push(Effect::Report(if busy.stopped && !busy.timed_out {
+            let detail = "it was stopped while it ran".to_owned();
+            Report::Lost { attempt, reason: LossReason::Stopped, detail }
+        } else {
+            Report::Finished(Finished {
+                attempt,
+                exit,
+                timed_out: busy.timed_out,
+                duration,
+                leak,
+                usage,
+                stdout: Output::default(),
+                stderr: Output::default(),
+            })
+        }));
+    }
+
+    fn lost(
+        &mut self,
+        slot: SlotId,
+        attempt: AttemptId,
+        then: Slot,
+        reason: LossReason,
+        detail: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(busy) = self.release(slot, attempt, then, effects) {
+            let reason = if busy.stopped { LossReason::Stopped } else { reason };
+            effects.push(Effect::Report(Report::Lost { attempt, reason, detail }));
+        }
+    }
+
+    fn gone(&mut self, slot: SlotId, detail: String, effects: &mut Vec<Effect>) {
+        let attempt = match self.slot(slot) {
+            Some(Slot::Busy(busy)) => Some(busy.attempt),
+            Some(_) => None,
+            None => return,
+        };
+        match attempt {
+            Some(attempt) => {
+                let then = Slot::Gone(detail.clone());
+                self.lost(slot, attempt, then, LossReason::HelperDied, detail, effects);
+            }
+            None => self.slots[slot.0 as usize] = Slot::Gone(detail),
+        }
+    }
+
+    /// Takes an attempt off its slot and gives its permit back. None if it isn't there: too late.
+    fn release(
+        &mut self,
+        slot: SlotId,
+        attempt: AttemptId,
+        then: Slot,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Busy> {
+        let place = self.slot(slot)?;
+        match std::mem::replace(place, then) {
+            Slot::Busy(busy) if busy.attempt == attempt => {
+                effects.push(Effect::ReturnPermit(busy.permit));
+                Some(busy)
+            }
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    fn watch_clocks(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if self.fence_at().is_some_and(|at| at <= now) {
+            self.end(EndReason::Silent, now, Stop::Kill, effects);
+        }
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if let Slot::Busy(busy) = slot {
+                busy.watch_clocks(now, SlotId(number as u32), effects);
+            }
+        }
+    }
+
+    fn drop_what_can_never_run(&mut self, effects: &mut Vec<Effect>) {
+        let why = self.slots.iter().try_fold("this session has no slots", |_, slot| match slot {
+            Slot::Gone(why) => Some(why.as_str()),
+            _ => None,
+        });
+        if let Some(why) = why.map(str::to_owned) {
+            self.drop_queue(LossReason::HelperDied, &why, effects);
+        }
+    }
+
+    fn drop_queue(&mut self, reason: LossReason, detail: &str, effects: &mut Vec<Effect>) {
+        effects.extend(self.queue.drain(..).map(|spec| {
+            let (attempt, detail) = (spec.id, detail.to_owned());
+            Effect::Report(Report::Lost { attempt, reason, detail })
+        }));
+    }
+
+    fn ask(&mut self, effects: &mut Vec<Effect>) {
+        let free = self.slots.iter().filter(|slot| matches!(slot, Slot::Free)).count();
+        while self.asked < free.min(self.queue.len()) {
+            self.asked += 1;
+            effects.push(Effect::AskPermit);
+        }
+    }
+
+    fn end_if_idle(&mut self, effects: &mut Vec<Effect>) {
+        if let Phase::Ending(reason) = self.phase
+            && self.running() == 0
+        {
+            self.phase = Phase::Ended;
+            effects.push(Effect::End(reason));
+        }
+    }
+
+    fn tell_wake(&mut self, effects: &mut Vec<Effect>) {
+        let clocks = self.busy().filter_map(Busy::next_clock);
+        let wake = clocks.chain(self.fence_at()).min();
+        if wake != self.wake {
+            self.wake = wake;
+            effects.extend(wake.map(Effect::WakeAt));
+        }
+    }
+
+    fn fence_at(&self) -> Option<Tick> {
+        let armed = self.fenced && self.phase == Phase::Open;
+        armed.then(|| self.last_word.after(FENCE_AFTER))
+    }
+
+    fn slot(&mut self, slot: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(slot.0 as usize)
+    }
+
+    fn busy(&self) -> impl Iterator<Item = &Busy> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Busy(busy) => Some(busy),
+            _ => None,
+        })
+    }
+
+    #[cfg(debug_assertions)]
+    fn account(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Report(Report::Finished(_) | Report::Lost { .. }) => {
+                    self.count.answered += 1;
+                }
+                Effect::Revoked(attempts) => self.count.revoked += attempts.len() as u64,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Tick {
+    /// This much later. Saturates: a limit may be absurd.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
