@@ -1,1 +1,205 @@
-//! clap's structs, and nothing else.
+//! What can be typed: clap's structs and nothing else. [`crate::settings`] makes sense of them.
+//!
+//! Spellings follow cargo-nextest wherever it has the thing. Flags that cargo knows are handed on
+//! to it as they are.
+
+mod build;
+mod execute;
+mod report;
+mod select;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+pub use build::BuildArgs;
+pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
+pub use report::{HistoryArgs, ReportArgs};
+pub use select::{LibtestArgs, SelectArgs};
+
+/// `cargo test` for every machine you own.
+///
+/// Builds a workspace's test binaries, ships what the workers lack, runs the test cases there, and
+/// merges their results. With no worker given they run on this machine.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cargo-distest", bin_name = "cargo distest", version, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Build, ship, run and report.
+    #[command(visible_alias = "r", after_help = EXIT_CODES)]
+    Run(Box<RunArgs>),
+    /// Build and list the test cases, without running them.
+    #[command(after_help = EXIT_CODES)]
+    List(Box<ListArgs>),
+    /// Print a script that completes this command line in a shell.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Print the manual page, in roff.
+    Man,
+}
+
+/// `cargo distest run`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    /// Which tests.
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// Building.
+    #[command(flatten)]
+    pub build: BuildArgs,
+    /// How they run.
+    #[command(flatten)]
+    pub execute: ExecuteArgs,
+    /// Where they run.
+    #[command(flatten)]
+    pub fleet: FleetArgs,
+    /// What is shown and written.
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// What is remembered.
+    #[command(flatten)]
+    pub history: HistoryArgs,
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// `cargo distest list`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ListArgs {
+    /// How the list is printed.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub message_format: ListFormat,
+    /// Colours on the terminal [env: DISTEST_COLOR, CARGO_TERM_COLOR] [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub color: Option<crate::settings::Color>,
+    /// Which tests.
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// Building.
+    #[command(flatten)]
+    pub build: BuildArgs,
+    /// Where binaries of other platforms are listed.
+    #[command(flatten)]
+    pub fleet: FleetArgs,
+    /// What is remembered.
+    #[command(flatten)]
+    pub history: HistoryArgs,
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// `list --message-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// `BINARY_ID TEST_NAME` a line, in colour on a terminal.
+    #[default]
+    Human,
+    /// One JSON document.
+    Json,
+    /// `BINARY_ID TEST_NAME` a line, never in colour.
+    Oneline,
+}
+
+/// The configuration.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct ConfigArgs {
+    /// Profile of the configuration [env: DISTEST_PROFILE] [default: default]
+    #[arg(short = 'P', long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Configuration to use instead of `.config/distest.toml` and `.config/nextest.toml`.
+    ///
+    /// A file whose name ends in `nextest.toml` is read as a configuration of cargo-nextest.
+    #[arg(long, value_name = "PATH")]
+    pub config_file: Option<PathBuf>,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  all selected tests passed
+    2  the command line is wrong
+    4  no test was left to run
+   94  invalid filterset
+   96  set-up or configuration
+   97  no usable worker
+   98  the whole fleet was lost before the end
+  100  some test failed
+  101  the build failed
+  102  cargo metadata failed
+  104  a test binary could not be listed
+  105  a setup script failed
+  110  a report could not be written
+  130  interrupted
+When several hold: 130 > 101 > 98 > 105 > 100 > 110 > 4.";
+
+/// Parses a command line, the program's name included.
+///
+/// cargo calls a subcommand with its own name as the first argument, so one `distest` there is
+/// accepted and ignored.
+///
+/// # Errors
+///
+/// A request for help or the version, or what is wrong: [`clap::Error::print`] tells it,
+/// [`clap::Error::exit_code`] is 0 or 2.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|first| first == "distest") {
+        args.remove(1);
+    }
+    let mut cli = Cli::try_parse_from(args)?;
+    let select = match &mut cli.command {
+        Command::Run(run) => Some(&mut run.select),
+        Command::List(list) => Some(&mut list.select),
+        Command::Completions { .. } | Command::Man => None,
+    };
+    if let Some(select) = select {
+        select.parse_libtest_args()?;
+    }
+    Ok(cli)
+}
+
+impl ListArgs {
+    /// The same selection and build as a run's, so that `list` and `run` can't disagree.
+    pub fn as_run(&self) -> RunArgs {
+        let Self { message_format: _, color, select, build, fleet, history, config } = self.clone();
+        let report = ReportArgs { color, ..ReportArgs::default() };
+        let execute = ExecuteArgs::default();
+        RunArgs { select, build, execute, fleet, report, history, config }
+    }
+}
+
+/// Writes a shell's completion script.
+pub fn write_completions(shell: Shell, out: &mut dyn Write) {
+    // The command that a shell completes is the executable's name, not `cargo distest`.
+    let mut command = Cli::command().bin_name("cargo-distest");
+    clap_complete::generate(shell, &mut command, "cargo-distest", &mut { out });
+}
+
+/// Writes the manual page: the command and all its subcommands.
+pub fn write_man(out: &mut dyn Write) -> io::Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    command
+        .get_subcommands()
+        .filter(|subcommand| !subcommand.is_hide_set())
+        .try_for_each(|subcommand| clap_mangen::Man::new(subcommand.clone()).render(out))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,560 @@
-//! Drives the scheduler: performs its effects, feeds it what happens.
+//! Drives the scheduler: performs its effects on workers, feeds it what happens, tells the tale.
+//!
+//! The only state here is what the scheduler has no business knowing: clients, outputs, clocks.
+
+mod gather;
+mod judge;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distest_worker::protocol::{
+    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, OutputChunk, Report, Stop, Stream,
+    Streams, Usage,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::event::{
+    AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
+};
+use crate::fleet::{Connection, Fleet, FleetMessage};
+use crate::model::{AttemptResult, TestBinary, TestCase, TestIndex, WorkerId};
+use crate::parcel::Parcel;
+use crate::plan::Rank;
+use crate::scheduler::{Effect, Grant, Input, Rules, Scheduler, Task};
+use crate::settings::Fallback;
+use crate::testenv::{self, RunFacts};
+use crate::tree::Tree;
+use gather::Gather;
+use worker::{Connected, Outcome};
+
+/// Messages taken at a time before effects are performed.
+const BURST: usize = 64;
+/// Answers of workers that wait to be taken.
+const OUTCOMES_MAX: usize = 256;
+
+/// A test binary whose tests may run.
+#[derive(Debug)]
+pub struct Runnable {
+    /// Its name in sessions.
+    pub key: BinaryKey,
+    /// What it is.
+    pub binary: Arc<TestBinary>,
+    /// It is one test case as a whole.
+    pub whole: bool,
+    /// What travels with it.
+    pub parcel: Parcel,
+}
+
+/// A test case to run.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What it is.
+    pub case: TestCase,
+    /// Its binary.
+    pub runnable: Arc<Runnable>,
+    /// Its place in the queue.
+    pub rank: Rank,
+    /// What it will probably take.
+    pub expected: Option<Duration>,
+}
+
+/// What the stages before say.
+#[derive(Debug)]
+pub enum Order {
+    /// Tests to run.
+    Tests(Vec<Planned>),
+    /// There will be no more: everything is built, and attempts may start.
+    AllPlanned(PlanComplete),
+    /// The workspace files that workers need.
+    Tree(Arc<Tree>),
+    /// Start nothing more.
+    Cancel(CancelReason, Stop),
+}
+
+/// What dispatching needs to know.
+#[derive(Clone, Debug)]
+pub struct DispatchSettings {
+    /// The scheduler's rules.
+    pub rules: Rules,
+    /// What all tests have in common.
+    pub facts: RunFacts,
+    /// The clocks of each attempt.
+    pub limits: Limits,
+    /// What becomes of output.
+    pub streams: Streams,
+    /// What cargo was given, for commands that reproduce a failure.
+    pub build_args: Vec<std::ffi::OsString>,
+    /// What happens if no worker is left.
+    pub fallback: Fallback,
+    /// Workers to wait for before the first attempt.
+    pub wait_workers: u32,
+    /// For how long.
+    pub wait_for: Duration,
+    /// Where output goes that is too long for memory.
+    pub output_folder: PathBuf,
+    /// The run's start.
+    pub origin: Instant,
+}
+
+/// How dispatching ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dispatched {
+    /// Why it ended early, if it did.
+    pub cancelled: Option<CancelReason>,
+    /// No worker was ever usable.
+    pub never_had_worker: bool,
+}
+
+/// An attempt that is with a worker.
+struct InFlight {
+    worker: WorkerId,
+    test: TestIndex,
+    number: u32,
+    started: Option<Instant>,
+    gather: Gather,
+}
+
+/// How an attempt ended, before the scheduler has said how it counts.
+struct Ending {
+    reason: String,
+    exit: Option<Exit>,
+    duration: Duration,
+    leak: Option<Leak>,
+    usage: Usage,
+    outputs: [CapturedOutput; 2],
+}
+
+/// The driver of one run.
+pub struct Dispatch {
+    settings: DispatchSettings,
+    scheduler: Scheduler,
+    fleet: Fleet,
+    events: mpsc::Sender<RunEvent>,
+    tests: Vec<Planned>,
+    runnables: BTreeMap<BinaryKey, Arc<Runnable>>,
+    workers: BTreeMap<WorkerId, Connected>,
+    in_flight: BTreeMap<AttemptId, InFlight>,
+    endings: BTreeMap<AttemptId, (InFlight, Ending)>,
+    tree: watch::Sender<Option<Arc<Tree>>>,
+    outcomes: mpsc::Sender<Outcome>,
+    gate: Gate,
+    ever_had_worker: bool,
+    fell_back: bool,
+    done: bool,
+}
+
+/// What must be there before the first attempt.
+struct Gate {
+    planned: bool,
+    workers: bool,
+    opened: bool,
+}
+
+impl Dispatch {
+    /// Runs what `orders` plan on what `fleet` brings, until every test has its verdict.
+    pub async fn run(
+        settings: DispatchSettings,
+        fleet: Fleet,
+        events: mpsc::Sender<RunEvent>,
+        mut orders: mpsc::Receiver<Order>,
+        mut messages: mpsc::Receiver<FleetMessage>,
+    ) -> Dispatched {
+        let (outcomes, mut outcomes_in) = mpsc::channel(OUTCOMES_MAX);
+        let wait = tokio::time::sleep(settings.wait_for);
+        tokio::pin!(wait);
+        let mut this = Self::new(settings, fleet, events, outcomes);
+        let mut inputs = Vec::new();
+        while !this.done {
+            tokio::select! {
+                biased;
+                Some(outcome) = outcomes_in.recv() => this.on_outcome(outcome, &mut inputs).await,
+                Some(message) = messages.recv() => this.on_message(message, &mut inputs).await,
+                Some(order) = orders.recv() => this.on_order(order, &mut inputs).await,
+                () = &mut wait, if !this.gate.workers => this.gate.workers = true,
+            }
+            for _ in 0..BURST {
+                let Ok(message) = messages.try_recv() else { break };
+                this.on_message(message, &mut inputs).await;
+            }
+            this.open_gate(&mut inputs);
+            this.advance(&mut inputs).await;
+        }
+        this.close().await
+    }
+
+    fn new(
+        settings: DispatchSettings,
+        fleet: Fleet,
+        events: mpsc::Sender<RunEvent>,
+        outcomes: mpsc::Sender<Outcome>,
+    ) -> Self {
+        Self {
+            scheduler: Scheduler::new(settings.rules),
+            settings,
+            fleet,
+            events,
+            tests: Vec::new(),
+            runnables: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            endings: BTreeMap::new(),
+            tree: watch::Sender::new(None),
+            outcomes,
+            gate: Gate { planned: false, workers: false, opened: false },
+            ever_had_worker: false,
+            fell_back: false,
+            done: false,
+        }
+    }
+
+    async fn tell(&self, event: RunEvent) {
+        // If the reporters are gone, the run still ends in order.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
+        match order {
+            Order::Tests(planned) => self.plan(planned, inputs).await,
+            Order::AllPlanned(plan) => {
+                self.tell(RunEvent::PlanComplete(plan)).await;
+                self.gate.planned = true;
+                inputs.push(Input::AllAdded);
+            }
+            Order::Tree(tree) => _ = self.tree.send_replace(Some(tree)),
+            Order::Cancel(reason, how) => inputs.push(Input::Cancel { reason, how }),
+        }
+    }
+
+    async fn plan(&mut self, planned: Vec<Planned>, inputs: &mut Vec<Input>) {
+        let mut tasks = Vec::with_capacity(planned.len());
+        for test in planned {
+            let index = TestIndex(self.tests.len() as u32);
+            let binary = test.runnable.key;
+            self.runnables.entry(binary).or_insert_with(|| Arc::clone(&test.runnable));
+            tasks.push(Task { test: index, binary, rank: test.rank });
+            let (case, triple) = (test.case.clone(), test.runnable.binary.triple.clone());
+            let expected = test.expected;
+            self.tests.push(test);
+            self.tell(RunEvent::Planned { test: index, case, triple, expected }).await;
+        }
+        inputs.push(Input::Added(tasks));
+    }
+
+    async fn on_message(&mut self, message: FleetMessage, inputs: &mut Vec<Input>) {
+        match message {
+            FleetMessage::Joined(connection) => self.join(connection, inputs).await,
+            FleetMessage::Unusable { address, reason, hint } => {
+                self.tell(RunEvent::WorkerUnusable { address, reason, hint }).await;
+            }
+            FleetMessage::AllAnswered => {
+                self.gate.workers = true;
+                inputs.push(Input::NoMoreWorkers);
+            }
+            FleetMessage::Reports { worker, reports, taken } => {
+                for report in reports {
+                    self.on_report(worker, report, inputs).await;
+                }
+                let _ = taken.send(());
+            }
+            FleetMessage::Output { worker, chunk, taken } => {
+                self.on_output(worker, chunk).await;
+                let _ = taken.send(());
+            }
+            FleetMessage::Gone { worker, reason } => self.lose(worker, reason, inputs).await,
+        }
+    }
+
+    async fn join(&mut self, connection: Connection, inputs: &mut Vec<Input>) {
+        let worker = connection.id;
+        let info = Arc::new(WorkerInfo {
+            id: worker,
+            name: connection.name.clone(),
+            address: connection.address.clone(),
+            slots: connection.slots,
+            embedded: connection.embedded,
+        });
+        let (slots, round_trip) = (connection.slots, connection.round_trip);
+        let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
+        self.workers.insert(worker, connected);
+        self.ever_had_worker = true;
+        self.gate.workers |= self.workers.len() as u32 >= self.settings.wait_workers;
+        self.tell(RunEvent::WorkerJoined(info)).await;
+        inputs.push(Input::Joined { worker, slots, round_trip });
+    }
+
+    async fn lose(&mut self, worker: WorkerId, reason: String, inputs: &mut Vec<Input>) {
+        if self.workers.remove(&worker).is_none() {
+            return;
+        }
+        let theirs = self.in_flight.extract_if(.., |_, flight| flight.worker == worker);
+        let lost: Vec<_> = theirs.collect();
+        let attempts = lost.len() as u32;
+        for (attempt, flight) in lost {
+            let ending = Ending::lost(format!("the worker was lost: {reason}"), &flight);
+            self.endings.insert(attempt, (flight, ending));
+        }
+        self.tell(RunEvent::WorkerLost { worker, reason, attempts }).await;
+        inputs.push(Input::Lost { worker });
+    }
+
+    async fn on_report(&mut self, worker: WorkerId, report: Report, inputs: &mut Vec<Input>) {
+        match report {
+            Report::Started { attempt, slot: _ } => {
+                let Some(flight) = self.flight(worker, attempt) else { return };
+                flight.started = Some(Instant::now());
+                let (test, attempt_number) = (flight.test, flight.number);
+                let event = RunEvent::AttemptStarted { test, attempt: attempt_number, worker };
+                self.tell(event).await;
+                inputs.push(Input::Started { worker, attempt });
+            }
+            Report::Slow { attempt, elapsed } => {
+                let Some(flight) = self.flight(worker, attempt) else { return };
+                let (test, attempt) = (flight.test, flight.number);
+                self.tell(RunEvent::AttemptSlow { test, attempt, worker, elapsed }).await;
+            }
+            Report::Finished(finished) => self.finish(worker, finished, inputs),
+            Report::Lost { attempt, reason, detail } => {
+                if self.flight(worker, attempt).is_none() {
+                    return;
+                }
+                let Some(flight) = self.in_flight.remove(&attempt) else { return };
+                let ending = Ending::lost(judge::loss(reason, &detail), &flight);
+                let duration = ending.duration;
+                self.endings.insert(attempt, (flight, ending));
+                let result = AttemptResult::Lost;
+                inputs.push(Input::Ended { worker, attempt, result, duration });
+            }
+        }
+    }
+
+    fn finish(&mut self, worker: WorkerId, finished: Finished, inputs: &mut Vec<Input>) {
+        let attempt = finished.attempt;
+        if self.flight(worker, attempt).is_none() {
+            return;
+        }
+        let Some(mut flight) = self.in_flight.remove(&attempt) else { return };
+        let (result, reason) = judge::judge(&finished);
+        let outputs = [(Stream::Stdout, &finished.stdout), (Stream::Stderr, &finished.stderr)];
+        let ending = Ending {
+            reason,
+            exit: Some(finished.exit),
+            duration: finished.duration,
+            leak: finished.leak.clone(),
+            usage: finished.usage,
+            outputs: outputs.map(|(stream, output)| flight.gather.finish(stream, output)),
+        };
+        let duration = finished.duration;
+        self.endings.insert(attempt, (flight, ending));
+        inputs.push(Input::Ended { worker, attempt, result, duration });
+    }
+
+    /// An attempt that this worker has; a worker has no say about others'.
+    fn flight(&mut self, worker: WorkerId, attempt: AttemptId) -> Option<&mut InFlight> {
+        self.in_flight.get_mut(&attempt).filter(|flight| flight.worker == worker)
+    }
+
+    async fn on_output(&mut self, worker: WorkerId, chunk: OutputChunk) {
+        let folder = self.settings.output_folder.clone();
+        let live = self.settings.streams != Streams::Capture;
+        let Some(flight) = self.flight(worker, chunk.attempt) else { return };
+        let name = format!("{}-{:?}", chunk.attempt.0, chunk.stream).to_lowercase();
+        flight.gather.push(chunk.stream, &chunk.data, &folder, &name);
+        if live {
+            let (test, stream, data) = (flight.test, chunk.stream, chunk.data);
+            self.tell(RunEvent::LiveOutput { test, stream, data }).await;
+        }
+    }
+
+    async fn on_outcome(&mut self, outcome: Outcome, inputs: &mut Vec<Input>) {
+        match outcome {
+            Outcome::Ready { worker, binary } => inputs.push(Input::Ready { worker, binary }),
+            Outcome::Refused { worker, binary, reason, hint } => {
+                if let Some(connected) = self.workers.get(&worker) {
+                    let (name, label) = (connected.name(), self.label(binary));
+                    let text = format!("worker {name} takes no tests of {label}: {reason}");
+                    self.tell(RunEvent::Warning { text, hint }).await;
+                }
+                inputs.push(Input::Refused { worker, binary });
+            }
+            Outcome::Shipped { worker, bytes, blobs } => {
+                self.tell(RunEvent::Shipped { worker, bytes, blobs }).await;
+            }
+            Outcome::Revoked { worker, attempts } => {
+                for attempt in &attempts {
+                    self.in_flight.remove(attempt);
+                }
+                inputs.push(Input::Revoked { worker, attempts });
+            }
+            Outcome::Gone { worker, reason } => self.lose(worker, reason, inputs).await,
+        }
+    }
+
+    fn label(&self, binary: BinaryKey) -> String {
+        self.runnables.get(&binary).map(|runnable| runnable.binary.id.to_string()).unwrap_or_default()
+    }
+
+    fn open_gate(&mut self, inputs: &mut Vec<Input>) {
+        if self.gate.planned && self.gate.workers && !self.gate.opened {
+            self.gate.opened = true;
+            inputs.push(Input::Open);
+        }
+    }
+
+    /// Steps the scheduler through what happened, then performs what it wants, with one lease per
+    /// worker.
+    async fn advance(&mut self, inputs: &mut Vec<Input>) {
+        let mut effects = Vec::new();
+        for input in inputs.drain(..) {
+            self.scheduler.step(input, &mut effects);
+        }
+        let mut leases: BTreeMap<WorkerId, Vec<Grant>> = BTreeMap::new();
+        for effect in effects {
+            match effect {
+                Effect::Lease { worker, grants } => leases.entry(worker).or_default().extend(grants),
+                // A stop must not overtake the lease that it is to stop.
+                Effect::Stop { worker, how } => {
+                    self.lease(worker, leases.remove(&worker).unwrap_or_default());
+                    if let Some(connected) = self.workers.get(&worker) {
+                        connected.stop(how);
+                    }
+                }
+                other => self.perform(other).await,
+            }
+        }
+        for (worker, grants) in leases {
+            self.lease(worker, grants);
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Lease { .. } | Effect::Stop { .. } => {}
+            Effect::Prepare { worker, binary } => {
+                let (connected, runnable) = (self.workers.get(&worker), self.runnables.get(&binary));
+                if let (Some(connected), Some(runnable)) = (connected, runnable) {
+                    connected.prepare(Arc::clone(runnable));
+                }
+            }
+            Effect::Revoke { worker, attempts } => {
+                if let Some(connected) = self.workers.get(&worker) {
+                    connected.revoke(attempts);
+                }
+            }
+            Effect::AttemptEnded { attempt, test: _, number: _, result, will_retry } => {
+                if let Some((flight, ending)) = self.endings.remove(&attempt) {
+                    let ended = self.attempt_ended(flight, ending, result, will_retry);
+                    self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
+                }
+            }
+            Effect::Verdict { test, verdict } => self.tell(RunEvent::Verdict { test, verdict }).await,
+            Effect::Cancelling { reason, running } => {
+                self.tell(RunEvent::Cancelling { reason, running }).await;
+            }
+            Effect::NeedWorker => self.need_worker().await,
+            Effect::Done => self.done = true,
+        }
+    }
+
+    fn lease(&mut self, worker: WorkerId, grants: Vec<Grant>) {
+        let Some(connected) = self.workers.get(&worker).filter(|_| !grants.is_empty()) else { return };
+        let mut specs = Vec::with_capacity(grants.len());
+        for Grant { attempt, test, number } in grants {
+            let planned = &self.tests[test.0 as usize];
+            specs.push(distest_worker::protocol::AttemptSpec {
+                id: attempt,
+                binary: planned.runnable.key,
+                args: testenv::arguments(&planned.case, planned.runnable.whole),
+                env: testenv::attempt(&self.settings.facts, &planned.case, number),
+                limits: self.settings.limits,
+                streams: self.settings.streams,
+            });
+            let gather = Gather::default();
+            self.in_flight.insert(attempt, InFlight { worker, test, number, started: None, gather });
+        }
+        connected.lease(specs);
+    }
+
+    fn attempt_ended(
+        &self,
+        flight: InFlight,
+        ending: Ending,
+        result: AttemptResult,
+        will_retry: bool,
+    ) -> AttemptEnded {
+        let planned = &self.tests[flight.test.0 as usize];
+        let reproduce = match result.passed() {
+            true => String::new(),
+            false => testenv::reproduce(
+                &self.settings.build_args,
+                &planned.runnable.binary,
+                &planned.case,
+            ),
+        };
+        let started = flight.started.unwrap_or_else(Instant::now);
+        let [stdout, stderr] = ending.outputs;
+        AttemptEnded {
+            test: flight.test,
+            attempt: flight.number,
+            will_retry,
+            worker: flight.worker,
+            result,
+            reason: ending.reason,
+            exit: ending.exit,
+            started: started.duration_since(self.settings.origin),
+            duration: ending.duration,
+            leak: ending.leak,
+            usage: ending.usage,
+            stdout,
+            stderr,
+            reproduce,
+        }
+    }
+
+    /// Tests are left that no worker takes: the embedded one, if it may and has not been tried.
+    async fn need_worker(&mut self) {
+        let embedded = self.workers.values().any(Connected::embedded);
+        if self.fell_back || embedded || self.settings.fallback == Fallback::Fail {
+            self.scheduler_says_no_worker().await;
+            return;
+        }
+        self.fell_back = true;
+        let text = match self.ever_had_worker {
+            true => "no worker is left: the remaining tests run on this machine",
+            false => "no given worker is usable: the tests run on this machine",
+        };
+        let hint = "set fleet.fallback = \"fail\" to end such a run instead".to_owned();
+        self.tell(RunEvent::Warning { text: text.to_owned(), hint: Some(hint) }).await;
+        let fleet = self.fleet.clone();
+        tokio::spawn(async move { fleet.fall_back().await });
+    }
+
+    async fn scheduler_says_no_worker(&mut self) {
+        let mut inputs = vec![Input::NoWorker];
+        Box::pin(self.advance(&mut inputs)).await;
+    }
+
+    /// Ends all sessions in order.
+    async fn close(self) -> Dispatched {
+        let workers = self.workers.into_values();
+        futures::future::join_all(workers.map(Connected::close)).await;
+        let cancelled = self.scheduler.cancelled();
+        Dispatched { cancelled, never_had_worker: !self.ever_had_worker }
+    }
+}
+
+impl Ending {
+    fn lost(reason: String, flight: &InFlight) -> Self {
+        Self {
+            reason,
+            exit: None,
+            duration: flight.started.map_or(Duration::ZERO, |started| started.elapsed()),
+            leak: None,
+            usage: Usage::default(),
+            outputs: Default::default(),
+        }
+    }
+}

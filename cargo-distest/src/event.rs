@@ -143,7 +143,7 @@ pub struct RunStarted {
 }
 
 /// What will be done.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PlanComplete {
     /// Test cases that will run.
     pub tests: u32,

@@ -1,1 +1,201 @@
-//! Where workers come from.
+//! Where workers come from: embedded in this process, or at an address.
+//!
+//! [`Fleet::connect`] tries all addresses at once and tells of each through one channel, together
+//! with everything that the workers then say. It vouches for a worker only after `hello` and
+//! `open` were answered; both have deadlines, so that a silent peer costs seconds.
+
+mod callbacks;
+mod connection;
+mod embedded;
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use distest_worker::protocol::{OsText, OutputChunk, Report};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::WorkerId;
+use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
+use crate::testenv::{self, RunFacts};
+pub use connection::Connection;
+
+/// A worker that can't be reached or doesn't greet is given up after this long.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A worker that has not answered for this long is lost. Later than its own fence
+/// ([`distest_worker::session::FENCE_AFTER`]), so that no test runs twice at once.
+pub const LOST_AFTER: Duration = Duration::from_millis(4500);
+/// Messages of workers that wait to be taken.
+const MESSAGES_MAX: usize = 256;
+
+/// What becomes of the fleet, and what its workers say.
+#[derive(Debug)]
+pub enum FleetMessage {
+    /// A worker can be used.
+    Joined(Connection),
+    /// An address yields no usable worker.
+    Unusable {
+        /// As it was given.
+        address: String,
+        /// Why not.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// Every address has joined or is unusable.
+    AllAnswered,
+    /// A worker says what happened. `taken` is its window: send it when the reports are taken.
+    Reports {
+        /// Which worker.
+        worker: WorkerId,
+        /// In order.
+        reports: Vec<Report>,
+        /// Answer.
+        taken: oneshot::Sender<()>,
+    },
+    /// A worker sends output.
+    Output {
+        /// Which worker.
+        worker: WorkerId,
+        /// The piece.
+        chunk: OutputChunk,
+        /// Answer.
+        taken: oneshot::Sender<()>,
+    },
+    /// A worker is gone.
+    Gone {
+        /// Which.
+        worker: WorkerId,
+        /// Why, as far as we know.
+        reason: String,
+    },
+}
+
+/// What a session needs to know of the run.
+#[derive(Clone, Debug)]
+pub struct SessionFacts {
+    /// What all tests have in common.
+    pub run: RunFacts,
+    /// Folders of the client that are laid out on workers, outermost first.
+    pub roots: Vec<OsText>,
+    /// The client's own environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Makes connections, numbers workers.
+#[derive(Clone)]
+pub struct Fleet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    facts: SessionFacts,
+    settings: FleetSettings,
+    messages: mpsc::Sender<FleetMessage>,
+    workers: AtomicU32,
+    slots: AtomicU32,
+}
+
+impl Fleet {
+    /// A fleet without workers, and the channel through which it speaks.
+    pub fn new(
+        facts: SessionFacts,
+        settings: FleetSettings,
+    ) -> (Self, mpsc::Receiver<FleetMessage>) {
+        let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+        let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
+        (Self { shared: Arc::new(Shared { facts, settings, messages, workers, slots }) }, inbox)
+    }
+
+    /// Connects to every address and starts the embedded worker if the settings want one. Ends
+    /// when all have joined or failed, with [`FleetMessage::AllAnswered`].
+    pub async fn connect(&self) {
+        let settings = &self.shared.settings;
+        let local = local_slots(settings);
+        let embedded = async {
+            if local > 0 {
+                self.embedded(local).await;
+            }
+        };
+        let remote = futures::future::join_all(settings.workers.iter().map(|a| self.remote(a)));
+        futures::future::join(embedded, remote).await;
+        self.say(FleetMessage::AllAnswered).await;
+    }
+
+    /// Starts the embedded worker, on all cores: nobody else is there.
+    pub async fn fall_back(&self) {
+        let slots = match self.shared.settings.local_slots {
+            LocalSlots::Count(slots) if slots > 0 => slots,
+            _ => cores(),
+        };
+        self.embedded(slots).await;
+    }
+
+    async fn embedded(&self, slots: u32) {
+        let id = self.next_id();
+        let base = self.shared.slots.fetch_add(slots, Ordering::Relaxed);
+        match embedded::start(self, id, slots, base).await {
+            Ok(connection) => self.say(FleetMessage::Joined(connection)).await,
+            Err(unusable) => self.say(unusable.into_message("embedded".to_owned())).await,
+        }
+    }
+
+    async fn remote(&self, address: &WorkerAddress) {
+        match connection::dial(self, address).await {
+            Ok(connection) => self.say(FleetMessage::Joined(connection)).await,
+            Err(unusable) => self.say(unusable.into_message(address.to_string())).await,
+        }
+    }
+
+    fn next_id(&self) -> WorkerId {
+        WorkerId(self.shared.workers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn environment(&self, embedded: bool) -> Vec<(OsText, OsText)> {
+        let facts = &self.shared.facts;
+        testenv::session(&facts.run, facts.environment.iter().cloned(), embedded)
+    }
+
+    async fn say(&self, message: FleetMessage) {
+        // Nobody listens once the run is over.
+        let _ = self.shared.messages.send(message).await;
+    }
+}
+
+/// Why an address yields no worker.
+struct Unusable {
+    reason: String,
+    hint: Option<String>,
+}
+
+impl Unusable {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), hint: None }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn into_message(self, address: String) -> FleetMessage {
+        FleetMessage::Unusable { address, reason: self.reason, hint: self.hint }
+    }
+}
+
+/// Slots that the embedded worker gets beside the given workers.
+fn local_slots(settings: &FleetSettings) -> u32 {
+    let alone = settings.workers.is_empty();
+    match settings.local_slots {
+        LocalSlots::Count(slots) => slots,
+        LocalSlots::Auto if settings.on.as_deref().is_some_and(|on| on != embedded::NAME) => 0,
+        LocalSlots::Auto if alone => cores(),
+        LocalSlots::Auto => cores().saturating_sub(1).max(1),
+    }
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+}

@@ -1,1 +1,147 @@
-//! SQLite: timings, outcomes, runs.
+//! What past runs know: how long each test takes, how it ended last, and the runs themselves.
+//!
+//! One SQLite database per workspace, shared by all runs on this machine, two at once included.
+//! A test is known by (binary id, name, triple, cargo profile). History never fails a run: a file
+//! that is damaged, or not ours, is set aside with a [`Warning`], and where nothing can be
+//! written there is none. No environment, output or path of a test is stored.
+
+mod record;
+mod schema;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use distest_worker::digest::Digest;
+use etcetera::BaseStrategy;
+use rusqlite::{Connection, params};
+
+pub use self::record::{RunRecord, TestRecord};
+use crate::cost::{Past, Timings};
+use crate::model::{BinaryId, TestName, Triple, Verdict};
+use crate::settings::Warning;
+
+/// Runs whose outcomes are kept.
+pub const RUNS_KEPT: u32 = 50;
+/// How long a test that no run sees any more is remembered.
+pub const FORGET_AFTER: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+/// How long to wait for another run's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An open history.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    db: Connection,
+}
+
+/// Where a workspace's history lies by default: named by its root and its members' names, in the
+/// user's cache folder. None if this user has no home.
+pub fn default_path(root: &Path, members: &[String]) -> Option<PathBuf> {
+    let cache = etcetera::base_strategy::Xdg::new().ok()?.cache_dir();
+    let mut members: Vec<_> = members.iter().map(String::as_str).collect();
+    members.sort_unstable();
+    let name = format!("{}\n{}", root.display(), members.join("\n"));
+    let name = Digest::of(name.as_bytes()).to_string();
+    Some(cache.join("cargo-distest/history").join(format!("{}.sqlite", &name[..16])))
+}
+
+impl History {
+    /// Opens or makes the database; folders are made as needed.
+    ///
+    /// A file that is damaged, not ours, or of a newer version is renamed, and a new one begun.
+    /// Without a history at the end there is always a warning.
+    pub fn open(path: &Path) -> (Option<Self>, Option<Warning>) {
+        match schema::open(path) {
+            Ok(schema::Opened { db, set_aside }) => {
+                let warning = set_aside.map(|aside| aside.warning(path));
+                (Some(Self { path: path.to_owned(), db }), warning)
+            }
+            Err(error) => (None, Some(unusable(path, &error))),
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is known of all tests built for `triple` under `cargo_profile`.
+    pub fn timings(&mut self, triple: &Triple, cargo_profile: &str) -> (Timings, Option<Warning>) {
+        match read_timings(&self.db, triple, cargo_profile) {
+            Ok(timings) => (timings, None),
+            Err(error) => (Timings::default(), Some(self.recover("read", &error))),
+        }
+    }
+
+    /// Stores what a run was told, all of it or nothing.
+    pub fn record(&mut self, run: &RunRecord) -> Option<Warning> {
+        let error = record::write(&mut self.db, run).err()?;
+        Some(self.recover("write", &error))
+    }
+
+    /// After a failure: a database that proves damaged is set aside here too.
+    fn recover(&mut self, doing: &str, error: &rusqlite::Error) -> Warning {
+        if schema::is_damage(error) {
+            match schema::replace(&self.path) {
+                Ok(schema::Opened { db, set_aside: Some(aside) }) => {
+                    self.db = db;
+                    return aside.warning(&self.path);
+                }
+                Ok(schema::Opened { db, set_aside: None }) => self.db = db,
+                Err(error) => return unusable(&self.path, &error),
+            }
+        }
+        let text = format!("could not {doing} the history {}: {error}", self.path.display());
+        let hint = "give --history another path, or --no-history".to_owned();
+        Warning { text, hint: Some(hint) }
+    }
+}
+
+fn read_timings(
+    db: &Connection,
+    triple: &Triple,
+    cargo_profile: &str,
+) -> rusqlite::Result<Timings> {
+    let mut query = db.prepare(
+        "SELECT binary, name, mean_us, spread_us, runs, last FROM tests
+         WHERE triple = ?1 AND cargo_profile = ?2",
+    )?;
+    let rows = query.query_map(params![&*triple.0, cargo_profile], |row| {
+        let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
+        let name = TestName::new(row.get_ref(1)?.as_str()?);
+        Ok(((binary, name), past(row, 2)?))
+    })?;
+    rows.collect()
+}
+
+/// Reads a [`Past`] from four columns, of which `first` is the first.
+fn past(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Past> {
+    let duration = |micros: i64| Duration::from_micros(micros.try_into().unwrap_or(0));
+    Ok(Past {
+        mean: duration(row.get(first)?),
+        spread: duration(row.get(first + 1)?),
+        runs: row.get(first + 2)?,
+        last: verdict(row.get_ref(first + 3)?.as_str()?),
+    })
+}
+
+/// A stored verdict. One that this version doesn't know says nothing about the test.
+fn verdict(text: &str) -> Verdict {
+    let all = [Verdict::Pass, Verdict::Fail, Verdict::Flaky, Verdict::Timeout, Verdict::Crashed];
+    all.into_iter().find(|verdict| verdict.as_str() == text).unwrap_or(Verdict::Lost)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn unusable(path: &Path, error: &impl fmt::Display) -> Warning {
+    Warning {
+        text: format!("this run has no history: could not open {}: {error}", path.display()),
+        hint: Some("make its folder writable, or give --history a path that is".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

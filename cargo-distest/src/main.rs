@@ -1,2 +1,61 @@
-//! `cargo distest`'s executable.
-fn main() {}
+//! `cargo distest`'s executable: parses the command line and hands it on.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use cargo_distest::cli::{self, Cli, Command};
+use cargo_distest::failure::{self, Failure};
+use cargo_distest::settings::{Color, ShowProgress};
+use cargo_distest::ui::{self, Ui};
+
+fn main() -> ExitCode {
+    let Cli { command } = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return tell_usage(&error),
+    };
+    let code = match command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            cli::write_completions(shell, &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            match cli::write_man(&mut page) {
+                Ok(()) => print(&page),
+                Err(error) => tell(
+                    Failure::new(failure::ExitCode::Setup, "could not make the manual page")
+                        .because(error),
+                ),
+            }
+        }
+        Command::Run(_) | Command::List(_) => tell(Failure::new(
+            failure::ExitCode::Setup,
+            "could not run tests: this build has no pipeline",
+        )),
+    };
+    ExitCode::from(code.number())
+}
+
+/// Help and the version go to stdout and are no failure; everything else is one of usage.
+fn tell_usage(error: &clap::Error) -> ExitCode {
+    // A closed pipe is no reason to complain about.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::ExitCode::Usage.number()))
+}
+
+fn print(bytes: &[u8]) -> failure::ExitCode {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => tell(
+            Failure::new(failure::ExitCode::ReportFailed, "could not write to stdout")
+                .because(error),
+        ),
+        _ => failure::ExitCode::Passed,
+    }
+}
+
+fn tell(failure: Failure) -> failure::ExitCode {
+    ui::report_failure(&Ui::new(Color::Auto, ShowProgress::None), &failure);
+    failure.code
+}

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A test binary as people name it, as cargo-nextest writes it: `pkg`, `pkg::bin/name`,
-/// `pkg::test_name`, `pkg::example/name`, `pkg::bench/name`, `pkg::proc-macro/name`.
+/// A test binary as people name it, as cargo-nextest writes it: `pkg` for the library or procedural
+/// macro, `pkg::bin/name`, `pkg::test_name`, `pkg::example/name`, `pkg::bench/name`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BinaryId(pub Arc<str>);

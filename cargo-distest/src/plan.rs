@@ -1,1 +1,130 @@
-//! Order and expected cost of test cases. Pure.
+//! In which order test cases should start: what is likely to fail, then what is new, then the
+//! longest. Pure.
+//!
+//! The longest first keeps the end of a run short (LPT, Graham 1969); what failed last time comes
+//! before that because people wait for it.
+
+use std::cmp::{Ordering, Reverse};
+use std::time::Duration;
+
+use nextest_metadata::RustBinaryId;
+
+use crate::cost::Timings;
+use crate::model::TestCase;
+
+/// A test's place in the queue: smaller is sooner. Ties are broken by whoever queues.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Rank {
+    /// Whether something speaks for running it early.
+    pub urgency: Urgency,
+    /// Longest first.
+    pub expected: Reverse<Duration>,
+}
+
+/// Why a test goes before others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Urgency {
+    /// It has been handed out before in this run: its verdict is late already.
+    Again,
+    /// It failed last time.
+    Failed,
+    /// Nothing is known of it.
+    New,
+    /// Nothing in particular.
+    Known,
+}
+
+/// Where a test case stands in the order.
+pub fn rank(case: &TestCase, timings: &Timings) -> Rank {
+    let urgency = match timings.get(&case.binary, &case.name) {
+        Some(past) if past.failed_last_time() => Urgency::Failed,
+        Some(past) if past.runs > 0 => Urgency::Known,
+        _ => Urgency::New,
+    };
+    Rank { urgency, expected: Reverse(expected(case, timings).unwrap_or_default()) }
+}
+
+/// What a test case will probably take: its own past, else the mean of its binary.
+pub fn expected(case: &TestCase, timings: &Timings) -> Option<Duration> {
+    match timings.get(&case.binary, &case.name) {
+        Some(past) if past.runs > 0 => Some(past.mean),
+        _ => timings.binary_mean(&case.binary),
+    }
+}
+
+/// The order in which cargo-nextest lists test cases: a package's library, its integration tests,
+/// its other binaries; within each by name.
+pub fn listing_order(a: &TestCase, b: &TestCase) -> Ordering {
+    // Parsed ids are compared only where the texts differ: most neighbours share their binary.
+    let binaries = match a.binary == b.binary {
+        true => Ordering::Equal,
+        false => RustBinaryId::new(&a.binary.0).cmp(&RustBinaryId::new(&b.binary.0)),
+    };
+    binaries.then_with(|| a.name.cmp(&b.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::Past;
+    use crate::model::{BinaryId, TestName, Verdict};
+
+    fn case(binary: &str, name: &str) -> TestCase {
+        TestCase { binary: BinaryId::new(binary), name: TestName::new(name) }
+    }
+
+    fn timings(known: &[(&str, &str, u64, Verdict)]) -> Timings {
+        let known = known.iter().map(|(binary, name, millis, verdict)| {
+            let past = Past::after(None, Duration::from_millis(*millis), *verdict);
+            ((BinaryId::new(*binary), TestName::new(*name)), past)
+        });
+        known.collect()
+    }
+
+    #[test]
+    fn failed_then_new_then_longest() {
+        let timings = timings(&[
+            ("a", "long", 900, Verdict::Pass),
+            ("a", "short", 10, Verdict::Pass),
+            ("a", "failed", 1, Verdict::Fail),
+            ("b", "flaky", 5, Verdict::Flaky),
+            ("b", "tie", 10, Verdict::Pass),
+        ]);
+        let mut cases = [
+            case("a", "short"),
+            case("c", "new"),
+            case("a", "new"),
+            case("b", "tie"),
+            case("a", "long"),
+            case("a", "failed"),
+            case("b", "flaky"),
+        ];
+        cases.sort_by_key(|case| order(case, &timings));
+        let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
+        let expected = ["b flaky", "a failed", "a new", "c new", "a long", "a short", "b tie"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn an_unknown_test_is_expected_to_be_like_its_neighbours() {
+        let timings = timings(&[("a", "x", 10, Verdict::Pass), ("a", "y", 30, Verdict::Pass)]);
+        assert_eq!(expected(&case("a", "x"), &timings), Some(Duration::from_millis(10)));
+        assert_eq!(expected(&case("a", "new"), &timings), Some(Duration::from_millis(20)));
+        assert_eq!(expected(&case("b", "new"), &timings), None);
+    }
+
+    #[test]
+    fn lists_as_nextest_does() {
+        let mut cases = [
+            case("b", "x"),
+            case("a::bin/tool", "x"),
+            case("a::zeta", "x"),
+            case("a", "y"),
+            case("a-b", "x"),
+            case("a", "x"),
+        ];
+        cases.sort_by(listing_order);
+        let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a x", "a y", "a::zeta x", "a::bin/tool x", "a-b x", "b x"]);
+    }
+}

@@ -1,1 +1,337 @@
-//! The pipeline, one line per stage.
+//! The pipeline. The only module that knows the whole line; everything else knows its neighbours.
+
+mod finish;
+mod intake;
+mod list;
+mod record;
+mod signals;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use distest_worker::protocol::{Limits, OsText, Stop, Streams};
+use tokio::sync::{mpsc, watch};
+
+use crate::cli::RunArgs;
+use crate::compile::{self, Workspace};
+use crate::cost::Timings;
+use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
+use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
+use crate::failure::{ExitCode, Failure};
+use crate::filter::Filter;
+use crate::fleet::{Fleet, SessionFacts};
+use crate::history::History;
+use crate::report::Reports;
+use crate::results::{Summary, SummarySettings};
+use crate::scheduler::Rules;
+use crate::settings::{self, ConfigFiles, Facts, MaxFail, Settings, Warning};
+use crate::testenv::RunFacts;
+use crate::tree::statcache::StatCache;
+use crate::tree::{self, Tree, TreeRoots};
+use crate::ui::Ui;
+use intake::Intake;
+pub use list::list;
+use signals::Interrupts;
+
+/// Events that wait for the reporters.
+const EVENTS_MAX: usize = 1024;
+/// Orders that wait for the dispatcher.
+const ORDERS_MAX: usize = 64;
+/// Linked binaries that wait to be listed.
+const BINARIES_MAX: usize = 64;
+
+/// A run that may begin: everything that can be refused before the build has been checked.
+struct Prepared {
+    settings: Settings,
+    workspace: Arc<Workspace>,
+    filter: Arc<Filter>,
+    history: Option<History>,
+    timings: Arc<Timings>,
+    warnings: Vec<Warning>,
+}
+
+/// `cargo distest run`.
+///
+/// # Errors
+/// What ended the run before anything could be reported of it.
+pub async fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
+    let origin = Instant::now();
+    let mut interrupts = Interrupts::listen()?;
+    let mut prepared = tokio::select! {
+        prepared = prepare(args) => prepared?,
+        () = interrupts.next() => return Ok(ExitCode::Interrupted),
+    };
+    if prepared.settings.compile.no_run {
+        return build_only(&prepared).await;
+    }
+    let ui = Ui::new(prepared.settings.report.color, prepared.settings.report.progress);
+    let reports = Reports::new(&prepared.settings.report, Rc::new(ui.clone()));
+    let summary = Summary::new(SummarySettings::of(&prepared.settings));
+    let (events, events_in) = mpsc::channel(EVENTS_MAX);
+    let warnings = std::mem::take(&mut prepared.warnings);
+    let (line, history) = Line::new(origin, prepared, events);
+    let reporting = finish::report(reports, summary, events_in);
+    let (ended, reported) = futures::future::join(line.run(warnings, interrupts), reporting).await;
+    finish::end(ended, reported, history, &ui)
+}
+
+/// `--no-run`: cargo says all there is to say.
+async fn build_only(prepared: &Prepared) -> Result<ExitCode, Failure> {
+    let (binaries, mut sink) = mpsc::channel(1);
+    let building = compile::build(&prepared.settings.compile, &prepared.workspace, binaries);
+    let drain = async { while sink.recv().await.is_some() {} };
+    let (built, ()) = futures::future::join(building, drain).await;
+    built.map(|_| ExitCode::Passed)
+}
+
+/// Checks and reads all that can be checked before the build.
+async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
+    let env = |name: &str| std::env::var(name).ok();
+    let compile = settings::compile_settings(args, &env);
+    let workspace = Arc::new(compile::metadata(&compile).await?);
+    let user = settings::user_config_path();
+    let config_file = args.config.config_file.as_deref();
+    let files = ConfigFiles::read(&workspace.root, config_file, user.as_deref())?;
+    let cwd = std::env::current_dir().map_err(|error| {
+        Failure::new(ExitCode::Setup, "could not find the current directory").because(error)
+    })?;
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let facts = Facts { cores, workspace_root: workspace.root.clone(), cwd };
+    let resolved = settings::resolve(args, &env, &files, &facts)?;
+    let (settings, mut warnings) = (resolved.settings, resolved.warnings);
+    if let Some(junit) = &settings.report.junit {
+        settings::check_writable(junit)?;
+    }
+    let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
+    let mut history = record::open(&settings, &workspace, &mut warnings);
+    let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
+    Ok(Prepared { settings, workspace, filter, history, timings: Arc::new(timings), warnings })
+}
+
+/// The line itself.
+struct Line {
+    origin: Instant,
+    settings: Settings,
+    workspace: Arc<Workspace>,
+    filter: Arc<Filter>,
+    timings: Arc<Timings>,
+    facts: RunFacts,
+    stats: Arc<StatCache>,
+    events: mpsc::Sender<RunEvent>,
+}
+
+/// How the line ended, apart from the tests' verdicts.
+struct Ended {
+    settings: Settings,
+    workspace: Arc<Workspace>,
+    origin: Instant,
+    fed: Fed,
+    dispatched: Dispatched,
+    /// For the last event of all.
+    events: mpsc::Sender<RunEvent>,
+}
+
+/// How building and planning ended.
+#[derive(Default)]
+struct Fed {
+    built_at: Option<Duration>,
+    planned: Option<PlanComplete>,
+    failure: Option<Failure>,
+}
+
+impl Line {
+    fn new(
+        origin: Instant,
+        prepared: Prepared,
+        events: mpsc::Sender<RunEvent>,
+    ) -> (Self, Option<History>) {
+        let Prepared { settings, workspace, filter, history, timings, warnings: _ } = prepared;
+        let facts = facts(&settings, &workspace);
+        let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
+        (Self { origin, settings, workspace, filter, timings, facts, stats, events }, history)
+    }
+
+    async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
+        self.announce(warnings).await;
+        let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
+        let watch = signals::watch(interrupts, self.settings.execute.global_timeout, orders.clone());
+        let (fleet, messages) = Fleet::new(self.session_facts(), self.settings.fleet.clone());
+        let connecting = tokio::spawn(fleet.clone().connect());
+        let dispatching =
+            Dispatch::run(self.dispatch(), fleet, self.events.clone(), orders_in, messages);
+        let feeding = self.feed(&orders, watch.interrupted());
+        let (fed, dispatched) = futures::future::join(feeding, dispatching).await;
+        connecting.abort();
+        drop(watch);
+        let Self { origin, settings, workspace, events, .. } = self;
+        Ended { settings, workspace, origin, fed, dispatched, events }
+    }
+
+    async fn announce(&self, warnings: Vec<Warning>) {
+        let started = RunStarted {
+            run: self.facts.run.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            at: SystemTime::now(),
+            workspace: self.workspace.root.clone(),
+            profile: self.settings.profile.clone(),
+        };
+        self.tell(RunEvent::Started(started)).await;
+        for Warning { text, hint } in warnings {
+            self.tell(RunEvent::Warning { text, hint }).await;
+        }
+    }
+
+    /// Builds and plans until everything is planned, something fails, or the user interrupts.
+    async fn feed(
+        &self,
+        orders: &mpsc::Sender<Order>,
+        mut interrupted: watch::Receiver<bool>,
+    ) -> Fed {
+        let mut fed = Fed::default();
+        let failure = tokio::select! {
+            result = self.build_and_plan(orders, &mut fed) => result.err(),
+            // The watcher has told the dispatcher already.
+            _ = interrupted.wait_for(|interrupted| *interrupted) => None,
+        };
+        if failure.is_some() {
+            let _ = orders.send(Order::Cancel(CancelReason::BuildFailed, Stop::Kill)).await;
+        }
+        Fed { failure, ..fed }
+    }
+
+    async fn build_and_plan(
+        &self,
+        orders: &mpsc::Sender<Order>,
+        fed: &mut Fed,
+    ) -> Result<(), Failure> {
+        let (binaries, binaries_in) = mpsc::channel(BINARIES_MAX);
+        let intake = Intake::open(self).await?;
+        let building = async {
+            let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
+            fed.built_at = Some(self.origin.elapsed());
+            self.tell(RunEvent::Built { elapsed: built.elapsed }).await;
+            self.send_tree(orders).await
+        };
+        let ((), planned) = tokio::try_join!(building, intake.plan(binaries_in, orders))?;
+        // Nobody takes orders once the run is cancelled.
+        let _ = orders.send(Order::AllPlanned(planned.clone())).await;
+        fed.planned = Some(planned);
+        Ok(())
+    }
+
+    /// Takes stock of the workspace's files, if a worker may need them.
+    async fn send_tree(&self, orders: &mpsc::Sender<Order>) -> Result<(), Failure> {
+        let mut tree = Tree::default();
+        if !self.settings.fleet.workers.is_empty() {
+            let (roots, stats) = (tree_roots(&self.workspace), Arc::clone(&self.stats));
+            tree = blocking(move || tree::collect(&roots, &stats)).await?;
+            for notice in std::mem::take(&mut tree.notices) {
+                self.tell(RunEvent::Warning { text: notice, hint: None }).await;
+            }
+        }
+        let _ = orders.send(Order::Tree(Arc::new(tree))).await;
+        Ok(())
+    }
+
+    fn dispatch(&self) -> DispatchSettings {
+        let Settings { execute, fleet, compile, .. } = &self.settings;
+        let (failures_max, failures_end_running) = match execute.max_fail {
+            MaxFail::All => (None, false),
+            MaxFail::Count { failures, immediate } => (Some(failures), immediate),
+        };
+        DispatchSettings {
+            rules: Rules {
+                retries: execute.retries,
+                failures_max,
+                failures_end_running,
+                flaky_fails: execute.flaky_fails,
+                threads: if execute.no_capture { Some(1) } else { execute.test_threads },
+            },
+            facts: self.facts.clone(),
+            limits: Limits {
+                slow_after: execute.slow_timeout,
+                timeout: execute.test_timeout,
+                grace: execute.grace,
+                leak_timeout: execute.leak_timeout,
+            },
+            streams: if execute.no_capture { Streams::Live } else { Streams::Capture },
+            build_args: compile.build_args.clone(),
+            fallback: fleet.fallback,
+            wait_workers: fleet.wait_workers,
+            wait_for: fleet.wait_for,
+            output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
+            origin: self.origin,
+        }
+    }
+
+    fn session_facts(&self) -> SessionFacts {
+        SessionFacts {
+            run: self.facts.clone(),
+            roots: roots(&self.workspace),
+            environment: std::env::vars_os().collect(),
+        }
+    }
+
+    async fn tell(&self, event: RunEvent) {
+        // If the reporters are gone, the run still ends in order.
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// Folders that a worker lays out, outermost first, none within another.
+fn roots(workspace: &Workspace) -> Vec<OsText> {
+    let mut folders = workspace.local_roots.clone();
+    folders.extend([&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone));
+    folders.sort();
+    folders.dedup_by(|inner, outer| inner.starts_with(outer));
+    folders.into_iter().map(OsText::from).collect()
+}
+
+/// Where workspace files are looked for.
+fn tree_roots(workspace: &Workspace) -> TreeRoots {
+    TreeRoots {
+        workspace: workspace.root.clone(),
+        packages: workspace.local_roots.clone(),
+        excluded: vec![workspace.target_dir.clone(), workspace.build_dir.clone()],
+    }
+}
+
+/// Where a workspace's own state lies: blobs, listings, long outputs.
+fn state_folder(workspace: &Workspace) -> PathBuf {
+    workspace.target_dir.join("distest")
+}
+
+/// Unique in practice, and in order of time: `20261122T101500Z-1a2b3c4d`.
+fn run_name() -> String {
+    let now = SystemTime::now();
+    let time = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+    // Its keys are random in every process.
+    let random = RandomState::new().hash_one((now, std::process::id()));
+    format!("{time}-{:08x}", random as u32)
+}
+
+fn facts(settings: &Settings, workspace: &Workspace) -> RunFacts {
+    RunFacts {
+        run: run_name(),
+        profile: settings.profile.clone(),
+        workspace_root: workspace.root.clone().into_os_string(),
+        threads: settings.execute.test_threads.unwrap_or_else(cores),
+        attempts_max: settings.execute.retries + 1,
+    }
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+}
+
+/// Runs what blocks or computes without holding up everything else.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,1 +1,543 @@
-//! Who runs what, when. A state machine without IO.
+//! Who runs what, when: a state machine without IO.
+//!
+//! Tests appear while binaries are listed; workers come, go and lie. [`Scheduler::step`] takes one
+//! [`Input`] and says what to do as [`Effect`]s, each of which names its answer. Work is handed out
+//! late (a worker's slots plus a small prefetch), so that a slow worker never holds the tail, and
+//! what is prefetched is taken back when somebody else could start it at once.
+//!
+//! Every test gets exactly one verdict: results are keyed by attempt, and an attempt that is no
+//! longer live (its worker was lost, it was taken back) has no say. This module never reads a
+//! clock, an environment or a file; the same inputs always give the same effects.
+
+mod queue;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use distest_worker::protocol::{AttemptId, BinaryKey, Stop};
+
+use crate::event::CancelReason;
+use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
+use crate::plan::{Rank, Urgency};
+use queue::Queue;
+use state::{Depth, Live, Story, Workers};
+
+/// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
+pub const LOSSES_MAX: u32 = 5;
+/// Binaries that are being made ready on one worker at a time.
+const PREPARING_MAX: usize = 4;
+
+/// What a run's settings say to the scheduler.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Attempts beyond the first that a failing test gets.
+    pub retries: u32,
+    /// Stop starting tests after this many failures; none: never.
+    pub failures_max: Option<u32>,
+    /// On reaching `failures_max`, end what runs too.
+    pub failures_end_running: bool,
+    /// A flaky test counts as a failure.
+    pub flaky_fails: bool,
+    /// Attempts at once over all workers; none: as many as there are slots.
+    pub threads: Option<u32>,
+}
+
+/// A test to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its number: tests are numbered from 0 without gaps, in the order in which they are added.
+    pub test: TestIndex,
+    /// Its binary.
+    pub binary: BinaryKey,
+    /// Its place in the queue.
+    pub rank: Rank,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Tests became known.
+    Added(Vec<Task>),
+    /// No more tests will become known.
+    AllAdded,
+    /// Everything is built and the tree is known: attempts may start.
+    Open,
+    /// A worker can be used.
+    Joined {
+        /// Its number: never used before.
+        worker: WorkerId,
+        /// Attempts that it runs at once, at least 1.
+        slots: u32,
+        /// From a request to its answer.
+        round_trip: Duration,
+    },
+    /// All addresses have answered or failed: no more workers will join by themselves.
+    NoMoreWorkers,
+    /// Answers [`Effect::Prepare`].
+    Ready {
+        /// Where.
+        worker: WorkerId,
+        /// What.
+        binary: BinaryKey,
+    },
+    /// Answers [`Effect::Prepare`]: this binary will not run there.
+    Refused {
+        /// Where.
+        worker: WorkerId,
+        /// What.
+        binary: BinaryKey,
+    },
+    /// An attempt's process runs.
+    Started {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// Answers [`Effect::Lease`], once per attempt.
+    Ended {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+        /// How.
+        result: AttemptResult,
+        /// How long it ran.
+        duration: Duration,
+    },
+    /// Answers [`Effect::Revoke`]: these never started and never will. The others of the request
+    /// run or have ended.
+    Revoked {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempts: Vec<AttemptId>,
+    },
+    /// A worker is gone, and with it all that it had.
+    Lost {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// Answers [`Effect::NeedWorker`]: there will be none.
+    NoWorker,
+    /// Start nothing more.
+    Cancel {
+        /// Why.
+        reason: CancelReason,
+        /// What becomes of what runs.
+        how: Stop,
+    },
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make a binary ready on a worker. Answered by [`Input::Ready`], [`Input::Refused`] or
+    /// [`Input::Lost`].
+    Prepare {
+        /// Where.
+        worker: WorkerId,
+        /// What.
+        binary: BinaryKey,
+    },
+    /// Hand these attempts to a worker. Each is answered by [`Input::Ended`], [`Input::Revoked`] or
+    /// [`Input::Lost`].
+    Lease {
+        /// To which.
+        worker: WorkerId,
+        /// In the order in which to start them.
+        grants: Vec<Grant>,
+    },
+    /// Take back what has not started. Answered by [`Input::Revoked`].
+    Revoke {
+        /// From which.
+        worker: WorkerId,
+        /// Which.
+        attempts: Vec<AttemptId>,
+    },
+    /// Drop what is queued there and treat what runs like this. Answered by [`Input::Ended`] for
+    /// each attempt.
+    Stop {
+        /// Which worker.
+        worker: WorkerId,
+        /// How.
+        how: Stop,
+    },
+    /// Tell of an attempt's end. No answer.
+    AttemptEnded {
+        /// Which.
+        attempt: AttemptId,
+        /// Of which test.
+        test: TestIndex,
+        /// From 1.
+        number: u32,
+        /// How, as it counts.
+        result: AttemptResult,
+        /// Another follows because of the rules.
+        will_retry: bool,
+    },
+    /// Tell of a test's verdict. No answer.
+    Verdict {
+        /// Of which test.
+        test: TestIndex,
+        /// Which.
+        verdict: Verdict,
+    },
+    /// Tell that nothing more is started. No answer.
+    Cancelling {
+        /// Why.
+        reason: CancelReason,
+        /// Attempts that are with workers now.
+        running: u32,
+    },
+    /// There are tests that no worker will take. Answered by [`Input::Joined`] or
+    /// [`Input::NoWorker`].
+    NeedWorker,
+    /// Every test has its verdict and none will be added. The last effect.
+    Done,
+}
+
+/// One attempt handed to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its name.
+    pub attempt: AttemptId,
+    /// Of which test.
+    pub test: TestIndex,
+    /// From 1.
+    pub number: u32,
+}
+
+/// The state of a run's tests and workers.
+#[derive(Debug)]
+pub struct Scheduler {
+    rules: Rules,
+    stories: Vec<Story>,
+    queue: Queue,
+    workers: Workers,
+    attempts_made: u64,
+    failures: u32,
+    done: usize,
+    phase: Phase,
+}
+
+/// How far the run is, apart from its tests.
+#[derive(Debug, Default)]
+struct Phase {
+    all_added: bool,
+    open: bool,
+    no_more_workers: bool,
+    /// [`Effect::NeedWorker`] is unanswered.
+    asked_for_worker: bool,
+    /// What binaries are wanted, or which worker has them, may have changed.
+    binaries_changed: bool,
+    cancelled: Option<CancelReason>,
+    finished: bool,
+}
+
+impl Scheduler {
+    /// A run in which nothing is known yet.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            stories: Vec::new(),
+            queue: Queue::default(),
+            workers: Workers::default(),
+            attempts_made: 0,
+            failures: 0,
+            done: 0,
+            phase: Phase::default(),
+        }
+    }
+
+    /// Takes one input and appends what to do.
+    pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
+        // Attempts come and go by the thousand; everything else may concern binaries.
+        let frequent = matches!(input, Input::Started { .. } | Input::Ended { .. });
+        self.phase.binaries_changed |= !frequent;
+        match input {
+            Input::Added(tasks) => self.add(tasks, effects),
+            Input::AllAdded => self.phase.all_added = true,
+            Input::Open => self.phase.open = true,
+            Input::Joined { worker, slots, round_trip } => {
+                self.phase.asked_for_worker = false;
+                self.workers.insert(worker, slots, round_trip);
+            }
+            Input::NoMoreWorkers => self.phase.no_more_workers = true,
+            Input::Ready { worker, binary } => self.workers.answer(worker, binary, true),
+            Input::Refused { worker, binary } => self.workers.answer(worker, binary, false),
+            Input::Started { worker, attempt } => self.workers.started(worker, attempt),
+            Input::Ended { worker, attempt, result, duration } => {
+                self.end(worker, attempt, result, duration, effects);
+            }
+            Input::Revoked { worker, attempts } => self.take_back(worker, &attempts, effects),
+            Input::Lost { worker } => self.lose(worker, effects),
+            Input::NoWorker => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),
+            Input::Cancel { reason, how } => self.cancel(reason, how, effects),
+        }
+        self.hand_out(effects);
+        self.finish(effects);
+        debug_assert_eq!(self.check(), Ok(()));
+    }
+
+    /// Why the run was cancelled, if it was.
+    pub fn cancelled(&self) -> Option<CancelReason> {
+        self.phase.cancelled
+    }
+
+    fn add(&mut self, tasks: Vec<Task>, effects: &mut Vec<Effect>) {
+        for task in tasks {
+            debug_assert_eq!(task.test.0 as usize, self.stories.len());
+            self.stories.push(Story::new(task.binary, task.rank));
+            if self.phase.cancelled.is_some() {
+                self.decide(task.test, Verdict::Skipped, effects);
+            } else {
+                self.queue.insert(task.binary, task.rank, task.test);
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        worker: WorkerId,
+        attempt: AttemptId,
+        result: AttemptResult,
+        duration: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        // A lost worker's late result, or a lie: the attempt has no say any more.
+        let Some(Live { test, number, started }) = self.workers.take(worker, attempt) else {
+            return;
+        };
+        if result == AttemptResult::Lost {
+            self.lost_attempt(attempt, test, number, effects);
+            self.requeue(test, started, effects);
+            return;
+        }
+        self.workers.learn(worker, duration);
+        let cancelled = self.phase.cancelled.is_some();
+        let will_retry = !result.passed() && number <= self.rules.retries && !cancelled;
+        effects.push(Effect::AttemptEnded { attempt, test, number, result, will_retry });
+        let story = &mut self.stories[test.0 as usize];
+        if will_retry {
+            story.number += 1;
+            story.failed_before = true;
+            self.queue_again(test);
+            return;
+        }
+        let verdict = match result {
+            AttemptResult::Pass | AttemptResult::Leak if story.failed_before => Verdict::Flaky,
+            AttemptResult::Pass | AttemptResult::Leak => Verdict::Pass,
+            AttemptResult::Timeout => Verdict::Timeout,
+            AttemptResult::Crashed => Verdict::Crashed,
+            AttemptResult::Fail | AttemptResult::Lost => Verdict::Fail,
+        };
+        self.decide(test, verdict, effects);
+    }
+
+    /// Tells of an attempt that came to no end of its own, and counts it.
+    fn lost_attempt(
+        &mut self,
+        attempt: AttemptId,
+        test: TestIndex,
+        number: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.stories[test.0 as usize].losses += 1;
+        let result = AttemptResult::Lost;
+        effects.push(Effect::AttemptEnded { attempt, test, number, result, will_retry: false });
+    }
+
+    /// A test that was handed out in vain goes back: for free, unless that keeps happening.
+    fn requeue(&mut self, test: TestIndex, started: bool, effects: &mut Vec<Effect>) {
+        let cancelled = self.phase.cancelled.is_some();
+        if cancelled {
+            let verdict = if started { Verdict::Lost } else { Verdict::Skipped };
+            self.decide(test, verdict, effects);
+        } else if self.stories[test.0 as usize].losses >= LOSSES_MAX {
+            self.decide(test, Verdict::Lost, effects);
+        } else {
+            self.queue_again(test);
+        }
+    }
+
+    fn queue_again(&mut self, test: TestIndex) {
+        let story = &self.stories[test.0 as usize];
+        let rank = Rank { urgency: Urgency::Again, ..story.rank };
+        self.queue.insert(story.binary, rank, test);
+        self.phase.binaries_changed = true;
+    }
+
+    fn take_back(&mut self, worker: WorkerId, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
+        self.workers.revoking(worker, false);
+        for attempt in attempts {
+            if let Some(live) = self.workers.take(worker, *attempt) {
+                self.requeue(live.test, false, effects);
+            }
+        }
+    }
+
+    fn lose(&mut self, worker: WorkerId, effects: &mut Vec<Effect>) {
+        for (attempt, live) in self.workers.remove(worker) {
+            // Only what had started is told of: the rest never was an attempt.
+            if live.started {
+                self.lost_attempt(attempt, live.test, live.number, effects);
+            }
+            self.requeue(live.test, live.started, effects);
+        }
+    }
+
+    fn cancel(&mut self, reason: CancelReason, how: Stop, effects: &mut Vec<Effect>) {
+        if self.phase.finished {
+            return;
+        }
+        if self.phase.cancelled.is_none() {
+            self.phase.cancelled = Some(reason);
+            let running = self.workers.outstanding();
+            effects.push(Effect::Cancelling { reason, running });
+            for test in self.queue.drain() {
+                self.decide(test, Verdict::Skipped, effects);
+            }
+        }
+        for worker in self.workers.ids() {
+            effects.push(Effect::Stop { worker, how });
+        }
+    }
+
+    fn decide(&mut self, test: TestIndex, verdict: Verdict, effects: &mut Vec<Effect>) {
+        let story = &mut self.stories[test.0 as usize];
+        debug_assert!(story.verdict.is_none(), "{test:?} has a verdict already");
+        story.verdict = Some(verdict);
+        self.done += 1;
+        effects.push(Effect::Verdict { test, verdict });
+        let failed = match verdict {
+            Verdict::Fail | Verdict::Timeout | Verdict::Crashed | Verdict::Lost => true,
+            Verdict::Flaky => self.rules.flaky_fails,
+            Verdict::Pass | Verdict::Skipped => false,
+        };
+        self.failures += u32::from(failed);
+        let enough = self.rules.failures_max.is_some_and(|max| self.failures >= max);
+        if failed && enough && self.phase.cancelled.is_none() {
+            let ends = self.rules.failures_end_running;
+            let how = if ends { Stop::Terminate } else { Stop::Drain };
+            self.cancel(CancelReason::TestFailure, how, effects);
+        }
+    }
+
+    /// Gives free slots work, the most urgent and longest first.
+    fn hand_out(&mut self, effects: &mut Vec<Effect>) {
+        if self.phase.cancelled.is_some() {
+            return;
+        }
+        if std::mem::take(&mut self.phase.binaries_changed) {
+            self.prepare(effects);
+        }
+        if !self.phase.open {
+            return;
+        }
+        for depth in [Depth::Slots, Depth::Prefetch] {
+            // The emptiest worker first, so that what is left over goes where it starts soonest.
+            for worker in self.workers.roomy() {
+                if self.queue.len() == 0 {
+                    break;
+                }
+                let grants = self.grants(worker, depth);
+                if !grants.is_empty() {
+                    effects.push(Effect::Lease { worker, grants });
+                }
+            }
+        }
+        if self.queue.len() == 0 {
+            self.rebalance(effects);
+        }
+    }
+
+    fn prepare(&mut self, effects: &mut Vec<Effect>) {
+        let mut wanted: Vec<_> = self.queue.binaries().collect();
+        if wanted.is_empty() {
+            // What others prefetched can be taken back for a worker that joins late.
+            let waiting = self.workers.waiting().flat_map(|(_, waiting)| waiting);
+            let binaries = waiting.map(|(_, live)| self.stories[live.test.0 as usize].binary);
+            wanted = BTreeSet::from_iter(binaries).into_iter().collect();
+        }
+        for (worker, binary) in self.workers.ask(&wanted, PREPARING_MAX) {
+            effects.push(Effect::Prepare { worker, binary });
+        }
+        let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
+        if needed && wanted.iter().any(|binary| !self.workers.may_take(*binary)) {
+            self.phase.asked_for_worker = true;
+            effects.push(Effect::NeedWorker);
+        }
+    }
+
+    fn grants(&mut self, worker: WorkerId, depth: Depth) -> Vec<Grant> {
+        let threads = self.rules.threads.unwrap_or(u32::MAX);
+        let permits = threads.saturating_sub(self.workers.outstanding());
+        let room = self.workers.room(worker, depth).min(permits);
+        let mut grants = Vec::new();
+        for _ in 0..room {
+            let Some(test) = self.queue.pop(|binary| self.workers.is_ready(worker, binary)) else {
+                break;
+            };
+            let attempt = AttemptId(self.attempts_made);
+            self.attempts_made += 1;
+            let number = self.stories[test.0 as usize].number;
+            self.workers.grant(worker, attempt, Live { test, number, started: false });
+            grants.push(Grant { attempt, test, number });
+        }
+        grants
+    }
+
+    /// With an empty queue, takes prefetched attempts back for slots that are free elsewhere.
+    fn rebalance(&mut self, effects: &mut Vec<Effect>) {
+        let mut free = self.workers.free_slots();
+        if free == 0 || self.workers.outstanding() == 0 {
+            return;
+        }
+        let mut revokes = Vec::new();
+        for (worker, waiting) in self.workers.waiting() {
+            let wanted = waiting.into_iter().filter(|(_, live)| {
+                let binary = self.stories[live.test.0 as usize].binary;
+                self.workers.free_elsewhere(worker, binary)
+            });
+            let wanted = wanted.map(|(attempt, _)| attempt);
+            let attempts: Vec<_> = wanted.take(free as usize).collect();
+            free -= attempts.len() as u32;
+            if !attempts.is_empty() {
+                revokes.push((worker, attempts));
+            }
+        }
+        for (worker, attempts) in revokes {
+            self.workers.revoking(worker, true);
+            effects.push(Effect::Revoke { worker, attempts });
+        }
+    }
+
+    fn finish(&mut self, effects: &mut Vec<Effect>) {
+        let complete = self.phase.all_added || self.phase.cancelled.is_some();
+        if complete && self.done == self.stories.len() && !self.phase.finished {
+            self.phase.finished = true;
+            effects.push(Effect::Done);
+        }
+    }
+
+    /// What must hold after every step.
+    ///
+    /// # Errors
+    /// Says which invariant is broken.
+    pub fn check(&self) -> Result<(), String> {
+        let (queued, live) = (self.queue.len(), self.workers.outstanding() as usize);
+        let (done, known) = (self.done, self.stories.len());
+        if queued + live + done != known {
+            return Err(format!("{queued} queued + {live} live + {done} done ≠ {known} known"));
+        }
+        if self.rules.threads.is_some_and(|threads| live > threads as usize) {
+            return Err(format!("{live} attempts are live, {:?} may be", self.rules.threads));
+        }
+        // The full audit costs time in proportion to the fleet: for small ones only.
+        if known <= 1_000 { self.workers.check() } else { Ok(()) }
+    }
+}

@@ -1,10 +1,30 @@
 //! What a command was asked to do, parsed and complete: flags > environment > profile > defaults.
 //!
-//! Plain data that the stages read; [`crate::cli`] holds what was typed.
+//! Plain data that the stages read; [`crate::cli`] holds what was typed. [`compile_settings`] needs
+//! the command line only; [`resolve`] also needs what `cargo metadata` knows, because the
+//! configuration lies in the workspace's root. The spellings of an enum's values, on the command
+//! line as in files, are those that [`clap::ValueEnum`] derives here.
+
+mod address;
+mod cargo_args;
+mod config;
+mod layer;
+mod reader;
+mod resolve;
+mod values;
+mod writable;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use clap::ValueEnum;
+
+pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
+pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
+pub use values::{TestThreads, WaitWorkers, parse_duration};
+pub(crate) use values::{parse_positive_duration, parse_shard};
+pub use writable::check_writable;
 
 /// Everything that `run` and `list` need to know.
 #[derive(Clone, Debug)]
@@ -33,10 +53,11 @@ pub struct CompileSettings {
     /// `--manifest-path`, as given.
     pub manifest_path: Option<PathBuf>,
     /// Build flags for `cargo test --no-run`, as given: packages, targets, features, profile…
-    /// Includes `--manifest-path`, `--config` and `--target`.
+    /// Includes `--manifest-path`, `--config` and `--target`. Values are glued: `--package=a`.
     pub build_args: Vec<OsString>,
     /// The subset that `cargo metadata` understands: features, `--locked`, `--offline`,
-    /// `--frozen`, `--config`, `--manifest-path`.
+    /// `--frozen`, `--config`, `--manifest-path`, `-Z`; and `--target-dir` as a `--config`, which
+    /// holds only if `CARGO_TARGET_DIR` is taken out of the environment of cargo metadata.
     pub metadata_args: Vec<OsString>,
     /// `--config` values, for reading `[env]`.
     pub config: Vec<String>,
@@ -74,19 +95,20 @@ pub struct SelectSettings {
 }
 
 /// Which of the tests that are marked `#[ignore]` run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RunIgnored {
     /// Only tests that are not ignored.
     #[default]
     Default,
     /// Only ignored ones.
+    #[value(alias = "ignored-only")]
     Only,
     /// Both.
     All,
 }
 
 /// What happens if no test is left to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum NoTests {
     /// Exit 0.
     Pass,
@@ -94,6 +116,7 @@ pub enum NoTests {
     Warn,
     /// Exit 4.
     #[default]
+    #[value(alias = "auto")]
     Fail,
 }
 
@@ -113,7 +136,7 @@ pub struct Partition {
 pub enum PartitionBy {
     /// By a hash of the test's name: stable when tests come and go.
     Hash,
-    /// In turn within each binary.
+    /// In turn over all tests that are left by the filters, ordered by binary id and name.
     Slice,
     /// By past timings, longest first to the lightest share.
     Timed,
@@ -130,7 +153,7 @@ pub struct ExecuteSettings {
     pub flaky_fails: bool,
     /// When to stop starting tests.
     pub max_fail: MaxFail,
-    /// Tests at once over the whole run; none: as many as there are slots.
+    /// Tests at once over the whole run; none (also `num-cpus`): as many as there are slots.
     pub test_threads: Option<u32>,
     /// A notice each time this long has passed.
     pub slow_timeout: Duration,
@@ -147,7 +170,7 @@ pub struct ExecuteSettings {
 }
 
 /// Processes per test.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Isolation {
     /// What the scheduler finds best.
     #[default]
@@ -214,7 +237,7 @@ pub enum LocalSlots {
 }
 
 /// What happens if no given worker is usable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Fallback {
     /// A warning, and the embedded worker.
     #[default]
@@ -251,7 +274,7 @@ pub struct ReportSettings {
 }
 
 /// `--message-format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum MessageFormat {
     /// For people, on stderr.
     #[default]
@@ -261,7 +284,7 @@ pub enum MessageFormat {
 }
 
 /// `--color`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
     /// If the terminal can.
     #[default]
@@ -273,7 +296,7 @@ pub enum Color {
 }
 
 /// `--show-progress`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ShowProgress {
     /// A bar on a terminal, nothing elsewhere.
     #[default]
@@ -287,7 +310,7 @@ pub enum ShowProgress {
 }
 
 /// Which results are shown: each level includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum StatusLevel {
     /// None.
     None,
@@ -310,7 +333,7 @@ pub enum StatusLevel {
 }
 
 /// When a test's output is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputWhen {
     /// As soon as the test has ended.
     Immediate,

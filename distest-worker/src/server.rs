@@ -1,1 +1,141 @@
-//! The worker's side of a connection: a thin implementation of the services.
+//! The worker's side of a connection: a thin implementation of [`protocol::Worker`].
+//!
+//! Three parts, one way: [`handler`] takes the client's calls in the order in which they arrive and
+//! hands them on; [`driver`] owns the session and performs its effects on slots; [`outbox`] brings
+//! reports and output to the client. What only concerns files ([`files`]) never passes the driver.
+//!
+//! [`protocol::Worker`]: crate::protocol::Worker
+
+mod driver;
+mod environment;
+mod files;
+mod handler;
+mod machine_slot;
+mod outbox;
+mod permits;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+
+use self::driver::Driver;
+use self::files::Files;
+use self::handler::Handler;
+use self::permits::Permits;
+use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role};
+use crate::link::{self, LinkEnd};
+use crate::protocol::Labels;
+use crate::store::Store;
+use crate::zygote::ZygoteProgram;
+
+/// What a worker is.
+#[derive(Clone)]
+pub struct WorkerConfig {
+    /// What people call it.
+    pub name: String,
+    /// Attempts that it runs at once, over all its sessions; at least 1.
+    pub slots: u32,
+    /// Where blobs are kept. None for an embedded worker.
+    pub store: Option<Store>,
+    /// It may use the client's files where they lie: only if it is part of the client's process.
+    pub in_place: bool,
+    /// What it says of itself.
+    pub labels: Labels,
+}
+
+/// A worker, shared by its connections.
+pub struct WorkerShared {
+    config: WorkerConfig,
+    zygote: ZygoteProgram,
+    /// For output that is too long for memory: files without names.
+    scratch: PathBuf,
+    permits: Arc<Permits>,
+    shutting_down: watch::Sender<bool>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum ConnectionEnd {
+    /// The peer was no client that we understand.
+    NoHello(HelloError),
+    /// There was a session, or could have been one.
+    Link(LinkEnd),
+}
+
+impl WorkerShared {
+    /// A worker that has no connection yet and starts attempts by `zygote`.
+    pub fn new(config: WorkerConfig, zygote: ZygoteProgram) -> Arc<Self> {
+        let scratch =
+            config.store.as_ref().map_or_else(std::env::temp_dir, |store| store.scratch().into());
+        let permits = Permits::new(config.slots.max(1));
+        let shutting_down = watch::Sender::new(false);
+        Arc::new(Self { config, zygote, scratch, permits, shutting_down })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &WorkerConfig {
+        &self.config
+    }
+
+    /// Ends all sessions, in order, and lets no more begin.
+    pub fn shut_down(&self) {
+        self.shutting_down.send_replace(true);
+    }
+
+    async fn shutting_down(&self) {
+        // An error means that the sender is gone, which `self` holds.
+        let _ = self.shutting_down.subscribe().wait_for(|is| *is).await;
+    }
+
+    fn slots(&self) -> u32 {
+        self.config.slots.max(1)
+    }
+
+    fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            slots: self.slots(),
+            labels: self.config.labels.clone(),
+            ..Hello::new(Role::Worker, &*self.config.name)
+        }
+    }
+}
+
+/// Greets a client and serves it until the connection ends; then everything that it started has
+/// ended, and its files are gone.
+pub async fn serve_connection<S>(mut stream: S, worker: Arc<WorkerShared>) -> ConnectionEnd
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let greeting = async {
+        hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
+        hello::accept(&mut stream).await
+    };
+    if let Err(error) = greeting.await {
+        return ConnectionEnd::NoHello(error);
+    }
+    let (requests, requests_in) = mpsc::unbounded_channel();
+    let config = worker.config();
+    let files = Arc::new(Files::new(config.store.clone(), config.in_place));
+    let mut caller = None;
+    let link = link::worker_end(stream, |client| {
+        caller = Some(client);
+        let handler = Handler::new(requests, Arc::clone(&files));
+        move |context, request| handler.clone().answer(context, request)
+    });
+    let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
+    let driver = Driver::new(worker, Arc::clone(&files), client);
+    let (end, last_word) = driver.run(requests_in, &link).await;
+    match last_word {
+        Some(why) => link.close(why).await,
+        None => drop(link),
+    }
+    // Removing a sandbox takes time; handlers that still hold it end with the link.
+    let _ = tokio::task::spawn_blocking(move || drop(files)).await;
+    ConnectionEnd::Link(end)
+}

@@ -1,1 +1,24 @@
-//! Harness of the end-to-end tests.
+//! The harness of the end-to-end tests: the product as its users see it, from outside.
+//!
+//! Nothing here knows the product's code. [`product`] builds the executables, [`client`] and
+//! [`worker`] run them, [`transcript`] and [`junit`] read what they say, [`fixture`] knows what they
+//! should have said. Everything that is started carries the [`scratch`] folder's mark and is ended
+//! when its owner is dropped, also by a panic. Failures of the harness itself are panics that say
+//! what was attempted: a test that can't be carried out has not passed.
+
+pub mod client;
+pub mod fixture;
+pub mod impostor;
+pub mod junit;
+pub mod measure;
+pub mod process;
+pub mod product;
+pub mod proxy;
+pub mod scratch;
+pub mod transcript;
+pub mod worker;
+
+use std::time::Duration;
+
+/// Within this long whatever a test waits for must have happened; only a hang takes longer.
+pub const DEADLINE: Duration = Duration::from_secs(240);

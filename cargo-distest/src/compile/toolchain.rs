@@ -1,0 +1,110 @@
+//! Which cargo and which rustc are in force, and what the compiler says of itself.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use super::cargo_config::CargoConfig;
+use crate::failure::{ExitCode, Failure};
+use crate::model::Triple;
+use crate::settings::CompileSettings;
+
+/// The compiler that cargo will use: `$RUSTC`, else `build.rustc`, else `rustc`.
+pub(super) fn rustc(config: Option<&CargoConfig>) -> OsString {
+    ["RUSTC", "CARGO_BUILD_RUSTC"]
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .find(|rustc| !rustc.is_empty())
+        .or_else(|| config?.program("build", "rustc"))
+        .unwrap_or_else(|| "rustc".into())
+}
+
+/// The compiler's host triple.
+pub(super) async fn host(rustc: &OsStr) -> Result<Triple, Failure> {
+    let version = ask(rustc, &["-vV"]).await?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(Triple::new).ok_or_else(|| {
+        Failure::new(ExitCode::Setup, "could not find the host triple")
+            .because(format!("`{} -vV` doesn't tell it", Path::new(rustc).display()))
+    })
+}
+
+/// The folder that the compiler's libraries lie under.
+pub(super) async fn sysroot(rustc: &OsStr) -> Result<PathBuf, Failure> {
+    Ok(PathBuf::from(ask(rustc, &["--print", "sysroot"]).await?.trim_end()))
+}
+
+/// What will be built for: `--target`, else `$CARGO_BUILD_TARGET`, else `build.target`; and always
+/// the host, for which build scripts and procedural macros are built.
+pub(super) fn targets(
+    settings: &CompileSettings,
+    config: Option<&CargoConfig>,
+    host: &Triple,
+) -> Vec<String> {
+    let mut targets = settings.targets.clone();
+    if targets.is_empty() {
+        targets = match std::env::var("CARGO_BUILD_TARGET") {
+            Ok(target) if !target.is_empty() => vec![target],
+            _ => config.map(|config| config.strings("build", "target")).unwrap_or_default(),
+        };
+    }
+    targets.retain(|target| target != "host-tuple" && **target != *host.0);
+    targets.insert(0, host.0.to_string());
+    targets
+}
+
+/// What cargo tells tests in `CARGO`: its own path. Where `cargo` is rustup's proxy, that is the
+/// cargo that the proxy would start.
+pub(super) fn cargo_for_tests(cargo: &Path, sysroot: &Path) -> PathBuf {
+    let Some(found) = on_path(cargo) else { return cargo.to_path_buf() };
+    let resolved = found.canonicalize().unwrap_or_else(|_| found.clone());
+    let name = |path: &Path| path.file_stem().is_some_and(|stem| stem == "rustup");
+    let proxy = name(&resolved) || found.with_file_name("rustup").exists();
+    let own = sysroot.join("bin/cargo").with_extension(std::env::consts::EXE_EXTENSION);
+    if proxy && own.exists() { own } else { found }
+}
+
+/// The error for a program that can't be started.
+pub(super) fn cannot_run(what: &str, program: impl AsRef<Path>, error: io::Error) -> Failure {
+    let program = program.as_ref().display();
+    let failure = Failure::new(ExitCode::Setup, format!("could not run `{program}`"));
+    if error.kind() == io::ErrorKind::NotFound {
+        let variable = what.to_uppercase();
+        return failure.because("there is no such program").hint(format!(
+            "install Rust (https://rustup.rs), or set ${variable} to the path of {what}"
+        ));
+    }
+    failure.because(error)
+}
+
+async fn ask(rustc: &OsStr, args: &[&str]) -> Result<String, Failure> {
+    let output = Command::new(rustc)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| cannot_run("rustc", rustc, error))?
+        .wait_with_output()
+        .await
+        .map_err(|error| cannot_run("rustc", rustc, error))?;
+    if !output.status.success() {
+        let command = format!("{} {}", Path::new(rustc).display(), args.join(" "));
+        return Err(Failure::new(ExitCode::Setup, "could not ask the compiler what it is")
+            .because(format!("`{command}` ended with {}", output.status)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn on_path(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return std::path::absolute(program).ok();
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program).with_extension(std::env::consts::EXE_EXTENSION))
+        .find(|candidate| candidate.is_file())
+}

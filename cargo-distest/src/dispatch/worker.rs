@@ -1,0 +1,162 @@
+//! What is asked of one worker, each in a task of its own, answered by an [`Outcome`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distest_worker::link;
+use distest_worker::protocol::{
+    AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, Stop,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::Runnable;
+use crate::fleet::Connection;
+use crate::model::WorkerId;
+use crate::ship::{ShipError, Shipped, Shipper};
+use crate::tree::Tree;
+
+/// An answer to a short request.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What came of a request.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A binary and the tree are there.
+    Ready { worker: WorkerId, binary: BinaryKey },
+    /// The worker won't run a binary.
+    Refused { worker: WorkerId, binary: BinaryKey, reason: String, hint: Option<String> },
+    /// Bytes went there.
+    Shipped { worker: WorkerId, bytes: u64, blobs: u32 },
+    /// These attempts came back unstarted.
+    Revoked { worker: WorkerId, attempts: Vec<AttemptId> },
+    /// A request was not answered: the worker is of no use any more.
+    Gone { worker: WorkerId, reason: String },
+}
+
+/// A worker of this run.
+pub(super) struct Connected {
+    connection: Connection,
+    shipper: Shipper,
+    tree: watch::Receiver<Option<Arc<Tree>>>,
+    outcomes: mpsc::Sender<Outcome>,
+}
+
+impl Connected {
+    pub(super) fn new(
+        connection: Connection,
+        tree: watch::Receiver<Option<Arc<Tree>>>,
+        outcomes: mpsc::Sender<Outcome>,
+    ) -> Self {
+        let shipper = Shipper::new(connection.worker.clone());
+        let (worker, told) = (connection.id, outcomes.clone());
+        // A full channel only costs a step of the progress display: totals come with the answer.
+        let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {
+            let _ = told.try_send(Outcome::Shipped { worker, bytes, blobs });
+        });
+        Self { connection, shipper, tree, outcomes }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.connection.name
+    }
+
+    pub(super) fn embedded(&self) -> bool {
+        self.connection.embedded
+    }
+
+    /// Ships a binary and the tree. Answered by [`Outcome::Ready`], [`Outcome::Refused`] or
+    /// [`Outcome::Gone`].
+    pub(super) fn prepare(&self, runnable: Arc<Runnable>) {
+        let (worker, embedded) = (self.connection.id, self.connection.embedded);
+        let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
+        let outcomes = self.outcomes.clone();
+        tokio::spawn(async move {
+            let binary = runnable.key;
+            let outcome = match place(&shipper, &runnable, &mut tree, embedded).await {
+                Ok(()) => Outcome::Ready { worker, binary },
+                Err(ShipError::Connection(error)) => {
+                    Outcome::Gone { worker, reason: format!("it did not answer: {error}") }
+                }
+                Err(ShipError::Refused(refusal)) => {
+                    let Refusal { message, hint, .. } = refusal;
+                    Outcome::Refused { worker, binary, reason: message, hint }
+                }
+                Err(error) => {
+                    Outcome::Refused { worker, binary, reason: error.to_string(), hint: None }
+                }
+            };
+            let _ = outcomes.send(outcome).await;
+        });
+    }
+
+    /// Hands over attempts. Their reports answer; a refusal costs the worker.
+    pub(super) fn lease(&self, attempts: Vec<AttemptSpec>) {
+        let client = self.connection.worker.clone();
+        let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
+        tokio::spawn(async move {
+            let reason = match client.lease(link::context(ANSWER), Lease { attempts }).await {
+                Ok(Ok(())) => return,
+                Ok(Err(refusal)) => format!("it refused a lease: {refusal}"),
+                Err(error) => format!("it did not take a lease: {error}"),
+            };
+            let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
+        });
+    }
+
+    /// Takes back attempts. Answered by [`Outcome::Revoked`] or [`Outcome::Gone`].
+    pub(super) fn revoke(&self, attempts: Vec<AttemptId>) {
+        let client = self.connection.worker.clone();
+        let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
+        tokio::spawn(async move {
+            let outcome = match client.revoke(link::context(ANSWER), attempts).await {
+                Ok(attempts) => Outcome::Revoked { worker, attempts },
+                Err(error) => {
+                    let reason = format!("it did not answer: {error}");
+                    Outcome::Gone { worker, reason }
+                }
+            };
+            let _ = outcomes.send(outcome).await;
+        });
+    }
+
+    /// Ends what runs there. The attempts' reports answer.
+    pub(super) fn stop(&self, how: Stop) {
+        let client = self.connection.worker.clone();
+        let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
+        tokio::spawn(async move {
+            if let Err(error) = client.stop(link::context(ANSWER), how).await {
+                let reason = format!("it did not answer: {error}");
+                let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
+            }
+        });
+    }
+
+    /// Ends the session in order.
+    pub(super) async fn close(self) {
+        // A worker that doesn't answer ends the session when the connection does.
+        let _ = self.connection.worker.close(link::context(ANSWER)).await;
+    }
+}
+
+/// Gets a binary and then the tree to where the tests will find them.
+async fn place(
+    shipper: &Shipper,
+    runnable: &Runnable,
+    tree: &mut watch::Receiver<Option<Arc<Tree>>>,
+    embedded: bool,
+) -> Result<(), ShipError> {
+    if embedded {
+        return shipper.binary(&runnable.parcel.in_place(), &BTreeMap::new()).await;
+    }
+    let packed = runnable.parcel.pack().await.map_err(|failure| {
+        ShipError::Refused(Refusal::new(RefusalKind::Invalid, failure.to_string()))
+    })?;
+    shipper.binary(&packed.spec, &packed.files).await?;
+    // The sender lives as long as the run: if it is gone, so is the answer's reader.
+    let laid = tree.wait_for(Option::is_some).await;
+    match laid.ok().and_then(|tree| tree.clone()) {
+        Some(tree) => shipper.tree(&tree).await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,44 @@
+//! The client's end of a session: what workers call.
+
+use bytes::Bytes;
+use distest_worker::digest::Digest;
+use distest_worker::protocol::{Client, OutputChunk, Refusal, RefusalKind, Report};
+use tarpc::context::Context;
+use tokio::sync::{mpsc, oneshot};
+
+use super::FleetMessage;
+use crate::model::WorkerId;
+
+/// Hands on what one worker says; answers when it has been taken.
+#[derive(Clone)]
+pub(super) struct Callbacks {
+    pub(super) worker: WorkerId,
+    pub(super) messages: mpsc::Sender<FleetMessage>,
+}
+
+impl Callbacks {
+    async fn pass(&self, message: FleetMessage, taken: oneshot::Receiver<()>) {
+        // If nobody listens any more the run is over, and the answer doesn't matter.
+        if self.messages.send(message).await.is_ok() {
+            let _ = taken.await;
+        }
+    }
+}
+
+impl Client for Callbacks {
+    async fn report(self, _: Context, reports: Vec<Report>) {
+        let (taken, answer) = oneshot::channel();
+        self.pass(FleetMessage::Reports { worker: self.worker, reports, taken }, answer).await;
+    }
+
+    async fn output(self, _: Context, chunk: OutputChunk) {
+        let (taken, answer) = oneshot::channel();
+        self.pass(FleetMessage::Output { worker: self.worker, chunk, taken }, answer).await;
+    }
+
+    async fn fetch(self, _: Context, digest: Digest, _: u64) -> Result<Bytes, Refusal> {
+        // Blobs are pushed to workers before they are needed; nothing is offered for fetching.
+        let message = format!("this client offers no blob {digest}");
+        Err(Refusal::new(RefusalKind::MissingBlob, message))
+    }
+}

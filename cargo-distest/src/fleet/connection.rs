@@ -1,0 +1,180 @@
+//! One worker: dialled, greeted, watched.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distest_worker::hello::{self, Hello, Role};
+use distest_worker::link::{self, Link, LinkStats};
+use distest_worker::protocol::{Client, SessionSpec, WorkerClient};
+use tarpc::server::Serve;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::callbacks::Callbacks;
+use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
+use crate::model::{Triple, WorkerId};
+use crate::settings::WorkerAddress;
+
+/// A worker with an open session. Dropping it ends the session.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its number in this run.
+    pub id: WorkerId,
+    /// What it calls itself.
+    pub name: String,
+    /// As it was given; empty for the embedded one.
+    pub address: String,
+    /// Slots that this session may use.
+    pub slots: u32,
+    /// It lives in this process and uses the client's files where they lie.
+    pub embedded: bool,
+    /// What it runs.
+    pub triple: Triple,
+    /// From a request to its answer.
+    pub round_trip: Duration,
+    /// For calling it.
+    pub worker: WorkerClient,
+    /// Bytes on the wire so far.
+    pub stats: Arc<LinkStats>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Connects to an address and opens a session there.
+pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Connection, Unusable> {
+    let WorkerAddress::Tcp { host, port, fingerprint } = address;
+    if fingerprint.is_some() {
+        return Err(Unusable::new("this version can't check the key that the address names")
+            .hint("leave out what follows the # on a network that you trust"));
+    }
+    let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
+    let mut stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
+        }
+        Ok(Err(error)) => return Err(Unusable::new(format!("could not connect: {error}"))),
+        Err(_) => {
+            let seconds = CONNECT_TIMEOUT.as_secs();
+            return Err(Unusable::new(format!("could not connect within {seconds} s")));
+        }
+    };
+    stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;
+    let theirs = greet(&mut stream).await?;
+    if let Some(on) = fleet.shared.settings.on.as_deref().filter(|on| *on != theirs.name) {
+        return Err(Unusable::new(format!("its name is {:?}, and --on asks for {on:?}", theirs.name)));
+    }
+    let joined = fleet.shared.slots.fetch_add(theirs.slots, std::sync::atomic::Ordering::Relaxed);
+    let open = Open { id: fleet.next_id(), address: address.to_string(), slots: 0, base: joined };
+    open.session(fleet, stream, theirs).await
+}
+
+/// Exchanges greetings; the worker has accepted us when this is done.
+pub(super) async fn greet<S>(stream: &mut S) -> Result<Hello, Unusable>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let ours = Hello::new(Role::Client, "cargo-distest");
+    hello::exchange(stream, &ours, CONNECT_TIMEOUT).await.map_err(|error| {
+        let hint = error.hint();
+        Unusable { reason: error.to_string(), hint }
+    })
+}
+
+/// What is asked of a greeted worker.
+pub(super) struct Open {
+    pub(super) id: WorkerId,
+    /// Empty for the embedded worker.
+    pub(super) address: String,
+    /// Slots wanted; 0 takes what there is.
+    pub(super) slots: u32,
+    /// Number of its first slot within the run.
+    pub(super) base: u32,
+}
+
+impl Open {
+    /// Opens the session over a greeted stream and starts watching it.
+    pub(super) async fn session<S>(
+        self,
+        fleet: &Fleet,
+        stream: S,
+        theirs: Hello,
+    ) -> Result<Connection, Unusable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let embedded = self.address.is_empty();
+        let messages = fleet.shared.messages.clone();
+        let callbacks = Callbacks { worker: self.id, messages: messages.clone() };
+        let (worker, link) = link::client_end(stream, move |context, request| {
+            callbacks.clone().serve().serve(context, request)
+        });
+        let facts = &fleet.shared.facts;
+        let spec = SessionSpec {
+            run: facts.run.run.clone(),
+            slots: self.slots,
+            slot_base: self.base,
+            in_place: embedded,
+            roots: if embedded { Vec::new() } else { facts.roots.clone() },
+            env: fleet.environment(embedded),
+        };
+        let asked = Instant::now();
+        let ready = worker
+            .open(link::context(CONNECT_TIMEOUT), spec)
+            .await
+            .map_err(|error| Unusable::new(format!("could not open a session: {error}")))?
+            .map_err(|refusal| Unusable { reason: refusal.message, hint: refusal.hint })?;
+        let round_trip = asked.elapsed();
+        let stats = link.stats();
+        let mut tasks = vec![tokio::spawn(watch(self.id, link, messages.clone()))];
+        if !embedded {
+            tasks.push(tokio::spawn(heartbeat(self.id, worker.clone(), messages)));
+        }
+        Ok(Connection {
+            id: self.id,
+            name: theirs.name,
+            address: self.address,
+            slots: ready.slots,
+            embedded,
+            triple: Triple::new(theirs.target),
+            round_trip,
+            worker,
+            stats,
+            tasks,
+        })
+    }
+}
+
+/// Tells of the connection's end.
+async fn watch(worker: WorkerId, link: Link, messages: tokio::sync::mpsc::Sender<FleetMessage>) {
+    let reason = link.ended().await.to_string();
+    // Nobody listens once the run is over.
+    let _ = messages.send(FleetMessage::Gone { worker, reason }).await;
+}
+
+/// Asks for a sign of life each [`HEARTBEAT`]; tells if none has come for [`LOST_AFTER`].
+async fn heartbeat(
+    id: WorkerId,
+    worker: WorkerClient,
+    messages: tokio::sync::mpsc::Sender<FleetMessage>,
+) {
+    let mut last = tokio::time::Instant::now();
+    loop {
+        match tokio::time::timeout_at(last + LOST_AFTER, worker.ping(link::context(LOST_AFTER))).await {
+            Ok(Ok(_)) => last = tokio::time::Instant::now(),
+            Ok(Err(_)) if last.elapsed() < LOST_AFTER => {}
+            Ok(Err(_)) | Err(_) => break,
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+    let reason = format!("no sign of life for {:.1} s", LOST_AFTER.as_secs_f64());
+    let _ = messages.send(FleetMessage::Gone { worker: id, reason }).await;
+}

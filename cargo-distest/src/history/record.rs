@@ -1,0 +1,215 @@
+//! What one run adds to the history.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{
+    CachedStatement, Connection, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+
+use super::{FORGET_AFTER, RUNS_KEPT, micros, past};
+use crate::cost::Past;
+use crate::model::{AttemptResult, TestCase, Triple, Verdict};
+use crate::results::{Counts, Summary, TestState};
+
+/// A run as it is remembered.
+#[derive(Clone, Debug)]
+pub struct RunRecord {
+    /// Its name, unique.
+    pub name: String,
+    /// Wall clock.
+    pub started: SystemTime,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Name of the cargo profile: `dev`, `release`, …
+    pub cargo_profile: String,
+    /// What it exited with.
+    pub exit_code: u8,
+    /// Test cases by verdict.
+    pub counts: Counts,
+    /// Tests whose verdict says something about them.
+    pub tests: Vec<TestRecord>,
+}
+
+/// A test as it is remembered of one run.
+#[derive(Clone, Debug)]
+pub struct TestRecord {
+    /// What it is.
+    pub case: TestCase,
+    /// What it was built for.
+    pub triple: Triple,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Attempts that came to an end of their own.
+    pub attempts: u32,
+    /// What the last of them took.
+    pub duration: Duration,
+}
+
+impl RunRecord {
+    /// What is to be remembered of a run, finished or not. None before its first event.
+    ///
+    /// Tests that were lost or skipped leave nothing: no attempt says anything about them.
+    pub fn of(summary: &Summary, cargo_profile: &str) -> Option<Self> {
+        let started = summary.started()?;
+        let finished = summary.finished();
+        Some(Self {
+            name: started.run.clone(),
+            started: started.at,
+            elapsed: finished.map_or(Duration::ZERO, |finished| finished.elapsed),
+            cargo_profile: cargo_profile.to_owned(),
+            exit_code: finished.map_or(summary.exit_code().number(), |end| end.exit_code),
+            counts: summary.counts(),
+            tests: summary.tests().iter().filter_map(TestRecord::of).collect(),
+        })
+    }
+
+    fn seen_s(&self) -> i64 {
+        let since = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+impl TestRecord {
+    fn of(test: &TestState) -> Option<Self> {
+        let says = |verdict: &Verdict| !matches!(verdict, Verdict::Lost | Verdict::Skipped);
+        let told = || test.attempts.iter().filter(|attempt| attempt.result != AttemptResult::Lost);
+        Some(Self {
+            case: test.case.clone(),
+            triple: test.triple.clone(),
+            verdict: test.verdict.filter(says)?,
+            attempts: told().count() as u32,
+            duration: told().next_back()?.duration,
+        })
+    }
+
+    fn passed(&self) -> bool {
+        matches!(self.verdict, Verdict::Pass | Verdict::Flaky)
+    }
+
+    /// What is known after this run. How long a test takes that fails says little about how long
+    /// it will take: only its verdict is kept.
+    fn merge(&self, before: Option<Past>) -> Past {
+        match (self.passed(), before) {
+            (true, before) => {
+                let timed = before.as_ref().filter(|before| before.runs > 0);
+                Past::after(timed, self.duration, self.verdict)
+            }
+            (false, Some(before)) => Past { last: self.verdict, ..before },
+            (false, None) => {
+                let (mean, spread) = (Duration::ZERO, Duration::ZERO);
+                Past { mean, spread, runs: 0, last: self.verdict }
+            }
+        }
+    }
+}
+
+/// Adds a run in one transaction.
+pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()> {
+    // Taken at once: what is read must still hold when it is written.
+    let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let id = insert_run(&change, run)?;
+    {
+        let mut statements = Statements::prepare(&change)?;
+        for test in &run.tests {
+            statements.write_test(run, id, test)?;
+        }
+    }
+    forget(&change, run)?;
+    change.commit()
+}
+
+fn insert_run(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<i64> {
+    let Counts { passed, failed, flaky, timed_out, crashed, skipped, lost } = run.counts;
+    let since = run.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    change.execute(
+        "INSERT INTO runs (name, cargo_profile, started_ms, elapsed_ms, exit_code,
+             passed, failed, flaky, timed_out, crashed, skipped, lost)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        params![
+            run.name,
+            run.cargo_profile,
+            millis(since),
+            millis(run.elapsed),
+            run.exit_code,
+            passed,
+            failed,
+            flaky,
+            timed_out,
+            crashed,
+            skipped,
+            lost
+        ],
+    )?;
+    Ok(change.last_insert_rowid())
+}
+
+/// Statements that run once for each test.
+struct Statements<'a> {
+    find: CachedStatement<'a>,
+    put: CachedStatement<'a>,
+    outcome: CachedStatement<'a>,
+}
+
+impl<'a> Statements<'a> {
+    fn prepare(change: &'a Transaction<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            find: change.prepare_cached(
+                "SELECT mean_us, spread_us, runs, last FROM tests
+                 WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3 AND name = ?4",
+            )?,
+            put: change.prepare_cached(
+                "INSERT INTO tests (triple, cargo_profile, binary, name,
+                     mean_us, spread_us, runs, last, last_us, seen_s)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT (triple, cargo_profile, binary, name) DO UPDATE SET
+                     mean_us = excluded.mean_us, spread_us = excluded.spread_us,
+                     runs = excluded.runs, last = excluded.last,
+                     last_us = excluded.last_us, seen_s = excluded.seen_s
+                 RETURNING id",
+            )?,
+            outcome: change.prepare_cached(
+                "INSERT OR REPLACE INTO outcomes (run, test, verdict, attempts, duration_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+        })
+    }
+
+    fn write_test(&mut self, run: &RunRecord, id: i64, test: &TestRecord) -> rusqlite::Result<()> {
+        let (triple, profile) = (&*test.triple.0, &run.cargo_profile);
+        let (binary, name) = (&*test.case.binary.0, &*test.case.name.0);
+        let key = params![triple, profile, binary, name];
+        let before = self.find.query_row(key, |row| past(row, 0)).optional()?;
+        let now = test.merge(before);
+        let test_id: i64 = self.put.query_row(
+            params![
+                triple,
+                profile,
+                binary,
+                name,
+                micros(now.mean),
+                micros(now.spread),
+                now.runs,
+                now.last.as_str(),
+                micros(test.duration),
+                run.seen_s()
+            ],
+            |row| row.get(0),
+        )?;
+        let verdict = test.verdict.as_str();
+        let outcome = params![id, test_id, verdict, test.attempts, micros(test.duration)];
+        self.outcome.execute(outcome)?;
+        Ok(())
+    }
+}
+
+/// Keeps the file small: outcomes of the last runs, and tests that some recent run saw.
+fn forget(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<()> {
+    change.execute(
+        "DELETE FROM runs WHERE id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?1)",
+        [RUNS_KEPT],
+    )?;
+    let before = run.seen_s() - FORGET_AFTER.as_secs() as i64;
+    change.execute("DELETE FROM tests WHERE seen_s < ?1", [before])?;
+    Ok(())
+}

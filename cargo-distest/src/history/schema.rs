@@ -1,0 +1,219 @@
+//! The database's tables, and what to do with a file that doesn't have them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::BUSY_TIMEOUT;
+use crate::settings::Warning;
+
+/// Marks our files: `dstH`.
+const APPLICATION_ID: i32 = 0x6473_7448;
+/// Raised when the tables change; older ones are migrated, newer ones are not understood.
+const VERSION: i32 = 1;
+
+const TABLES: &str = "
+    -- What is known of a test. Durations are of attempts that passed; `last` is of any.
+    CREATE TABLE tests (
+        id INTEGER PRIMARY KEY,
+        binary TEXT NOT NULL,
+        name TEXT NOT NULL,
+        triple TEXT NOT NULL,
+        cargo_profile TEXT NOT NULL,
+        mean_us INTEGER NOT NULL,
+        spread_us INTEGER NOT NULL,
+        runs INTEGER NOT NULL,
+        last TEXT NOT NULL,
+        last_us INTEGER NOT NULL,
+        seen_s INTEGER NOT NULL,
+        UNIQUE (triple, cargo_profile, binary, name)
+    ) STRICT;
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        cargo_profile TEXT NOT NULL,
+        started_ms INTEGER NOT NULL,
+        elapsed_ms INTEGER NOT NULL,
+        exit_code INTEGER NOT NULL,
+        passed INTEGER NOT NULL,
+        failed INTEGER NOT NULL,
+        flaky INTEGER NOT NULL,
+        timed_out INTEGER NOT NULL,
+        crashed INTEGER NOT NULL,
+        skipped INTEGER NOT NULL,
+        lost INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE outcomes (
+        run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+        test INTEGER NOT NULL REFERENCES tests ON DELETE CASCADE,
+        verdict TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        duration_us INTEGER NOT NULL,
+        PRIMARY KEY (run, test)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX outcomes_of_test ON outcomes (test);
+";
+
+/// A database that can be used.
+pub(super) struct Opened {
+    pub(super) db: Connection,
+    /// What lay there before and could not be used.
+    pub(super) set_aside: Option<SetAside>,
+}
+
+/// A file that was renamed.
+pub(super) struct SetAside {
+    reason: String,
+    to: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("{0}")]
+    Folder(#[from] io::Error),
+    #[error("{0}")]
+    Sqlite(rusqlite::Error),
+    /// The file is no history of this version.
+    #[error("{0}")]
+    NotOurs(String),
+}
+
+impl SetAside {
+    pub(super) fn warning(&self, path: &Path) -> Warning {
+        let (path, to) = (path.display(), self.to.display());
+        Warning {
+            text: format!("began a new history: {path} {}, and is now {to}", self.reason),
+            hint: Some("delete that file if nobody needs it".to_owned()),
+        }
+    }
+}
+
+/// Opens or makes the database at `path`, setting aside what can't be used.
+pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match open_ours(path) {
+        Ok(db) => Ok(Opened { db, set_aside: None }),
+        Err(OpenError::NotOurs(_)) => replace(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets aside the file at `path` unless it is in order, and begins a new one.
+pub(super) fn replace(path: &Path) -> Result<Opened, OpenError> {
+    // Another run may be doing the same: whoever comes second finds a good file.
+    let lock = File::create(with_suffix(path, ".lock"))?;
+    lock.lock()?;
+    let reason = match open_ours(path).and_then(sound) {
+        Ok(db) => return Ok(Opened { db, set_aside: None }),
+        Err(OpenError::NotOurs(reason)) => reason,
+        Err(error) => return Err(error),
+    };
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut to = with_suffix(path, &format!(".corrupt-{seconds}"));
+    for number in 2.. {
+        if !to.exists() {
+            break;
+        }
+        to = with_suffix(path, &format!(".corrupt-{seconds}-{number}"));
+    }
+    fs::rename(path, &to)?;
+    // The write-ahead log belongs to the file; left here, it would be applied to the new one.
+    for suffix in ["-wal", "-shm"] {
+        match fs::rename(with_suffix(path, suffix), with_suffix(&to, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    let db = open_ours(path)?;
+    Ok(Opened { db, set_aside: Some(SetAside { reason, to }) })
+}
+
+/// Whether an error says that the file itself is broken.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn open_ours(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    // Asked before anything is written, so that a foreign file stays as it is.
+    let state = state(&db)?;
+    if matches!(state, State::Foreign) {
+        return Err(OpenError::NotOurs("is not a history of cargo distest".to_owned()));
+    }
+    if let State::Ours(version) = state
+        && version > VERSION
+    {
+        let reason = format!("was written by a newer cargo distest (version {version})");
+        return Err(OpenError::NotOurs(reason));
+    }
+    // Readers and one writer at once. Where a file system can't, the usual journal does.
+    let _mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    db.pragma_update(None, "foreign_keys", true)?;
+    if matches!(state, State::Empty) {
+        let begin = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another run may have made the tables meanwhile.
+        if matches!(self::state(&begin)?, State::Empty) {
+            begin.execute_batch(TABLES)?;
+            begin.pragma_update(None, "user_version", VERSION)?;
+            begin.pragma_update(None, "application_id", APPLICATION_ID)?;
+        }
+        begin.commit()?;
+    }
+    Ok(db)
+}
+
+enum State {
+    Empty,
+    /// Of this version.
+    Ours(i32),
+    Foreign,
+}
+
+fn state(db: &Connection) -> rusqlite::Result<State> {
+    // One statement sees one state, whatever another run does meanwhile.
+    let (id, version, tables): (i32, i32, i64) = db.query_row(
+        "SELECT (SELECT application_id FROM pragma_application_id),
+                (SELECT user_version FROM pragma_user_version),
+                (SELECT count(*) FROM sqlite_schema)",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    Ok(match (id, version, tables) {
+        (0, 0, 0) => State::Empty,
+        (APPLICATION_ID, version @ 1.., _) => State::Ours(version),
+        _ => State::Foreign,
+    })
+}
+
+/// The same database, if sqlite finds no fault with it.
+fn sound(db: Connection) -> Result<Connection, OpenError> {
+    let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" { Ok(db) } else { Err(OpenError::NotOurs(format!("is damaged ({found})"))) }
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        if is_damage(&error) {
+            Self::NotOurs(format!("is damaged ({error})"))
+        } else {
+            Self::Sqlite(error)
+        }
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}

@@ -1,0 +1,234 @@
+use std::fs;
+use std::time::SystemTime;
+
+use super::*;
+use crate::model::TestCase;
+use crate::results::script::{case, every_verdict};
+use crate::results::{Counts, SummarySettings};
+
+fn open(path: &Path) -> History {
+    let (history, warning) = History::open(path);
+    assert_eq!(warning, None);
+    history.unwrap()
+}
+
+fn triple() -> Triple {
+    Triple::new("x86_64-unknown-linux-gnu")
+}
+
+fn timings(history: &mut History) -> Timings {
+    let (timings, warning) = history.timings(&triple(), "dev");
+    assert_eq!(warning, None);
+    timings
+}
+
+/// A run of one test.
+fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord {
+    let duration = Duration::from_millis(millis);
+    let test = TestRecord { case: case.clone(), triple: triple(), verdict, attempts: 1, duration };
+    RunRecord {
+        name: name.to_owned(),
+        started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_342_500),
+        elapsed: duration,
+        cargo_profile: "dev".to_owned(),
+        exit_code: 0,
+        counts: Counts::default(),
+        tests: vec![test],
+    }
+}
+
+fn past_of(history: &mut History, case: &TestCase) -> Past {
+    *timings(history).get(&case.binary, &case.name).unwrap()
+}
+
+/// The files beside and including the database, the lock left out.
+fn files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.retain(|name| {
+        !name.ends_with(".lock") && !name.ends_with("-wal") && !name.ends_with("-shm")
+    });
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_is_there_in_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new/history.sqlite");
+    let script = every_verdict(SummarySettings::default());
+    let record = RunRecord::of(&script.summary, "dev").unwrap();
+    assert_eq!(open(&path).record(&record), None);
+
+    let mut history = open(&path);
+    let timings = timings(&mut history);
+    let told = timings.iter();
+    let told: Vec<_> =
+        told.map(|(b, n, past)| format!("{b} {n}: {} {}", past.last, past.runs)).collect();
+    assert_eq!(
+        told,
+        [
+            "basic tests::bad: fail 0",
+            "basic tests::ok: pass 1",
+            "basic tests::seg: crashed 0",
+            "basic::it flaky: flaky 1",
+            "basic::it hang: timeout 0",
+            "basic::it leak: pass 1",
+            "basic::it moved: pass 1",
+        ]
+    );
+    let ok = past_of(&mut history, &case("basic", "tests::ok"));
+    assert_eq!(ok.mean, Duration::from_millis(4));
+    assert!(history.timings(&triple(), "release").0.is_empty());
+}
+
+#[test]
+fn failures_change_the_verdict_but_not_the_timing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut history = open(&folder.path().join("h"));
+    let case = case("one", "a");
+    history.record(&run("1", &case, Verdict::Fail, 9000));
+    history.record(&run("2", &case, Verdict::Pass, 100));
+    assert_eq!(past_of(&mut history, &case).mean, Duration::from_millis(100));
+    history.record(&run("3", &case, Verdict::Timeout, 9000));
+    let past = past_of(&mut history, &case);
+    assert_eq!(
+        (past.mean, past.last, past.runs),
+        (Duration::from_millis(100), Verdict::Timeout, 1)
+    );
+}
+
+#[test]
+fn only_the_last_runs_and_the_tests_they_saw_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut history = open(&folder.path().join("h"));
+    let mut old = run("old", &case("one", "forgotten"), Verdict::Pass, 1);
+    old.started = SystemTime::UNIX_EPOCH;
+    assert_eq!(history.record(&old), None);
+    for number in 0..RUNS_KEPT {
+        assert_eq!(
+            history.record(&run(&number.to_string(), &case("one", "a"), Verdict::Pass, 1)),
+            None
+        );
+    }
+    let count = |sql| history.db.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM runs"), RUNS_KEPT);
+    assert_eq!(count("SELECT count(*) FROM outcomes"), RUNS_KEPT);
+    assert_eq!(count("SELECT count(*) FROM tests"), 1);
+}
+
+#[test]
+fn two_runs_at_once_lose_nothing() {
+    const RUNS: u32 = 10;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let shared = case("one", "shared");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (path, shared) = (&path, &shared);
+            scope.spawn(move || {
+                // Opening races too: one of them makes the tables.
+                let mut history = open(path);
+                for number in 0..RUNS {
+                    let name = format!("{thread}-{number}");
+                    assert_eq!(history.record(&run(&name, shared, Verdict::Pass, 5)), None);
+                    let own = case("one", &name);
+                    assert_eq!(
+                        history.record(&run(&format!("{name}x"), &own, Verdict::Pass, 5)),
+                        None
+                    );
+                }
+            });
+        }
+    });
+    let mut history = open(&path);
+    assert_eq!(past_of(&mut history, &shared).runs, 4 * RUNS);
+    assert_eq!(timings(&mut history).iter().count() as u32, 4 * RUNS + 1);
+}
+
+#[test]
+fn damaged_and_foreign_files_are_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let newer = |path: &Path| {
+        open(path).db.pragma_update(None, "user_version", 99).unwrap();
+    };
+    let foreign = |path: &Path| {
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("CREATE TABLE precious (x); INSERT INTO precious VALUES (1)").unwrap();
+    };
+    let text = |path: &Path| {
+        fs::write(path, "no database, but longer than a header ".repeat(100)).unwrap()
+    };
+    type Make = fn(&Path);
+    let cases: [(Make, &str); 3] =
+        [(newer, "newer"), (foreign, "is not a history"), (text, "is damaged")];
+    for (number, (make, why)) in cases.into_iter().enumerate() {
+        make(&path);
+        let (history, warning) = History::open(&path);
+        let warning = warning.unwrap();
+        assert!(warning.text.contains(why), "{warning:?}");
+        let mut history = history.unwrap();
+        assert_eq!(history.record(&run("1", &case("one", "a"), Verdict::Pass, 1)), None);
+        assert_eq!(timings(&mut history).iter().count(), 1);
+        drop(history);
+        assert_eq!(files(folder.path()).len(), number + 2);
+        fs::remove_file(&path).unwrap();
+    }
+    let kept = files(folder.path());
+    let precious = kept.iter().filter(|name| {
+        let db = Connection::open(folder.path().join(name)).unwrap();
+        db.query_row("SELECT x FROM precious", [], |row| row.get::<_, i64>(0)).is_ok()
+    });
+    assert_eq!(precious.count(), 1, "a foreign database keeps its contents");
+}
+
+#[test]
+fn damage_that_is_found_late_is_set_aside_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let mut record = run("1", &case("one", "a"), Verdict::Pass, 1);
+    record.tests = (0..2000)
+        .map(|n| TestRecord { case: case("one", &n.to_string()), ..record.tests[0].clone() })
+        .collect();
+    assert_eq!(open(&path).record(&record), None);
+    // The header and the schema stay; the tables' pages don't.
+    let mut bytes = fs::read(&path).unwrap();
+    let from = bytes.len() / 4;
+    bytes[from..].fill(0xa5);
+    fs::write(&path, bytes).unwrap();
+
+    let mut history = open(&path);
+    let (timings, warning) = history.timings(&triple(), "dev");
+    assert!(timings.is_empty());
+    assert!(warning.unwrap().text.contains("is damaged"));
+    assert_eq!(history.record(&run("2", &case("one", "a"), Verdict::Pass, 1)), None);
+    assert_eq!(files(folder.path()).len(), 2);
+}
+
+#[test]
+fn a_place_that_cannot_be_used_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let mut places = vec![folder.path().join("file/h"), folder.path().to_owned()];
+    if cfg!(target_os = "linux") {
+        // Where not even root can make a file.
+        places.push(PathBuf::from("/proc/self/h"));
+    }
+    for path in places {
+        let (history, warning) = History::open(&path);
+        assert!(history.is_none());
+        assert!(warning.unwrap().text.starts_with("this run has no history"));
+    }
+}
+
+#[test]
+fn a_workspace_is_named_by_its_root_and_members() {
+    let path = |root: &str, members: &[&str]| {
+        let members: Vec<_> = members.iter().map(|&member| member.to_owned()).collect();
+        default_path(Path::new(root), &members)
+    };
+    assert_eq!(path("/a", &["x", "y"]), path("/a", &["y", "x"]));
+    assert_ne!(path("/a", &["x", "y"]), path("/b", &["x", "y"]));
+    assert_ne!(path("/a", &["x"]), path("/a", &["x", "y"]));
+}

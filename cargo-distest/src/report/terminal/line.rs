@@ -1,0 +1,172 @@
+//! One status line, in nextest's manner. Pure.
+//!
+//! `        PASS [   0.004s] (1/20) pkg::bin module::test @ worker`
+
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use distest_worker::protocol::Exit;
+
+use crate::model::{AttemptResult, TestCase, Verdict};
+use crate::report::text::{Escapes, clean, signal};
+use crate::results::{Summary, TestState};
+
+/// Puts colours on text, or doesn't.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paint {
+    pub(super) colors: bool,
+}
+
+/// How a thing is meant. Never the only way to tell: the text says it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    Good,
+    Bad,
+    Odd,
+    Quiet,
+    Strong,
+    Binary,
+    Module,
+    Name,
+}
+
+/// What a status line says, ready to be put together.
+pub(super) struct Line<'a> {
+    pub(super) label: String,
+    pub(super) tone: Tone,
+    pub(super) time: Time,
+    /// `(1/20)`; empty where there are no counters.
+    pub(super) counter: String,
+    pub(super) case: &'a TestCase,
+    /// The worker's name, when there is more than one.
+    pub(super) worker: Option<String>,
+}
+
+/// What stands in a line's brackets.
+#[derive(Clone, Copy)]
+pub(super) enum Time {
+    Took(Duration),
+    Over(Duration),
+    None,
+}
+
+impl Paint {
+    pub(super) fn put(self, tone: Tone, text: &str) -> String {
+        if !self.colors || text.is_empty() {
+            return text.to_owned();
+        }
+        let color = |color: AnsiColor| Style::new().fg_color(Some(color.into()));
+        let style = match tone {
+            Tone::Good => color(AnsiColor::Green).bold(),
+            Tone::Bad => color(AnsiColor::Red).bold(),
+            Tone::Odd => color(AnsiColor::Yellow).bold(),
+            Tone::Quiet => Style::new().dimmed(),
+            Tone::Strong => Style::new().bold(),
+            Tone::Binary => color(AnsiColor::Magenta).bold(),
+            Tone::Module => color(AnsiColor::Cyan),
+            Tone::Name => color(AnsiColor::Blue).bold(),
+        };
+        format!("{style}{text}{style:#}")
+    }
+
+    /// A test case as `binary module::name`.
+    pub(super) fn case(self, case: &TestCase) -> String {
+        let name = clean(case.name.0.as_bytes(), Escapes::None).replace('\n', " ");
+        let split = name.rfind("::").map_or(0, |at| at + 2);
+        let (module, last) = name.split_at(split);
+        let (module, last) = (self.put(Tone::Module, module), self.put(Tone::Name, last));
+        format!("{} {module}{last}", self.put(Tone::Binary, &case.binary.0))
+    }
+
+    /// `    label rest`, the label right-aligned as cargo does.
+    pub(super) fn labelled(self, tone: Tone, label: &str, rest: &str) -> String {
+        format!(
+            "{}{} {rest}",
+            " ".repeat(12_usize.saturating_sub(label.len())),
+            self.put(tone, label)
+        )
+    }
+
+    /// The whole line.
+    pub(super) fn line(self, line: &Line<'_>) -> String {
+        let time = match line.time {
+            Time::Took(time) => format!("[{:>8.3}s]", time.as_secs_f64()),
+            Time::Over(time) => format!("[>{:>7.3}s]", time.as_secs_f64()),
+            Time::None => "[         ]".to_owned(),
+        };
+        let mut rest = time;
+        for word in [line.counter.as_str(), &self.case(line.case)] {
+            if !word.is_empty() {
+                rest.push(' ');
+                rest.push_str(word);
+            }
+        }
+        if let Some(worker) = &line.worker {
+            rest.push_str(&self.put(Tone::Quiet, &format!(" @ {worker}")));
+        }
+        self.labelled(line.tone, &line.label, &rest)
+    }
+}
+
+/// The label of one attempt's result: `FAIL`, `TIMEOUT`, `SIGSEGV`; `TRY 2 TMT` when it is one of
+/// several.
+pub(super) fn attempt_label(
+    result: AttemptResult,
+    exit: Option<Exit>,
+    one_of_several: Option<u32>,
+) -> (String, Tone) {
+    let tone = match result {
+        AttemptResult::Pass => Tone::Good,
+        AttemptResult::Leak => Tone::Odd,
+        _ => Tone::Bad,
+    };
+    let short = match (result, exit) {
+        (AttemptResult::Pass, _) => "PASS".to_owned(),
+        (AttemptResult::Leak, _) => "LEAK".to_owned(),
+        (AttemptResult::Fail, _) => "FAIL".to_owned(),
+        (AttemptResult::Timeout, _) => "TMT".to_owned(),
+        (AttemptResult::Lost, _) => "LOST".to_owned(),
+        (AttemptResult::Crashed, Some(Exit::Signal(number))) => {
+            signal(number).map_or_else(|| format!("SIG {number}"), str::to_owned)
+        }
+        (AttemptResult::Crashed, _) => "CRASH".to_owned(),
+    };
+    let label = match (one_of_several, result, exit) {
+        (Some(number), ..) => format!("TRY {number} {short}"),
+        (None, AttemptResult::Timeout, _) => "TIMEOUT".to_owned(),
+        (None, AttemptResult::Crashed, Some(Exit::Signal(number))) if signal(number).is_some() => {
+            format!("SIG{short}")
+        }
+        (None, ..) => short,
+    };
+    (label, tone)
+}
+
+/// The label of a test's verdict while the run goes on.
+pub(super) fn verdict_label(
+    verdict: Verdict,
+    test: &TestState,
+    exit: Option<Exit>,
+) -> (String, Tone) {
+    let last = test.last();
+    let several = last.filter(|last| last.number > 1).map(|last| last.number);
+    match (verdict, last) {
+        (Verdict::Skipped, _) => ("SKIP".to_owned(), Tone::Name),
+        (Verdict::Pass | Verdict::Flaky, Some(last)) => attempt_label(last.result, exit, several),
+        (Verdict::Pass | Verdict::Flaky, None) => ("PASS".to_owned(), Tone::Good),
+        (Verdict::Fail, _) => attempt_label(AttemptResult::Fail, exit, several),
+        (Verdict::Timeout, _) => attempt_label(AttemptResult::Timeout, exit, several),
+        (Verdict::Crashed, _) => attempt_label(AttemptResult::Crashed, exit, several),
+        (Verdict::Lost, _) => attempt_label(AttemptResult::Lost, exit, several),
+    }
+}
+
+/// `( 3/20)`, or as wide a rule for a line that isn't a test's last.
+pub(super) fn counter(summary: &Summary, place: u32) -> String {
+    let total = summary.tests().len().to_string();
+    if place == 0 {
+        format!("({})", "─".repeat(2 * total.len() + 1))
+    } else {
+        format!("({place:>width$}/{total})", width = total.len())
+    }
+}

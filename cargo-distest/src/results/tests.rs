@@ -1,0 +1,77 @@
+use super::script::{Script, every_verdict, millis};
+use super::*;
+
+#[test]
+fn counts_add_up_and_nothing_is_open() {
+    let summary = every_verdict(SummarySettings::default()).summary;
+    let expected =
+        Counts { passed: 3, failed: 1, flaky: 1, timed_out: 1, crashed: 1, skipped: 1, lost: 1 };
+    assert_eq!(summary.counts(), expected);
+    assert_eq!((summary.counts().tests(), summary.ran(), summary.done()), (9, 7, 8));
+    assert_eq!((summary.open().count(), summary.running()), (0, 0));
+    assert_eq!(summary.remaining(), Some(Duration::ZERO));
+}
+
+#[test]
+fn outputs_are_kept_only_where_they_are_needed() {
+    let kept = |keep_passes| {
+        let script = every_verdict(SummarySettings { keep_passes, ..Default::default() });
+        let tests = script.summary.tests().iter();
+        tests.flat_map(|test| &test.attempts).filter(|attempt| attempt.full.is_some()).count()
+    };
+    assert_eq!((kept(false), kept(true)), (7, 11));
+}
+
+#[test]
+fn the_end_is_derived_from_what_was_told() {
+    let script = every_verdict(SummarySettings::default());
+    let end = script.summary.finished().unwrap();
+    assert_eq!((end.first_result, end.build), (Some(millis(2004)), millis(2000)));
+    assert_eq!((end.testing, end.longest.as_ref().unwrap().1), (millis(1365), millis(1004)));
+    assert_eq!(end.bound, millis(1004));
+    let worker = |index: usize| (end.workers[index].tests, end.workers[index].busy);
+    assert_eq!((worker(0), worker(1)), ((8, millis(1359)), (1, millis(6))));
+    assert_eq!(end.workers[1].shipped_bytes, 4000);
+}
+
+#[test]
+fn flaky_tests_fail_a_run_only_when_asked_to() {
+    let code = |flaky_fails| {
+        let settings = SummarySettings { flaky_fails, ..Default::default() };
+        let mut s = Script::new(settings, &["local"]);
+        let test = s.plan("one", "a", None);
+        s.attempt(test, AttemptResult::Fail, 1, |ended| ended.will_retry = true);
+        s.attempt(test, AttemptResult::Pass, 1, |_| {});
+        s.verdict(test, Verdict::Flaky);
+        s.summary.exit_code()
+    };
+    assert_eq!((code(false), code(true)), (ExitCode::Passed, ExitCode::TestsFailed));
+}
+
+#[test]
+fn what_remains_is_expected_or_like_what_was_measured() {
+    let settings = SummarySettings { test_threads: Some(1), ..Default::default() };
+    let mut s = Script::new(settings, &["local", "w2"]);
+    let tests = [Some(700), None, None].map(|expected| s.plan("one", "a", expected));
+    assert_eq!(s.summary.remaining(), None);
+    s.attempt(tests[1], AttemptResult::Pass, 40, |_| {});
+    s.verdict(tests[1], Verdict::Pass);
+    assert_eq!(s.summary.remaining(), Some(millis(740)));
+}
+
+#[test]
+#[should_panic(expected = "one a got a second verdict, lost")]
+fn a_second_verdict_is_a_bug() {
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    let test = s.plan("one", "a", None);
+    s.verdict(test, Verdict::Pass);
+    s.verdict(test, Verdict::Lost);
+}
+
+#[test]
+#[should_panic(expected = "one a got no verdict before the run's end")]
+fn a_missing_verdict_is_a_bug() {
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    s.plan("one", "a", None);
+    s.finish(ExitCode::Passed, false);
+}

@@ -1,0 +1,82 @@
+//! The end of the line: reports, exit code, history.
+
+use tokio::sync::mpsc;
+
+use super::{Ended, record};
+use crate::event::{CancelReason, RunEvent};
+use crate::failure::{ExitCode, Failure};
+use crate::history::History;
+use crate::report::{Reporter, Reports};
+use crate::results::{Ending, Summary};
+use crate::settings::{NoTests, Warning};
+use crate::ui::{Ui, report_warning};
+
+/// What the reporters hold when the last event but one has gone through them.
+pub(super) struct Reported {
+    reports: Reports,
+    summary: Summary,
+}
+
+/// Folds and shows events until nobody sends any more.
+pub(super) async fn report(
+    mut reports: Reports,
+    mut summary: Summary,
+    mut events: mpsc::Receiver<RunEvent>,
+) -> Reported {
+    while let Some(event) = events.recv().await {
+        summary.apply(&event);
+        reports.event(&event, &summary);
+    }
+    Reported { reports, summary }
+}
+
+/// Tells the last event, writes reports and history, and says what to exit with.
+pub(super) fn end(
+    ended: Ended,
+    reported: Reported,
+    history: Option<History>,
+    ui: &Ui,
+) -> Result<ExitCode, Failure> {
+    let Ended { settings, origin, fed, dispatched, .. } = ended;
+    let Reported { mut reports, mut summary } = reported;
+    let failed_early = fed.failure.is_some();
+    let no_tests = fed.planned.as_ref().is_some_and(|plan| plan.tests == 0)
+        && settings.select.no_tests == NoTests::Fail;
+
+    let mut code = summary.exit_code();
+    if let Some(failure) = &fed.failure {
+        code = code.or_worse(failure.code);
+    }
+    code = match dispatched.cancelled {
+        Some(CancelReason::Interrupt) => code.or_worse(ExitCode::Interrupted),
+        Some(CancelReason::FleetLost) if dispatched.never_had_worker => {
+            code.or_worse(ExitCode::NoWorker)
+        }
+        Some(CancelReason::FleetLost) => code.or_worse(ExitCode::FleetLost),
+        Some(CancelReason::GlobalTimeout) => code.or_worse(ExitCode::TestsFailed),
+        Some(CancelReason::TestFailure | CancelReason::BuildFailed) | None => code,
+    };
+    if no_tests {
+        code = code.or_worse(ExitCode::NoTests);
+    }
+    let ending =
+        Ending { exit_code: code, elapsed: origin.elapsed(), built_at: fed.built_at, failed_early };
+    let finished = RunEvent::Finished(summary.ending(ending));
+    summary.apply(&finished);
+    reports.event(&finished, &summary);
+    let written = reports.finish(&summary);
+    let warning = history.and_then(|history| record::remember(history, &summary, &settings));
+    if let Some(Warning { text, hint }) = warning {
+        report_warning(ui, &text, hint.as_deref());
+    }
+    match (fed.failure, written) {
+        (Some(failure), _) => Err(Failure { code, ..failure }),
+        (None, Err(failure)) => Err(Failure { code: code.or_worse(failure.code), ..failure }),
+        (None, Ok(())) if no_tests => {
+            let skipped = fed.planned.map_or(0, |plan| plan.skipped);
+            let what = format!("no tests to run ({skipped} skipped)");
+            Err(Failure::new(code, what).hint("--no-tests pass makes this a success"))
+        }
+        (None, Ok(())) => Ok(code),
+    }
+}

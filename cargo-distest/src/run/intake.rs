@@ -1,0 +1,175 @@
+//! From linked test binaries to planned test cases: taken into the store, listed, filtered, ranked.
+
+use std::sync::Arc;
+
+use distest_worker::protocol::BinaryKey;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc;
+
+use super::{Line, blocking, state_folder};
+use crate::dispatch::{Order, Planned, Runnable};
+use crate::event::{PlanComplete, RunEvent, SkipReason};
+use crate::failure::{ExitCode, Failure};
+use crate::inventory::{ByTriple, Inventory, LocalLister, NoLister};
+use crate::model::{Listing, TestBinary, TestCase};
+use crate::parcel::Parcel;
+use crate::plan;
+use crate::shard::{self, Candidate};
+use crate::tree::keep::ClientStore;
+
+
+/// Takes in the binaries of one run.
+pub(super) struct Intake<'a> {
+    line: &'a Line,
+    store: Arc<ClientStore>,
+    inventory: Inventory<ByTriple<LocalLister, NoLister>>,
+}
+
+/// A binary and its test cases.
+struct Taken {
+    runnable: Arc<Runnable>,
+    listing: Listing,
+}
+
+/// What has been planned so far.
+#[derive(Default)]
+struct Tally {
+    plan: PlanComplete,
+    /// Tests of a static share that can be dealt only when all are known.
+    held: Vec<Planned>,
+}
+
+impl<'a> Intake<'a> {
+    /// Opens the store and the cache of listings.
+    pub(super) async fn open(line: &'a Line) -> Result<Self, Failure> {
+        let target = line.workspace.target_dir.clone();
+        let stats = Arc::clone(&line.stats);
+        let store = blocking(move || ClientStore::open(&target, stats)).await.map_err(|error| {
+            let state = state_folder(&line.workspace);
+            let what = format!("could not open the store in {}", state.display());
+            Failure::new(ExitCode::Setup, what).because(error)
+        })?;
+        let lister = ByTriple {
+            host: line.workspace.host.clone(),
+            local: LocalLister::default(),
+            foreign: NoLister,
+        };
+        let whole = &line.settings.select.whole;
+        let listings = Some(state_folder(&line.workspace).join("listings"));
+        let inventory = Inventory::new(lister, super::cores() as usize, listings, whole);
+        Ok(Self { line, store: Arc::new(store), inventory })
+    }
+
+    /// Plans the tests of every binary that arrives, until no more will.
+    pub(super) async fn plan(
+        self,
+        mut binaries: mpsc::Receiver<TestBinary>,
+        orders: &mpsc::Sender<Order>,
+    ) -> Result<PlanComplete, Failure> {
+        let mut listing = FuturesUnordered::new();
+        let mut tally = Tally::default();
+        let mut arriving = true;
+        while arriving || !listing.is_empty() {
+            tokio::select! {
+                binary = binaries.recv(), if arriving => match binary {
+                    Some(binary) => {
+                        let key = BinaryKey(tally.plan.binaries);
+                        tally.plan.binaries += 1;
+                        listing.push(self.take(key, Arc::new(binary)));
+                    }
+                    None => arriving = false,
+                },
+                Some(taken) = listing.next(), if !listing.is_empty() => {
+                    self.select(taken?, &mut tally, orders).await;
+                }
+            }
+        }
+        drop(listing);
+        self.deal(&mut tally, orders).await;
+        tally.plan.listed = self.inventory.executed();
+        Ok(tally.plan)
+    }
+
+    /// Takes a binary into the store, before cargo overwrites it, and lists it.
+    async fn take(&self, key: BinaryKey, binary: Arc<TestBinary>) -> Result<Taken, Failure> {
+        let store = Arc::clone(&self.store);
+        let path = binary.executable.clone();
+        let blob = blocking(move || store.take(&path)).await.map_err(|error| {
+            let what = format!("could not read {}", binary.executable.display());
+            Failure::new(ExitCode::Setup, what).because(error)
+        })?;
+        let wanted = self.line.filter.wants_binary(&binary) != Some(false);
+        let listing = match wanted {
+            true => self.inventory.list(Arc::clone(&binary), Some(blob.digest)).await?,
+            false => Listing { binary: Arc::clone(&binary), cases: Vec::new(), whole: false },
+        };
+        let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
+        let whole = listing.whole;
+        Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, parcel }), listing })
+    }
+
+    /// Sends on what is selected; tells of what is not.
+    async fn select(&self, taken: Taken, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
+        let Taken { runnable, listing } = taken;
+        let mut chosen = Vec::new();
+        for listed in &listing.cases {
+            let name = listed.name.clone();
+            let case = TestCase { binary: runnable.binary.id.clone(), name };
+            match self.line.filter.decide(&runnable.binary, listed) {
+                Ok(()) => chosen.push(self.rank(case, &runnable)),
+                Err(reason) => self.skip(case, &runnable, reason, tally).await,
+            }
+        }
+        match self.line.settings.select.partition {
+            Some(_) => tally.held.extend(chosen),
+            None => send(chosen, tally, orders).await,
+        }
+    }
+
+    /// Deals held tests to shares and sends on those of ours.
+    async fn deal(&self, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
+        let Some(partition) = self.line.settings.select.partition else { return };
+        let held = std::mem::take(&mut tally.held);
+        let candidates: Vec<_> = held
+            .iter()
+            .map(|test| Candidate { case: &test.case, expected: test.expected })
+            .collect();
+        let ours = shard::select(partition, &candidates);
+        let mut chosen = Vec::new();
+        for (test, ours) in held.into_iter().zip(ours) {
+            match ours {
+                true => chosen.push(test),
+                false => self.skip(test.case, &test.runnable, SkipReason::Partition, tally).await,
+            }
+        }
+        send(chosen, tally, orders).await;
+    }
+
+    fn rank(&self, case: TestCase, runnable: &Arc<Runnable>) -> Planned {
+        let timings = &self.line.timings;
+        Planned {
+            rank: plan::rank(&case, timings),
+            expected: plan::expected(&case, timings),
+            runnable: Arc::clone(runnable),
+            case,
+        }
+    }
+
+    async fn skip(
+        &self,
+        case: TestCase,
+        runnable: &Runnable,
+        reason: SkipReason,
+        tally: &mut Tally,
+    ) {
+        tally.plan.skipped += 1;
+        let triple = runnable.binary.triple.clone();
+        self.line.tell(RunEvent::Skipped { case, triple, reason }).await;
+    }
+}
+
+async fn send(chosen: Vec<Planned>, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
+    tally.plan.tests += chosen.len() as u32;
+    // Nobody takes orders once the run is cancelled.
+    let _ = orders.send(Order::Tests(chosen)).await;
+}

@@ -1,0 +1,53 @@
+//! What past runs know, and what this one adds to it. History never fails a run: what goes wrong
+//! is a warning.
+
+use crate::compile::Workspace;
+use crate::cost::Timings;
+use crate::history::{self, History, RunRecord};
+use crate::results::Summary;
+use crate::settings::{Settings, Warning};
+
+/// Opens this workspace's history, unless the settings say no.
+pub(super) fn open(
+    settings: &Settings,
+    workspace: &Workspace,
+    warnings: &mut Vec<Warning>,
+) -> Option<History> {
+    if !settings.history.enabled {
+        return None;
+    }
+    let members: Vec<_> = workspace
+        .metadata
+        .workspace_packages()
+        .iter()
+        .map(|package| package.name.to_string())
+        .collect();
+    let path = settings.history.path.clone();
+    let path = path.or_else(|| history::default_path(&workspace.root, &members))?;
+    let (history, warning) = History::open(&path);
+    warnings.extend(warning);
+    history
+}
+
+/// What is known of the host's tests; of other triples' as far as they were asked for.
+pub(super) fn timings(
+    history: Option<&mut History>,
+    settings: &Settings,
+    workspace: &Workspace,
+    warnings: &mut Vec<Warning>,
+) -> Timings {
+    let Some(history) = history else { return Timings::default() };
+    let (timings, warning) = history.timings(&workspace.host, &settings.compile.cargo_profile);
+    warnings.extend(warning);
+    timings
+}
+
+/// Adds this run; answers what is to be told.
+pub(super) fn remember(
+    mut history: History,
+    summary: &Summary,
+    settings: &Settings,
+) -> Option<Warning> {
+    let record = RunRecord::of(summary, &settings.compile.cargo_profile)?;
+    history.record(&record)
+}

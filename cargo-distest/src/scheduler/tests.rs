@@ -1,0 +1,403 @@
+//! Scripts of inputs and expected effects, and seeded random runs.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const RULES: Rules = Rules {
+    retries: 0,
+    failures_max: None,
+    failures_end_running: false,
+    flaky_fails: false,
+    threads: None,
+};
+const W0: WorkerId = WorkerId(0);
+const W1: WorkerId = WorkerId(1);
+const B0: BinaryKey = BinaryKey(0);
+const B1: BinaryKey = BinaryKey(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// A scheduler and what it said last.
+struct Script {
+    scheduler: Scheduler,
+    said: Vec<Effect>,
+}
+
+impl Script {
+    fn new(rules: Rules) -> Self {
+        Self { scheduler: Scheduler::new(rules), said: Vec::new() }
+    }
+
+    /// An opened run of `tests` known tests of equal length in binary 0 and one worker that is
+    /// ready for it.
+    fn running(rules: Rules, tests: u32, slots: u32) -> Self {
+        let mut script = Self::new(rules);
+        script.say(Input::Added((0..tests).map(|n| task(n, B0, Urgency::Known, 50)).collect()));
+        script.say(Input::AllAdded);
+        script.say(Input::Open);
+        script.join(W0, slots, B0);
+        script
+    }
+
+    fn say(&mut self, input: Input) -> &mut Self {
+        self.said.clear();
+        self.scheduler.step(input, &mut self.said);
+        self
+    }
+
+    fn join(&mut self, worker: WorkerId, slots: u32, binary: BinaryKey) -> &mut Self {
+        self.say(Input::Joined { worker, slots, round_trip: MS });
+        self.say(Input::Ready { worker, binary })
+    }
+
+    fn ended(&mut self, worker: WorkerId, attempt: u64, result: AttemptResult) -> &mut Self {
+        self.lasted(worker, attempt, result, 50)
+    }
+
+    fn lasted(&mut self, worker: WorkerId, id: u64, result: AttemptResult, ms: u32) -> &mut Self {
+        self.say(Input::Ended { worker, attempt: AttemptId(id), result, duration: MS * ms })
+    }
+
+    fn started(&mut self, worker: WorkerId, attempt: u64) -> &mut Self {
+        self.say(Input::Started { worker, attempt: AttemptId(attempt) })
+    }
+
+    /// Tests granted by what was said last: (worker, test).
+    fn granted(&self) -> Vec<(u32, u32)> {
+        let leases = self.said.iter().filter_map(|effect| match effect {
+            Effect::Lease { worker, grants } => Some((worker, grants)),
+            _ => None,
+        });
+        leases.flat_map(|(w, grants)| grants.iter().map(|grant| (w.0, grant.test.0))).collect()
+    }
+
+    fn verdicts(&self) -> Vec<(u32, Verdict)> {
+        let verdicts = self.said.iter().filter_map(|effect| match effect {
+            Effect::Verdict { test, verdict } => Some((test.0, *verdict)),
+            _ => None,
+        });
+        verdicts.collect()
+    }
+}
+
+fn task(test: u32, binary: BinaryKey, urgency: Urgency, ms: u32) -> Task {
+    let rank = Rank { urgency, expected: Reverse(MS * ms) };
+    Task { test: TestIndex(test), binary, rank }
+}
+
+#[test]
+fn hands_out_failed_then_new_then_longest_first() {
+    let mut script = Script::new(RULES);
+    script.say(Input::Added(vec![
+        task(0, B0, Urgency::Known, 10),
+        task(1, B0, Urgency::Known, 90),
+        task(2, B0, Urgency::New, 0),
+        task(3, B0, Urgency::Failed, 1),
+    ]));
+    script.say(Input::Open);
+    script.join(W0, 4, B0);
+    assert_eq!(script.granted(), [(0, 3), (0, 2), (0, 1), (0, 0)]);
+}
+
+#[test]
+fn nothing_starts_before_everything_is_built_but_binaries_are_made_ready() {
+    let mut script = Script::new(RULES);
+    script.say(Input::Joined { worker: W0, slots: 1, round_trip: MS });
+    script.say(Input::Added(vec![task(0, B1, Urgency::New, 0)]));
+    assert_eq!(script.said, [Effect::Prepare { worker: W0, binary: B1 }]);
+    script.say(Input::Ready { worker: W0, binary: B1 });
+    assert_eq!(script.said, []);
+    script.say(Input::Open);
+    assert_eq!(script.granted(), [(0, 0)]);
+}
+
+#[test]
+fn a_run_ends_when_all_tests_are_known_and_judged() {
+    let mut script = Script::running(RULES, 1, 1);
+    script.ended(W0, 0, AttemptResult::Leak);
+    assert_eq!(script.verdicts(), [(0, Verdict::Pass)]);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn an_empty_run_is_done_at_once() {
+    let mut script = Script::new(RULES);
+    assert_eq!(script.say(Input::AllAdded).said, [Effect::Done]);
+}
+
+#[test]
+fn a_failed_test_is_tried_again_at_once_and_is_flaky_if_it_passes() {
+    let mut script = Script::running(Rules { retries: 1, ..RULES }, 3, 1);
+    assert_eq!(script.ended(W0, 0, AttemptResult::Crashed).granted(), [(0, 0)]);
+    assert_eq!(script.verdicts(), []);
+    script.ended(W0, 1, AttemptResult::Pass);
+    assert_eq!(script.verdicts(), [(0, Verdict::Flaky)]);
+}
+
+#[test]
+fn a_test_that_keeps_failing_gets_its_last_attempts_verdict() {
+    let mut script = Script::running(Rules { retries: 2, ..RULES }, 1, 1);
+    script.ended(W0, 0, AttemptResult::Fail).ended(W0, 1, AttemptResult::Crashed);
+    assert_eq!(script.ended(W0, 2, AttemptResult::Timeout).verdicts(), [(0, Verdict::Timeout)]);
+}
+
+#[test]
+fn a_lost_workers_tests_go_elsewhere_and_its_late_results_have_no_say() {
+    let mut script = Script::running(RULES, 2, 2);
+    script.join(W1, 2, B0).started(W0, 0);
+    script.say(Input::Lost { worker: W0 });
+    assert!(script.said.contains(&Effect::Prepare { worker: W1, binary: B0 }));
+    script.say(Input::Ready { worker: W1, binary: B0 });
+    assert_eq!(script.granted(), [(1, 0), (1, 1)]);
+    assert_eq!(script.ended(W0, 0, AttemptResult::Fail).said, []);
+    script.ended(W1, 2, AttemptResult::Pass).ended(W1, 3, AttemptResult::Pass);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn a_result_for_another_workers_attempt_is_a_lie_and_changes_nothing() {
+    let mut script = Script::running(RULES, 1, 1);
+    script.join(W1, 1, B0);
+    assert_eq!(script.ended(W1, 0, AttemptResult::Pass).said, []);
+}
+
+#[test]
+fn a_test_that_is_lost_too_often_is_given_up() {
+    let mut script = Script::running(RULES, 1, 1);
+    for loss in 0..u64::from(LOSSES_MAX) - 1 {
+        assert_eq!(script.ended(W0, loss, AttemptResult::Lost).granted(), [(0, 0)]);
+    }
+    let last = u64::from(LOSSES_MAX) - 1;
+    assert_eq!(script.ended(W0, last, AttemptResult::Lost).verdicts(), [(0, Verdict::Lost)]);
+}
+
+#[test]
+fn fail_fast_lets_what_runs_finish_and_skips_the_rest() {
+    let rules = Rules { failures_max: Some(1), ..RULES };
+    let mut script = Script::running(rules, 5, 2);
+    script.started(W0, 0).started(W0, 1).ended(W0, 0, AttemptResult::Fail);
+    assert!(script.said.contains(&Effect::Stop { worker: W0, how: Stop::Drain }));
+    let skipped = |n| (n, Verdict::Skipped);
+    assert_eq!(script.verdicts(), [(0, Verdict::Fail), skipped(2), skipped(3), skipped(4)]);
+    script.ended(W0, 1, AttemptResult::Pass);
+    assert_eq!(script.verdicts(), [(1, Verdict::Pass)]);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn max_fail_counts_failed_tests_not_attempts() {
+    let rules = Rules { failures_max: Some(2), retries: 1, ..RULES };
+    let mut script = Script::running(rules, 4, 1);
+    script.ended(W0, 0, AttemptResult::Fail).ended(W0, 1, AttemptResult::Fail);
+    assert_eq!(script.scheduler.cancelled(), None);
+    script.ended(W0, 2, AttemptResult::Fail).ended(W0, 3, AttemptResult::Fail);
+    assert_eq!(script.scheduler.cancelled(), Some(CancelReason::TestFailure));
+}
+
+#[test]
+fn interrupted_tests_are_lost_if_they_ran_and_skipped_if_not() {
+    let mut script = Script::running(Rules { retries: 3, ..RULES }, 3, 2);
+    script.started(W0, 0);
+    script.say(Input::Cancel { reason: CancelReason::Interrupt, how: Stop::Terminate });
+    assert_eq!(script.verdicts(), [(2, Verdict::Skipped)]);
+    script.ended(W0, 0, AttemptResult::Lost).ended(W0, 1, AttemptResult::Lost);
+    assert_eq!(script.verdicts(), [(1, Verdict::Skipped)]);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn threads_bound_the_whole_run() {
+    let mut script = Script::running(Rules { threads: Some(1), ..RULES }, 3, 4);
+    script.join(W1, 4, B0);
+    assert_eq!(script.granted(), []);
+    assert_eq!(script.ended(W0, 0, AttemptResult::Pass).granted().len(), 1);
+}
+
+#[test]
+fn short_tests_are_prefetched_once_their_cost_is_known() {
+    let mut script = Script::running(RULES, 9, 2);
+    assert_eq!(
+        script.lasted(W0, 0, AttemptResult::Pass, 2).granted(),
+        [(0, 2), (0, 3), (0, 4), (0, 5)]
+    );
+}
+
+#[test]
+fn prefetched_tests_are_taken_back_for_a_slot_that_is_free_elsewhere() {
+    let mut script = Script::running(RULES, 4, 1);
+    script.lasted(W0, 0, AttemptResult::Pass, 10);
+    assert_eq!(script.granted(), [(0, 1), (0, 2), (0, 3)]);
+    script.started(W0, 1).join(W1, 1, B0);
+    let attempts = vec![AttemptId(3)];
+    assert_eq!(script.said, [Effect::Revoke { worker: W0, attempts: attempts.clone() }]);
+    script.say(Input::Revoked { worker: W0, attempts });
+    assert_eq!(script.granted(), [(1, 3)]);
+}
+
+#[test]
+fn a_test_that_no_worker_takes_asks_for_one_and_is_told_if_none_comes() {
+    let mut script = Script::new(RULES);
+    script.say(Input::Added(vec![task(0, B0, Urgency::New, 0)]));
+    script.say(Input::AllAdded).say(Input::Open);
+    script.say(Input::Joined { worker: W0, slots: 1, round_trip: MS });
+    script.say(Input::Refused { worker: W0, binary: B0 });
+    assert_eq!(script.said, []);
+    assert_eq!(script.say(Input::NoMoreWorkers).said, [Effect::NeedWorker]);
+    script.say(Input::NoWorker);
+    assert_eq!(script.verdicts(), [(0, Verdict::Skipped)]);
+    assert_eq!(script.scheduler.cancelled(), Some(CancelReason::FleetLost));
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+/// Random numbers from a seed: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+/// generators, 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// A fleet that does what workers may do, driven by a seed until the run is done.
+struct Fleet {
+    random: Random,
+    inbox: Vec<Input>,
+    live: BTreeMap<AttemptId, (WorkerId, TestIndex)>,
+    workers: BTreeSet<WorkerId>,
+    verdicts: BTreeMap<TestIndex, Verdict>,
+    passed: BTreeSet<TestIndex>,
+    joined: u32,
+    done: bool,
+}
+
+impl Fleet {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: Random(seed),
+            inbox: Vec::new(),
+            live: BTreeMap::new(),
+            workers: BTreeSet::new(),
+            verdicts: BTreeMap::new(),
+            passed: BTreeSet::new(),
+            joined: 0,
+            done: false,
+        }
+    }
+
+    fn join(&mut self) {
+        let (worker, slots) = (WorkerId(self.joined), 1 + self.random.below(4) as u32);
+        self.joined += 1;
+        self.workers.insert(worker);
+        self.inbox.push(Input::Joined { worker, slots, round_trip: MS });
+    }
+
+    fn obey(&mut self, effect: Effect) {
+        match effect {
+            Effect::Prepare { worker, binary } => {
+                let refuses = self.random.below(20) == 0;
+                self.inbox.push(if refuses {
+                    Input::Refused { worker, binary }
+                } else {
+                    Input::Ready { worker, binary }
+                });
+            }
+            Effect::Lease { worker, grants } => {
+                for grant in grants {
+                    assert!(!self.verdicts.contains_key(&grant.test), "a judged test runs again");
+                    let twin = self.live.values().any(|(_, test)| *test == grant.test);
+                    assert!(!twin, "{:?} runs twice at once", grant.test);
+                    self.live.insert(grant.attempt, (worker, grant.test));
+                }
+            }
+            Effect::Revoke { worker, attempts } => {
+                let mut attempts = attempts;
+                attempts
+                    .retain(|attempt| self.live.contains_key(attempt) && self.random.below(2) == 0);
+                attempts.iter().for_each(|attempt| drop(self.live.remove(attempt)));
+                self.inbox.push(Input::Revoked { worker, attempts });
+            }
+            Effect::Stop { .. } | Effect::Cancelling { .. } => {}
+            Effect::AttemptEnded { test, result, .. } => {
+                if result.passed() {
+                    self.passed.insert(test);
+                }
+            }
+            Effect::Verdict { test, verdict } => {
+                let before = self.verdicts.insert(test, verdict);
+                assert_eq!(before, None, "{test:?} is judged twice");
+                let passed = matches!(verdict, Verdict::Pass | Verdict::Flaky);
+                assert_eq!(passed, self.passed.contains(&test), "{test:?} is judged wrongly");
+            }
+            Effect::NeedWorker => self.join(),
+            Effect::Done => self.done = true,
+        }
+    }
+
+    /// Something happens in the fleet.
+    fn happen(&mut self) {
+        let worker = WorkerId(self.random.below(u64::from(self.joined) + 1) as u32);
+        match self.random.below(40) {
+            0 => self.join(),
+            1 if self.workers.remove(&worker) => {
+                self.live.retain(|_, (on, _)| *on != worker);
+                self.inbox.push(Input::Lost { worker });
+            }
+            _ => {
+                let nth = self.random.below(self.live.len().max(1) as u64) as usize;
+                let Some((&attempt, &(worker, _))) = self.live.iter().nth(nth) else { return };
+                if self.random.below(3) == 0 {
+                    self.inbox.push(Input::Started { worker, attempt });
+                    return;
+                }
+                self.live.remove(&attempt);
+                let results = [AttemptResult::Pass, AttemptResult::Fail, AttemptResult::Lost];
+                let result = results[(self.random.below(8) as usize).min(7) / 3];
+                let duration = MS * self.random.below(60) as u32;
+                self.inbox.push(Input::Ended { worker, attempt, result, duration });
+            }
+        }
+    }
+}
+
+fn simulate(seed: u64) {
+    let mut fleet = Fleet::new(seed);
+    let tests = fleet.random.below(60) as u32;
+    let failures_max = (fleet.random.below(4) == 0).then_some(3);
+    let threads = (fleet.random.below(4) == 0).then_some(2);
+    let retries = fleet.random.below(3) as u32;
+    let mut scheduler = Scheduler::new(Rules { retries, failures_max, threads, ..RULES });
+    let task = |n| task(n, BinaryKey(n % 3), Urgency::Known, n % 7);
+    let (early, late) =
+        ((0..tests / 2).map(task).collect(), (tests / 2..tests).map(task).collect());
+    fleet.inbox.extend([Input::Open, Input::Added(early), Input::Added(late), Input::AllAdded]);
+    fleet.join();
+    fleet.inbox.push(Input::NoMoreWorkers);
+    let mut steps = 0;
+    while !fleet.done {
+        steps += 1;
+        assert!(steps < 100_000, "the run doesn't end");
+        if fleet.inbox.is_empty() {
+            fleet.happen();
+            continue;
+        }
+        let mut effects = Vec::new();
+        scheduler.step(fleet.inbox.remove(0), &mut effects);
+        assert_eq!(scheduler.check(), Ok(()));
+        effects.into_iter().for_each(|effect| fleet.obey(effect));
+    }
+    assert_eq!(fleet.verdicts.len(), tests as usize, "each test has a verdict");
+}
+
+#[test]
+fn random_fleets_give_each_test_one_verdict() {
+    for seed in 0..500 {
+        let run = std::panic::catch_unwind(|| simulate(seed));
+        assert!(run.is_ok(), "seed {seed} breaks an invariant: add it as a test of its own");
+    }
+}

@@ -1,0 +1,211 @@
+//! What a test is given beyond its binary's own needs: variables, arguments, and the command that
+//! runs it again. Pure: the client's environment comes as an argument.
+//!
+//! `NEXTEST_*` follow cargo-nextest's documented environment, so that tests written for it work;
+//! `DISTEST_TEST_WORKER`, `DISTEST_TEST_SLOT` and `NEXTEST_TEST_GLOBAL_SLOT` are added by the
+//! worker, which alone knows the slot.
+
+use std::ffi::{OsStr, OsString};
+
+use distest_worker::protocol::OsText;
+
+use crate::model::{TestBinary, TestCase};
+
+/// Variables of the client that a remote test gets, by name; `*` stands for any ending.
+const TRAVELLING: &[&str] = &[
+    "CARGO_TERM_*",
+    "CI",
+    "INSTA_*",
+    "LANG",
+    "LC_*",
+    "LLVM_PROFILE_FILE",
+    "NO_COLOR",
+    "PROPTEST_*",
+    "QUICKCHECK_*",
+    "RUST_*",
+    "TRYBUILD",
+    "TRYCMD",
+    "TZ",
+    "UPDATE_EXPECT",
+];
+
+/// Variables that no test gets: they concern the client alone.
+const KEPT_BACK: &[&str] = &["DISTEST_KEY"];
+
+/// What all tests of a run have in common.
+#[derive(Clone, Debug)]
+pub struct RunFacts {
+    /// The run's name.
+    pub run: String,
+    /// The profile in force.
+    pub profile: String,
+    /// The workspace's root.
+    pub workspace_root: OsString,
+    /// Tests at once.
+    pub threads: u32,
+    /// Attempts that a test gets at most.
+    pub attempts_max: u32,
+}
+
+/// The environment of every process of a session, before the binary's and the attempt's own.
+///
+/// An embedded worker passes on the client's whole environment, as cargo does; elsewhere only what
+/// is meant for tests travels.
+pub fn session(
+    facts: &RunFacts,
+    client: impl Iterator<Item = (OsString, OsString)>,
+    embedded: bool,
+) -> Vec<(OsText, OsText)> {
+    let kept_back = |name: &OsStr| KEPT_BACK.iter().any(|kept| name == *kept);
+    let passed = client.filter(|(name, _)| !kept_back(name) && (embedded || travels(name)));
+    let mut env: Vec<_> = passed.map(|(name, value)| (name.into(), value.into())).collect();
+    let ours = [
+        ("DISTEST", OsString::from("1")),
+        ("NEXTEST", "1".into()),
+        ("NEXTEST_RUN_ID", facts.run.clone().into()),
+        ("NEXTEST_EXECUTION_MODE", "process-per-test".into()),
+        ("NEXTEST_PROFILE", facts.profile.clone().into()),
+        ("NEXTEST_TEST_GROUP", "@global".into()),
+        ("NEXTEST_TEST_GROUP_SLOT", "none".into()),
+        ("NEXTEST_TEST_PHASE", "run".into()),
+        ("NEXTEST_TEST_THREADS", facts.threads.to_string().into()),
+        ("NEXTEST_TOTAL_ATTEMPTS", facts.attempts_max.to_string().into()),
+        ("NEXTEST_WORKSPACE_ROOT", facts.workspace_root.clone()),
+    ];
+    env.extend(ours.into_iter().map(|(name, value)| (name.into(), value.into())));
+    env
+}
+
+/// The variables of one attempt; `number` counts from 1.
+pub fn attempt(facts: &RunFacts, case: &TestCase, number: u32) -> Vec<(OsText, OsText)> {
+    let (binary, name) = (&case.binary, &case.name);
+    let id = format!("{}:{binary}${name}", facts.run);
+    let id = if number > 1 { format!("{id}#{number}") } else { id };
+    let number = number.to_string();
+    let env = [
+        ("DISTEST_TEST_ATTEMPT", number.clone()),
+        ("NEXTEST_ATTEMPT", number),
+        ("NEXTEST_ATTEMPT_ID", id),
+        ("NEXTEST_BINARY_ID", binary.to_string()),
+        ("NEXTEST_TEST_NAME", name.to_string()),
+    ];
+    env.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+/// What makes a test binary run exactly one test and show its output; nothing for a binary that is
+/// one test case as a whole.
+pub fn arguments(case: &TestCase, whole: bool) -> Vec<OsText> {
+    if whole {
+        return Vec::new();
+    }
+    let name = &*case.name.0;
+    let mut arguments = vec!["--exact", "--nocapture"];
+    // Only a custom harness has such names, and only behind a `--` are they no options.
+    match name.starts_with('-') {
+        true => arguments.extend(["--", name]),
+        false => arguments.insert(0, name),
+    }
+    arguments.into_iter().map(OsText::from).collect()
+}
+
+/// The shell command that runs a test again through us: `build` is what cargo was given.
+pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> String {
+    let package = format!("--package={}", binary.package);
+    let given = build.iter().map(|argument| quote(&argument.to_string_lossy()));
+    let names_packages = build.iter().any(|argument| {
+        let argument = argument.to_string_lossy();
+        ["-p", "--package", "--workspace", "--all"].iter().any(|flag| {
+            argument.split_once('=').map_or(&*argument, |(name, _)| name) == *flag
+        })
+    });
+    let own = (!names_packages).then(|| quote(&package));
+    let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
+    let filterset = format!("binary_id(={id}) & test(={name})");
+    let words = ["cargo distest run".to_owned()].into_iter().chain(given).chain(own);
+    let last = ["--run-ignored all -E".to_owned(), quote(&filterset)];
+    words.chain(last).collect::<Vec<_>>().join(" ")
+}
+
+/// A name as a filterset's `=` matcher takes it.
+fn filterset_literal(name: &str) -> String {
+    let mut literal = String::with_capacity(name.len());
+    for c in name.chars() {
+        if matches!(c, '\\' | ')' | '(' | ',') {
+            literal.push('\\');
+        }
+        literal.push(c);
+    }
+    literal
+}
+
+/// A word as a POSIX shell takes it.
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn travels(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    TRAVELLING.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == *pattern,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BinaryId, TestName};
+
+    fn facts() -> RunFacts {
+        RunFacts {
+            run: "run".into(),
+            profile: "default".into(),
+            workspace_root: "/w".into(),
+            threads: 2,
+            attempts_max: 1,
+        }
+    }
+
+    fn case(name: &str) -> TestCase {
+        TestCase { binary: BinaryId::new("p::t"), name: TestName::new(name) }
+    }
+
+    fn names(env: &[(OsText, OsText)]) -> Vec<&str> {
+        env.iter().filter_map(|(name, _)| name.as_os_str().to_str()).collect()
+    }
+
+    #[test]
+    fn only_what_is_meant_for_tests_travels_and_the_key_never_does() {
+        let client = ["DISTEST_KEY", "SECRET", "RUST_LOG", "LC_ALL", "CI"];
+        let client = client.map(|name| (OsString::from(name), OsString::from("x")));
+        let remote = session(&facts(), client.clone().into_iter(), false);
+        assert_eq!(names(&remote)[..4], ["RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
+        let embedded = session(&facts(), client.into_iter(), true);
+        assert_eq!(names(&embedded)[..5], ["SECRET", "RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
+    }
+
+    #[test]
+    fn a_name_that_looks_like_an_option_is_none() {
+        assert_eq!(arguments(&case("a b"), false), ["a b", "--exact", "--nocapture"].map(OsText::from));
+        let dashed = ["--exact", "--nocapture", "--", "-x"].map(OsText::from);
+        assert_eq!(arguments(&case("-x"), false), dashed);
+        assert_eq!(arguments(&case("t"), true), []);
+    }
+
+    #[test]
+    fn attempts_have_ids_of_their_own() {
+        let ids = [1, 2].map(|n| attempt(&facts(), &case("t"), n)[2].1.clone());
+        assert_eq!(ids, ["run:p::t$t", "run:p::t$t#2"].map(OsText::from));
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        for (word, quoted) in [("a-b=c", "a-b=c"), ("", "''"), ("it's", r"'it'\''s'")] {
+            assert_eq!(quote(word), quoted);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The environment of an attempt: later parts win.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::protocol::OsText;
+use crate::sandbox::Sandbox;
+
+/// Variables of the worker's own environment that tests of a remote client get.
+const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"];
+
+/// Variables by name.
+pub(super) type Environment = BTreeMap<OsString, OsString>;
+
+/// What every process of a session starts from: nothing of ours for an embedded worker, whose
+/// client sends all of its own.
+pub(super) fn base(in_place: bool) -> Environment {
+    if in_place {
+        return Environment::new();
+    }
+    let from_worker = FROM_WORKER
+        .iter()
+        .filter_map(|name| std::env::var_os(name).map(|value| (OsString::from(name), value)));
+    from_worker.collect()
+}
+
+/// `base` with `more` over it, its paths translated.
+pub(super) fn with(
+    base: &Environment,
+    more: &[(OsText, OsText)],
+    sandbox: &Sandbox,
+) -> Environment {
+    let mut environment = base.clone();
+    for (name, value) in more {
+        environment.insert(name.as_os_str().to_owned(), sandbox.value(value.as_os_str()));
+    }
+    environment
+}

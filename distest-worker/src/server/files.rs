@@ -1,0 +1,182 @@
+//! The files of a connection: blobs that come in, the sandbox that they are laid out in.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::digest::Digest;
+use crate::protocol::{
+    BinarySpec, BlobChunk, PutReply, Refusal, RefusalKind, SessionSpec, TreeEntry,
+};
+use crate::sandbox::Sandbox;
+use crate::store::{Pin, Store, Upload};
+
+/// Blobs that one connection sends at a time.
+const UPLOADS_MAX: usize = 64;
+
+/// A blob on its way in. Pieces wait for each other in the order in which they arrived.
+type Incoming = Arc<AsyncMutex<Progress>>;
+
+/// How far a blob has come.
+#[derive(Default)]
+enum Progress {
+    /// Nothing yet.
+    #[default]
+    Awaited,
+    /// So far.
+    Begun(Upload),
+    /// It can't be taken. Pieces that were under way meet this until the last one: taken for a
+    /// beginning they would only make a corrupt blob.
+    Refused(Refusal),
+    /// It is there.
+    Stored,
+}
+
+/// What a connection has and lays out.
+pub(super) struct Files {
+    store: Option<Store>,
+    in_place: bool,
+    uploads: Mutex<BTreeMap<Digest, Incoming>>,
+    /// Blobs that the client counts on are not evicted while it is there.
+    pins: Mutex<Vec<Pin>>,
+    sandbox: OnceLock<Arc<Sandbox>>,
+}
+
+impl Files {
+    pub(super) fn new(store: Option<Store>, in_place: bool) -> Self {
+        Self {
+            store,
+            in_place,
+            uploads: Mutex::default(),
+            pins: Mutex::default(),
+            sandbox: OnceLock::new(),
+        }
+    }
+
+    /// Makes the session's sandbox.
+    pub(super) async fn open(&self, spec: &SessionSpec) -> Result<Arc<Sandbox>, Refusal> {
+        let sandbox = match &self.store {
+            _ if spec.in_place && self.in_place => Sandbox::in_place(),
+            _ if spec.in_place => {
+                let message = "this worker doesn't use files where they lie: it isn't embedded";
+                return Err(Refusal::new(RefusalKind::Forbidden, message));
+            }
+            Some(store) => {
+                static SESSIONS: AtomicU64 = AtomicU64::new(0);
+                let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
+                let dir = store.scratch().join(format!("session-{number}"));
+                let roots = spec.roots.clone();
+                blocking(move || Sandbox::at(dir, &roots)).await?
+            }
+            None => {
+                let message = "this worker has no store: it is embedded";
+                return Err(Refusal::new(RefusalKind::Invalid, message));
+            }
+        };
+        let sandbox = Arc::new(sandbox);
+        match self.sandbox.set(Arc::clone(&sandbox)) {
+            Ok(()) => Ok(sandbox),
+            Err(_) => Err(Refusal::new(RefusalKind::Invalid, "the session is open already")),
+        }
+    }
+
+    pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
+        let store = self.store()?;
+        let (pin, missing) = blocking(move || (store.pin(&digests), store.missing(&digests))).await;
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
+        Ok(missing)
+    }
+
+    /// Takes the next piece of a blob. The turn is taken before the first `await`, so pieces keep
+    /// the order in which they arrived.
+    pub(super) async fn put(&self, chunk: BlobChunk) -> Result<PutReply, Refusal> {
+        let store = self.store()?;
+        let (digest, last) = (chunk.digest, chunk.last);
+        let incoming = self.incoming(digest)?;
+        let mut progress = Arc::clone(&incoming).lock_owned().await;
+        let reply = blocking(move || {
+            let next = match std::mem::take(&mut *progress) {
+                Progress::Awaited if store.contains(digest) => Progress::Stored,
+                Progress::Awaited => match store.begin(digest, chunk.size, chunk.encoding) {
+                    Ok(upload) => take_piece(upload, &chunk),
+                    Err(refusal) => Progress::Refused(refusal),
+                },
+                Progress::Begun(upload) => take_piece(upload, &chunk),
+                over @ (Progress::Refused(_) | Progress::Stored) => over,
+            };
+            let reply = match &next {
+                Progress::Refused(refusal) => Err(refusal.clone()),
+                Progress::Stored => Ok(PutReply::Stored),
+                Progress::Awaited | Progress::Begun(_) => Ok(PutReply::More),
+            };
+            *progress = next;
+            reply
+        })
+        .await;
+        if last || reply == Ok(PutReply::Stored) {
+            self.forget(digest, &incoming);
+        }
+        reply
+    }
+
+    /// The blob's next piece, if any, begins it anew.
+    fn forget(&self, digest: Digest, incoming: &Incoming) {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        if uploads.get(&digest).is_some_and(|current| Arc::ptr_eq(current, incoming)) {
+            uploads.remove(&digest);
+        }
+    }
+
+    pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
+        let (store, sandbox) = (self.store()?, self.sandbox()?);
+        blocking(move || sandbox.lay(&store, &entries)).await
+    }
+
+    /// Lays out a binary's files and folders.
+    pub(super) async fn prepare(&self, binary: &BinarySpec) -> Result<(), Refusal> {
+        let sandbox = self.sandbox()?;
+        if !binary.files.is_empty() {
+            self.lay(binary.files.clone()).await?;
+        }
+        let writable = binary.writable.clone();
+        blocking(move || sandbox.make_writable(&writable)).await
+    }
+
+    pub(super) fn sandbox(&self) -> Result<Arc<Sandbox>, Refusal> {
+        let closed = || Refusal::new(RefusalKind::Closed, "no session is open");
+        self.sandbox.get().cloned().ok_or_else(closed)
+    }
+
+    fn store(&self) -> Result<Store, Refusal> {
+        let none = || Refusal::new(RefusalKind::Invalid, "an embedded worker takes no files");
+        self.store.clone().ok_or_else(none)
+    }
+
+    fn incoming(&self, digest: Digest) -> Result<Incoming, Refusal> {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        if uploads.len() >= UPLOADS_MAX && !uploads.contains_key(&digest) {
+            let message = format!("more than {UPLOADS_MAX} blobs are on their way");
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        Ok(Arc::clone(uploads.entry(digest).or_default()))
+    }
+}
+
+fn take_piece(mut upload: Upload, chunk: &BlobChunk) -> Progress {
+    let taken = upload.push(&chunk.data);
+    match taken {
+        Ok(()) if !chunk.last => Progress::Begun(upload),
+        Ok(()) => upload.finish().map_or_else(Progress::Refused, |()| Progress::Stored),
+        Err(refusal) => Progress::Refused(refusal),
+    }
+}
+
+/// Runs what blocks or computes without holding up everything else.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,125 @@
+//! Takes the client's calls.
+
+use std::sync::Arc;
+
+use tarpc::ServerError;
+use tarpc::context::Context;
+use tarpc::server::Serve;
+use tokio::sync::{mpsc, oneshot};
+
+use super::files::Files;
+use crate::digest::Digest;
+use crate::protocol::{
+    AttemptId, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind, SessionReady,
+    SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
+};
+
+/// A call that concerns the session. Sent before the handler's first `await`, so in the order of
+/// arrival.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// The client is alive.
+    Ping(oneshot::Sender<Pong>),
+    /// The session's sandbox is there.
+    Open(SessionSpec, oneshot::Sender<Result<SessionReady, Refusal>>),
+    /// A binary's files are there.
+    Prepared(BinarySpec, oneshot::Sender<Result<(), Refusal>>),
+    Lease(Lease, oneshot::Sender<Result<(), Refusal>>),
+    Revoke(Vec<AttemptId>, oneshot::Sender<Vec<AttemptId>>),
+    Stop(Stop),
+    Stdin(StdinChunk, oneshot::Sender<Result<(), Refusal>>),
+    Close(oneshot::Sender<()>),
+    /// A call that doesn't concern the session: a sign of life.
+    Word,
+}
+
+/// Serves one connection's calls. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Handler {
+    requests: mpsc::UnboundedSender<Request>,
+    files: Arc<Files>,
+}
+
+impl Handler {
+    pub(super) fn new(requests: mpsc::UnboundedSender<Request>, files: Arc<Files>) -> Self {
+        Self { requests, files }
+    }
+
+    pub(super) async fn answer(
+        self,
+        context: Context,
+        request: WorkerRequest,
+    ) -> Result<WorkerResponse, ServerError> {
+        self.serve().serve(context, request).await
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> oneshot::Receiver<T> {
+        let (answer, receiver) = oneshot::channel();
+        // If the driver is gone the receiver says so.
+        let _ = self.requests.send(request(answer));
+        receiver
+    }
+
+    fn word(&self) {
+        let _ = self.requests.send(Request::Word);
+    }
+}
+
+/// The answer, or that the session is over.
+async fn answered<T>(receiver: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
+    let closed = |_| Err(Refusal::new(RefusalKind::Closed, "the session is over"));
+    receiver.await.unwrap_or_else(closed)
+}
+
+impl Worker for Handler {
+    async fn ping(self, _: Context) -> Pong {
+        self.ask(Request::Ping).await.unwrap_or_default()
+    }
+
+    async fn open(self, _: Context, spec: SessionSpec) -> Result<SessionReady, Refusal> {
+        self.files.open(&spec).await?;
+        answered(self.ask(|answer| Request::Open(spec, answer))).await
+    }
+
+    async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
+        self.word();
+        self.files.missing(digests).await
+    }
+
+    async fn put(self, _: Context, chunk: BlobChunk) -> Result<PutReply, Refusal> {
+        self.word();
+        self.files.put(chunk).await
+    }
+
+    async fn lay_tree(self, _: Context, tree: TreeSpec) -> Result<(), Refusal> {
+        self.word();
+        self.files.lay(tree.entries).await
+    }
+
+    async fn prepare(self, _: Context, binary: BinarySpec) -> Result<(), Refusal> {
+        self.word();
+        self.files.prepare(&binary).await?;
+        answered(self.ask(|answer| Request::Prepared(binary, answer))).await
+    }
+
+    async fn lease(self, _: Context, lease: Lease) -> Result<(), Refusal> {
+        answered(self.ask(|answer| Request::Lease(lease, answer))).await
+    }
+
+    async fn revoke(self, _: Context, attempts: Vec<AttemptId>) -> Vec<AttemptId> {
+        self.ask(|answer| Request::Revoke(attempts, answer)).await.unwrap_or_default()
+    }
+
+    async fn stop(self, _: Context, how: Stop) {
+        let _ = self.requests.send(Request::Stop(how));
+    }
+
+    async fn stdin(self, _: Context, chunk: StdinChunk) -> Result<(), Refusal> {
+        answered(self.ask(|answer| Request::Stdin(chunk, answer))).await
+    }
+
+    async fn close(self, _: Context) {
+        // If the driver is gone, everything has ended already.
+        let _ = self.ask(Request::Close).await;
+    }
+}

@@ -1,0 +1,34 @@
+# What developers type; `just` lists it. Each is one command that works without just as well.
+
+[private]
+default:
+    @just --list
+
+# Everything that has to hold before a change goes in
+ci:
+    .ci/run
+
+# Quick checks while working
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# All tests, or those whose names contain FILTER
+test *FILTER:
+    cargo test --workspace {{FILTER}}
+
+# End-to-end tests whose names contain FILTER: model::basic, faults, bad_input…
+e2e *FILTER:
+    cargo test -p distest-tests --test e2e -- {{FILTER}}
+
+# Cost per test: raw loop, cargo distest, cargo nextest, paired
+bench-many *ARGS:
+    cargo run --release -p distest-tests --bin bench-many -- {{ARGS}}
+
+# The list of a workspace of 200 packages equals cargo nextest's
+generated-workspace *ARGS:
+    cargo run --release -p distest-tests --bin generated-workspace -- {{ARGS}}
+
+# Real projects: same verdicts as cargo test, embedded and on two workers
+public-crates *ARGS:
+    cargo run --release -p distest-tests --bin public-crates -- {{ARGS}}

@@ -1,0 +1,189 @@
+//! What dies in the middle: workers, connections, the client, disks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use distest_tests::client::Client;
+use distest_tests::fixture::Fixture;
+use distest_tests::junit::Report;
+use distest_tests::product::product;
+use distest_tests::proxy::Proxy;
+use distest_tests::scratch::{Scratch, Stray};
+use distest_tests::transcript::{Attempt, Line, Transcript, Verdict};
+use distest_tests::worker::{Executable, Worker};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+
+use crate::{GONE_WITHIN, case, case_if};
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("faults::one_of_three_workers_is_killed", one_of_three),
+        case("faults::the_only_worker_is_killed", only_worker),
+        case("faults::a_worker_beside_the_embedded_one_is_killed", beside_embedded),
+        case("faults::connection_is_cut_while_shipping", cut),
+        case("faults::client_is_killed_embedded", |scratch| client_killed(scratch, &[])),
+        case("faults::client_is_killed_with_workers", |scratch| {
+            client_killed(scratch, &Worker::fleet(scratch, 2, 2));
+        }),
+        case("faults::a_test_that_ignores_sigterm_is_killed", ignores_sigterm),
+        case_if("faults::disk_of_a_worker_is_full", can_mount, full_disk),
+    ]
+}
+
+fn one_of_three(scratch: &Scratch) {
+    let fixture = Fixture::named("naps");
+    let workers = Worker::fleet(scratch, 3, 2);
+    let mut run = Client::run(scratch, &fixture).only_on(&workers).start();
+    let victim = &workers[1];
+    let mut seen = 0;
+    run.until(|line| {
+        seen += usize::from(matches!(line, Line::Test(_)));
+        seen >= 100 && matches!(line, Line::Test(Attempt { worker, .. }) if *worker == victim.name)
+    });
+    victim.process.signal(Signal::SIGKILL);
+    let transcript = run.finish().transcript(0);
+    all_passed_once(&transcript);
+    let of_victim = transcript.attempts.iter().filter(|attempt| attempt.worker == victim.name);
+    assert!(of_victim.count() < 500, "the others took over");
+}
+
+fn all_passed_once(transcript: &Transcript) {
+    // That each has one verdict is checked for every run.
+    assert_eq!(transcript.verdicts.len(), 600, "verdicts");
+    assert_eq!(transcript.count(Verdict::Pass), 600, "passes");
+}
+
+fn only_worker(scratch: &Scratch) {
+    let fixture = Fixture::named("naps");
+    let workers = Worker::fleet(scratch, 1, 2);
+    let mut run = Client::run(scratch, &fixture).only_on(&workers).start();
+    run.until_attempts(20);
+    workers[0].process.signal(Signal::SIGKILL);
+    let transcript = run.finish().transcript(98);
+    assert_eq!(transcript.verdicts.len(), 600, "verdicts");
+    assert!(transcript.count(Verdict::Pass) >= 20, "what passed before stays passed");
+    assert!(transcript.count(Verdict::Lost) > 0, "what came to no end is lost");
+    assert_eq!(transcript.count(Verdict::Fail), 0, "a loss is no test's failure");
+}
+
+fn beside_embedded(scratch: &Scratch) {
+    let fixture = Fixture::named("naps");
+    let worker = Worker::start(scratch, "w1", 2);
+    let mut run = Client::run(scratch, &fixture)
+        .args(["--local-slots", "2", "--worker", &worker.address, "--wait-workers", "1"])
+        .start();
+    run.until(|line| matches!(line, Line::Test(Attempt { worker, .. }) if worker == "w1"));
+    worker.process.signal(Signal::SIGKILL);
+    all_passed_once(&run.finish().transcript(0));
+}
+
+fn cut(scratch: &Scratch) {
+    let fixture = Fixture::named("basic");
+    let workers = Worker::fleet(scratch, 2, 1);
+    // Cut in the middle of the first blobs.
+    let proxy = Proxy::cut_after(workers[0].socket(), 64 * 1024);
+    let transcript = Client::run(scratch, &fixture)
+        .args(&fixture.model.args)
+        .args(["--local-slots", "0", "--wait-workers", "2"])
+        .worker(&proxy.address)
+        .worker(&workers[1].address)
+        .finish()
+        .transcript(fixture.model.exit_code);
+    assert_eq!(transcript.verdicts, fixture.model.verdicts);
+    assert!(proxy.sent() >= 64 * 1024, "the connection was used");
+}
+
+fn client_killed(scratch: &Scratch, workers: &[Worker]) {
+    let fixture = Fixture::named("slow");
+    // Two tests that never end, one of them with a child.
+    let mut client = Client::run(scratch, &fixture).args(["tests::hangs"]);
+    client = if workers.is_empty() {
+        client.args(["--local-slots", "2"])
+    } else {
+        client.only_on(workers)
+    };
+    let run = client.start();
+    scratch.wait_for("the hanging test", |process| {
+        process.command_line.contains("tests::hangs") && !is_product(process)
+    });
+    scratch.wait_for("the child", |process| process.command_line.starts_with("sleep"));
+    run.signal(Signal::SIGKILL);
+    // Workers and their helpers outlive a client.
+    let left =
+        scratch.left_after(GONE_WITHIN, |process| workers.is_empty() || !is_product(process));
+    assert!(left.is_empty(), "left after the client was killed: {left:#?}");
+}
+
+fn is_product(process: &Stray) -> bool {
+    [&product().client, &product().worker].contains(&&process.executable)
+}
+
+fn ignores_sigterm(scratch: &Scratch) {
+    let fixture = Fixture::named("slow");
+    let args = ["--run-ignored", "only", "--test-timeout", "1s"];
+    let transcript = Client::run(scratch, &fixture).args(args).finish().transcript(100);
+    assert_eq!(transcript.count(Verdict::Timeout), 1);
+}
+
+fn full_disk(scratch: &Scratch) {
+    let fixture = Fixture::named("basic");
+    let disk = SmallDisk::mount(scratch.join("small-disk"));
+    let store = disk.folder.join("store");
+    let full = Worker::start_with(scratch, "full", 1, &store, Executable::Worker);
+    let roomy = Worker::start(scratch, "roomy", 1);
+    let junit = scratch.join("junit.xml");
+    let finished = Client::run_human(scratch, &fixture)
+        .args(&fixture.model.args)
+        .args(["--junit".as_ref(), junit.as_os_str()])
+        .only_on(&[full, roomy])
+        .finish();
+    // Its tests went elsewhere, and the reason is shown.
+    finished.complains(fixture.model.exit_code, &["full", "space"]);
+    let report = Report::read(&junit).expect("the JUnit file can be read");
+    report.check(&fixture.model.verdicts).expect("JUnit says what the model says");
+}
+
+/// A file system that is soon full, unmounted when dropped.
+struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(folder: PathBuf) -> Self {
+        fs::create_dir_all(&folder).expect("a folder of ours can be written");
+        mount(&folder).expect("a file system can be mounted");
+        Self { folder }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file open there doesn't keep the folder.
+        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
+    }
+}
+
+fn mount(folder: &Path) -> Result<(), String> {
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder);
+    let output = command.output().map_err(|error| format!("mount: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+fn can_mount() -> Result<(), String> {
+    if !geteuid().is_root() {
+        return Err("only root can mount a small file system".to_owned());
+    }
+    let scratch = Scratch::new();
+    let folder = scratch.join("disk");
+    fs::create_dir(&folder).map_err(|error| error.to_string())?;
+    mount(&folder)?;
+    drop(SmallDisk { folder });
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! End-to-end tests: the executables, from outside, on the fixtures.
+//!
+//! A harness of its own (libtest-mimic), because the cases are fixture × fleet and because a case
+//! that can't be carried out here is counted and named as ignored. With `CI=true` and as root
+//! nothing may be left out: there it fails.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be carried out has failed")]
+
+mod bad_input;
+mod bad_workers;
+mod environment;
+mod faults;
+mod models;
+mod output;
+mod selection;
+mod shipping;
+mod signals;
+
+use std::env;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use distest_tests::scratch::Scratch;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::unistd::geteuid;
+
+/// How long processes may take to go once their run has ended.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = [
+        models::cases(),
+        selection::cases(),
+        output::cases(),
+        environment::cases(),
+        shipping::cases(),
+        signals::cases(),
+        faults::cases(),
+        bad_input::cases(),
+        bad_workers::cases(),
+    ];
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
+}
+
+/// A case with a scratch folder of its own, which no process may outlive.
+pub(crate) fn case(name: impl Into<String>, body: impl FnOnce(&Scratch) + Send + 'static) -> Trial {
+    case_if(name, || Ok(()), body)
+}
+
+/// The same for a case that can't be carried out everywhere: `possible` says why not.
+pub(crate) fn case_if(
+    name: impl Into<String>,
+    possible: fn() -> Result<(), String>,
+    body: impl FnOnce(&Scratch) + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if let Err(reason) = possible() {
+            if geteuid().is_root() && env::var_os("CI").is_some_and(|value| value == "true") {
+                return Err(format!("may not be left out here: {reason}").into());
+            }
+            return Ok(Completion::ignored_with(reason));
+        }
+        let scratch = Scratch::new();
+        body(&scratch);
+        nothing_left(&scratch)?;
+        Ok(Completion::Completed)
+    })
+}
+
+fn nothing_left(scratch: &Scratch) -> Result<(), Failed> {
+    let left = scratch.left_after(GONE_WITHIN, |_| true);
+    if left.is_empty() { Ok(()) } else { Err(format!("processes left behind: {left:#?}").into()) }
+}

@@ -1,0 +1,111 @@
+//! What crosses the wire and what is executed, seen from outside: bytes are counted by a relay on
+//! the socket, listings by a tracer of system calls.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::process::Command;
+
+use distest_tests::client::Client;
+use distest_tests::fixture::Fixture;
+use distest_tests::proxy::Proxy;
+use distest_tests::scratch::Scratch;
+use distest_tests::transcript::Transcript;
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+
+use crate::{case, case_if};
+
+/// More than the control messages of a run of a dozen tests, less than any executable, however
+/// well it is packed.
+const CONTROL_BYTES_MAX: u64 = 48 * 1024;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("ship::second_run_sends_no_blob", second_run),
+        case("ship::store_survives_a_restart", store_survives),
+        case_if("list::second_run_executes_none_embedded", can_trace, |scratch| {
+            second_run_lists_nothing(scratch, &[]);
+        }),
+        case_if("list::second_run_executes_none_with_a_worker", can_trace, |scratch| {
+            second_run_lists_nothing(scratch, &Worker::fleet(scratch, 1, 2));
+        }),
+    ]
+}
+
+fn second_run(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 2);
+    let first = counted_run(scratch, &worker);
+    let second = counted_run(scratch, &worker);
+    check_nothing_shipped(&first, &second);
+}
+
+fn store_survives(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 2);
+    let first = counted_run(scratch, &worker);
+    // By SIGKILL: what was stored must be on the disk, whole, without an orderly end.
+    drop(worker);
+    let worker = Worker::start(scratch, "w1", 2);
+    let second = counted_run(scratch, &worker);
+    check_nothing_shipped(&first, &second);
+}
+
+fn check_nothing_shipped(first: &(u64, Transcript), second: &(u64, Transcript)) {
+    assert!(first.0 > 10 * CONTROL_BYTES_MAX, "the first run sent only {} bytes", first.0);
+    assert!(first.1.summary.shipped_bytes > 0, "the summary knows what the first run sent");
+    assert!(second.0 < CONTROL_BYTES_MAX, "the second run sent {} bytes", second.0);
+    assert_eq!(second.1.summary.shipped_bytes, 0, "bytes of blobs in the second run");
+    assert_eq!(first.1.verdicts, second.1.verdicts);
+}
+
+/// Runs `basic` on one worker; returns the bytes that the relay saw on their way there.
+fn counted_run(scratch: &Scratch, worker: &Worker) -> (u64, Transcript) {
+    let proxy = Proxy::to(worker.socket());
+    let fixture = Fixture::named("basic");
+    let transcript = Client::run(scratch, &fixture)
+        .args(&fixture.model.args)
+        .args(["--local-slots", "0", "--worker", &proxy.address])
+        .finish()
+        .transcript(100);
+    (proxy.sent(), transcript)
+}
+
+fn second_run_lists_nothing(scratch: &Scratch, workers: &[Worker]) {
+    let (listed, first) = traced_run(scratch, workers, "first");
+    assert!(listed > 0, "the tracer sees listings");
+    assert!(first.summary.listed > 0, "the summary counts listings");
+    let (listed, second) = traced_run(scratch, workers, "second");
+    assert_eq!(listed, 0, "listings executed by the second run");
+    assert_eq!(second.summary.listed, 0, "listings in the second run's summary");
+    assert_eq!(first.verdicts, second.verdicts);
+}
+
+/// Runs `basic` under strace; returns how many processes were given `--list`.
+fn traced_run(scratch: &Scratch, workers: &[Worker], name: &str) -> (usize, Transcript) {
+    let fixture = Fixture::named("basic");
+    let file = scratch.join(format!("{name}.strace"));
+    let tracer = ["strace", "-f", "-qq", "-e", "trace=execve", "-s", "65536", "-o"].map(OsStr::new);
+    let tracer = [&tracer[..], &[file.as_os_str(), OsStr::new("--")]].concat();
+    let mut client = Client::call_through(scratch, &tracer, &fixture.root, &["run"])
+        .json()
+        .env("CARGO_TARGET_DIR", &fixture.target_dir)
+        .args(&fixture.model.args);
+    if !workers.is_empty() {
+        client = client.only_on(workers);
+    }
+    let transcript = client.finish().transcript(100);
+    let trace = fs::read(&file).expect("strace writes its file");
+    let trace = String::from_utf8_lossy(&trace);
+    // A call may be tried along PATH: one that failed executed nothing.
+    let listings =
+        trace.lines().filter(|line| line.contains("\"--list\"") && !line.contains("ENOENT"));
+    (listings.count(), transcript)
+}
+
+fn can_trace() -> Result<(), String> {
+    let output = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).output();
+    match output {
+        Err(error) => Err(format!("strace: {error}")),
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
+}

@@ -1,0 +1,113 @@
+//! Worker processes on loopback.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use crate::DEADLINE;
+use crate::process::Owned;
+use crate::product::product;
+use crate::scratch::Scratch;
+
+/// A worker that waits for clients, ended when this is dropped.
+pub struct Worker {
+    /// Its name.
+    pub name: String,
+    /// Its address, as `--worker` takes it.
+    pub address: String,
+    /// The process.
+    pub process: Owned,
+    /// What it writes to stderr.
+    pub log: PathBuf,
+}
+
+/// Which executable serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Executable {
+    /// `distest-worker serve`.
+    Worker,
+    /// `cargo-distest worker serve`.
+    Client,
+}
+
+impl Worker {
+    /// Starts a worker with a store of its own and waits until it is ready.
+    pub fn start(scratch: &Scratch, name: &str, slots: u32) -> Self {
+        let store = scratch.join(format!("store-{name}"));
+        // Both executables serve in every run of the tests.
+        let executable = if name.ends_with('1') { Executable::Worker } else { Executable::Client };
+        Self::start_with(scratch, name, slots, &store, executable)
+    }
+
+    /// The same with everything chosen.
+    pub fn start_with(
+        scratch: &Scratch,
+        name: &str,
+        slots: u32,
+        store: &Path,
+        executable: Executable,
+    ) -> Self {
+        let log = scratch.join(format!("worker-{name}.log"));
+        let mut command = match executable {
+            Executable::Worker => scratch.command(&product().worker),
+            Executable::Client => {
+                let mut command = scratch.command(&product().client);
+                command.arg("worker");
+                command
+            }
+        };
+        command
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--name",
+                name,
+                "--slots",
+                &slots.to_string(),
+            ])
+            .arg("--store")
+            .arg(store)
+            .current_dir(scratch.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).expect("a folder of ours can be written"));
+        let mut process = Owned::start(&mut command).expect("a worker can be started");
+        let stdout = process.streams().stdout.take().expect("it is a pipe");
+        let (sender, lines) = channel();
+        // Reads on after the first line, so that the worker never waits for a reader.
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
+                let _ = sender.send(line);
+            });
+        });
+        let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["ready", told, address] = words[..] else {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            panic!("worker {name} said {line:?} instead of being ready, and on stderr:\n{log}");
+        };
+        assert_eq!(told, name, "the worker got a name");
+        assert!(address.starts_with("tcp://127.0.0.1:"), "odd address: {address}");
+        Self { name: name.to_owned(), address: address.to_owned(), process, log }
+    }
+
+    /// Starts `count` workers, called `w1`, `w2`…
+    pub fn fleet(scratch: &Scratch, count: u32, slots: u32) -> Vec<Self> {
+        (1..=count).map(|number| Self::start(scratch, &format!("w{number}"), slots)).collect()
+    }
+
+    /// `HOST:PORT` of its address.
+    pub fn socket(&self) -> &str {
+        let socket = self.address.trim_start_matches("tcp://");
+        socket.split('#').next().unwrap_or(socket)
+    }
+
+    /// What it has written to stderr so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}

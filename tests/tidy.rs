@@ -1,0 +1,179 @@
+//! Keeps the house in order: which module may know which, and what pure modules never touch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Client: each module and what it may import of the same crate. In the order in which data flows:
+/// a stage never imports a later one.
+const CLIENT: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("failure", &[]),
+    ("event", &["model"]),
+    ("settings", &["failure", "model", "cli"]),
+    ("cli", &["settings"]),
+    ("ui", &["failure", "settings"]),
+    ("compile", &["failure", "model", "settings"]),
+    ("parse", &["model"]),
+    ("tree", &["failure"]),
+    ("inventory", &["failure", "model", "parse", "settings"]),
+    ("cost", &["model"]),
+    ("plan", &["cost", "model"]),
+    ("shard", &["cost", "model", "settings"]),
+    ("filter", &["event", "failure", "model", "settings"]),
+    ("testenv", &["model"]),
+    ("fleet", &["model", "settings", "testenv"]),
+    ("ship", &["failure", "model", "tree"]),
+    ("scheduler", &["event", "model"]),
+    (
+        "dispatch",
+        &["event", "fleet", "model", "scheduler", "settings", "ship", "testenv", "tree"],
+    ),
+    ("results", &["event", "failure", "model", "settings"]),
+    ("report", &["event", "failure", "model", "results", "settings", "ui"]),
+    ("history", &["cost", "failure", "model"]),
+];
+
+/// The only modules that know the whole line.
+const WHOLE_LINE: &[&str] = &["run", "main", "lib"];
+
+/// Worker: the same.
+const WORKER: &[(&str, &[&str])] = &[
+    ("digest", &[]),
+    ("protocol", &["digest", "hello", "link", "sandbox", "session"]),
+    ("hello", &["protocol"]),
+    ("link", &["protocol"]),
+    ("session", &["protocol"]),
+    ("evict", &["digest"]),
+    ("store", &["digest", "evict", "protocol"]),
+    ("sandbox", &["protocol", "store", "digest"]),
+    ("output", &["protocol"]),
+    ("zygote", &["protocol"]),
+    ("executor", &["output", "protocol", "zygote"]),
+    (
+        "server",
+        &[
+            "digest", "executor", "hello", "link", "output", "protocol", "sandbox", "serve", "session",
+            "store", "zygote",
+        ],
+    ),
+    ("serve", &["executor", "hello", "link", "protocol", "server", "store", "zygote"]),
+    ("cli", &["serve", "store"]),
+];
+
+/// Modules that decide: no IO, no clock, no environment.
+const PURE: &[(&str, &[&str])] = &[
+    (
+        "cargo-distest",
+        &[
+            "model", "event", "parse", "plan", "cost", "shard", "filter", "scheduler", "results",
+            "testenv",
+        ],
+    ),
+    ("distest-worker", &["session", "evict"]),
+];
+
+/// What only the edge touches.
+const IMPURE: &[&str] = &[
+    "tokio::", "std::fs", "std::process", "std::env", "std::net", "Instant::now", "SystemTime::now",
+    "crate::ui", "std::thread::sleep",
+];
+
+#[test]
+fn arrows_point_one_way() {
+    let mut wrong = Vec::new();
+    for (name, table) in [("cargo-distest", CLIENT), ("distest-worker", WORKER)] {
+        let known: BTreeSet<_> = table.iter().map(|(module, _)| *module).collect();
+        let allowed: BTreeMap<_, _> = table.iter().copied().collect();
+        for (module, file, text) in sources(name) {
+            if WHOLE_LINE.contains(&module.as_str()) {
+                continue;
+            }
+            let Some(allowed) = allowed.get(module.as_str()) else {
+                wrong.push(format!("{file}: module {module} is not in the table of tests/tidy.rs"));
+                continue;
+            };
+            for import in imports(&text) {
+                let fine = import == module || allowed.contains(&import.as_str());
+                if !fine && (known.contains(import.as_str()) || WHOLE_LINE.contains(&import.as_str())) {
+                    wrong.push(format!("{file}: {module} must not know {import}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_modules_touch_nothing() {
+    let mut wrong = Vec::new();
+    for (name, pure) in PURE {
+        for (module, file, text) in sources(name) {
+            if pure.contains(&module.as_str()) {
+                let used = IMPURE.iter().filter(|word| code(&text).contains(**word));
+                wrong.extend(used.map(|word| format!("{file}: {module} is pure, but uses {word}")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_worker_knows_nothing_of_the_client() {
+    let manifest = fs::read_to_string(root().join("distest-worker/Cargo.toml")).unwrap();
+    assert!(!manifest.contains("cargo-distest.workspace"));
+    assert!(!manifest.contains("cargo-distest ="));
+}
+
+/// Each source file of a crate: the module at the crate's root that it belongs to, its path, its
+/// text.
+fn sources(name: &str) -> Vec<(String, String, String)> {
+    let src = root().join(name).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![src.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let inner = path.strip_prefix(&src).unwrap();
+                let first = inner.components().next().unwrap().as_os_str().to_str().unwrap();
+                let module = first.trim_end_matches(".rs").to_owned();
+                let file = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((module, file, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(found.len() > 5, "{name} has sources");
+    found
+}
+
+/// Names after `crate::` in code, including those in `crate::{…}` groups.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code = code(text);
+    let word = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+    };
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{').and_then(|group| group.split_once('}')) {
+            Some((group, _)) => found.extend(group.split(',').map(|item| word(item.trim()))),
+            None => _ = found.insert(word(rest)),
+        }
+    }
+    found
+}
+
+/// The text without comments and without what follows `#[cfg(test)]`: tests may do more.
+fn code(text: &str) -> String {
+    let before_tests = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines = before_tests.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap().to_path_buf()
+}
