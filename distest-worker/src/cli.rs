@@ -9,10 +9,8 @@ use clap::{Args, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::protocol::Labels;
-use crate::serve::{self, Listening};
-use crate::server::{WorkerConfig, WorkerShared};
+use crate::serve::{self, ConnectionEnd, Listening, WorkerConfig, WorkerShared, serve_connection};
 use crate::store::Store;
-use crate::zygote::ZygoteProgram;
 
 /// Blobs that a worker keeps by default.
 const STORE_BYTES: u64 = 10 << 30;
@@ -106,12 +104,10 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
         }
         WorkerCommand::Stdio(StdioArgs { common }) => {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-            let end = serve::serve_stream(stream, worker(common)?).await;
+            let end = serve_connection(stream, worker(common)?).await;
             match end {
-                crate::server::ConnectionEnd::NoHello(error) => {
-                    Err(format!("no client on stdin: {error}"))
-                }
-                crate::server::ConnectionEnd::Link(_) => Ok(()),
+                ConnectionEnd::NoHello(error) => Err(format!("no client on stdin: {error}")),
+                ConnectionEnd::Link(_) => Ok(()),
             }
         }
     }
@@ -125,14 +121,14 @@ fn worker(args: CommonArgs) -> Result<std::sync::Arc<WorkerShared>, String> {
     let store = Store::open(&folder, store_max)
         .map_err(|error| format!("{error}\nhint: name another folder with --store"))?;
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    Ok(WorkerShared::new(WorkerConfig {
+    serve::share(WorkerConfig {
         name: name.unwrap_or_else(host_name),
         slots: slots.unwrap_or_else(cores),
-        scratch: store.scratch().to_owned(),
         store: Some(store),
+        in_place: false,
         labels: Labels::from_iter(labels),
-        zygote: ZygoteProgram::this_executable(),
-    }))
+    })
+    .map_err(|error| format!("could not find this program's own executable: {error}"))
 }
 
 /// `$XDG_CACHE_HOME`, else `~/.cache`.

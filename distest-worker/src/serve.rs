@@ -3,16 +3,31 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::server::{ConnectionEnd, WorkerShared, serve_connection};
+pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
+use crate::zygote::ZygoteProgram;
 
 /// Connections at once, greeted or not.
 pub const CONNECTIONS_MAX: usize = 1024;
+
+/// How long sessions may take to end when the worker shuts down, before they are dropped.
+const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
+
+/// A worker that has no connection yet. It starts attempts through this process's own executable,
+/// whose `main` must call [`crate::zygote::enter_if_asked`] first.
+///
+/// # Errors
+/// This process's own executable can't be found.
+pub fn share(config: WorkerConfig) -> io::Result<Arc<WorkerShared>> {
+    let zygote = ZygoteProgram::this_executable();
+    std::fs::metadata(&zygote.program)?;
+    Ok(WorkerShared::new(config, zygote))
+}
 
 /// A worker that waits for clients.
 pub struct Listening {
@@ -71,17 +86,13 @@ impl Listening {
                 },
             }
         }
-        // Dropping a connection kills what it runs; slots do so before their tasks are gone.
+        drop(self.listener);
+        self.worker.shut_down();
+        let ended = async { while connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
+        // Dropping a connection kills what it runs.
         connections.shutdown().await;
     }
-}
-
-/// Serves one client over a process's own streams.
-pub async fn serve_stream<S>(stream: S, worker: Arc<WorkerShared>) -> ConnectionEnd
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    serve_connection(stream, worker).await
 }
 
 fn told(tell: &mut impl FnMut(String), peer: SocketAddr, end: &ConnectionEnd) {

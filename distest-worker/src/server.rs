@@ -12,21 +12,23 @@ mod files;
 mod handler;
 mod machine_slot;
 mod outbox;
+mod permits;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, watch};
 
+use self::driver::Driver;
+use self::files::Files;
+use self::handler::Handler;
+use self::permits::Permits;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role};
 use crate::link::{self, LinkEnd};
 use crate::protocol::Labels;
 use crate::store::Store;
 use crate::zygote::ZygoteProgram;
-use driver::Driver;
-use files::Files;
-use handler::Handler;
 
 /// What a worker is.
 #[derive(Clone)]
@@ -35,22 +37,22 @@ pub struct WorkerConfig {
     pub name: String,
     /// Attempts that it runs at once, over all its sessions; at least 1.
     pub slots: u32,
-    /// Where blobs are kept. None for an embedded worker: it uses the client's files where they
-    /// lie, and so serves only the process that it is part of.
+    /// Where blobs are kept. None for an embedded worker.
     pub store: Option<Store>,
-    /// Where output goes that is too long for memory.
-    pub scratch: PathBuf,
+    /// It may use the client's files where they lie: only if it is part of the client's process.
+    pub in_place: bool,
     /// What it says of itself.
     pub labels: Labels,
-    /// What starts attempts.
-    pub zygote: ZygoteProgram,
 }
 
 /// A worker, shared by its connections.
 pub struct WorkerShared {
     config: WorkerConfig,
-    /// One for each attempt that may run: first come, first served.
-    permits: Arc<Semaphore>,
+    zygote: ZygoteProgram,
+    /// For output that is too long for memory: files without names.
+    scratch: PathBuf,
+    permits: Arc<Permits>,
+    shutting_down: watch::Sender<bool>,
 }
 
 /// How a connection ended.
@@ -63,10 +65,13 @@ pub enum ConnectionEnd {
 }
 
 impl WorkerShared {
-    /// A worker that has no connection yet.
-    pub fn new(config: WorkerConfig) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(config.slots.max(1) as usize));
-        Arc::new(Self { config, permits })
+    /// A worker that has no connection yet and starts attempts by `zygote`.
+    pub fn new(config: WorkerConfig, zygote: ZygoteProgram) -> Arc<Self> {
+        let scratch =
+            config.store.as_ref().map_or_else(std::env::temp_dir, |store| store.scratch().into());
+        let permits = Permits::new(config.slots.max(1));
+        let shutting_down = watch::Sender::new(false);
+        Arc::new(Self { config, zygote, scratch, permits, shutting_down })
     }
 
     /// What it is.
@@ -74,9 +79,27 @@ impl WorkerShared {
         &self.config
     }
 
+    /// Ends all sessions, in order, and lets no more begin.
+    pub fn shut_down(&self) {
+        self.shutting_down.send_replace(true);
+    }
+
+    async fn shutting_down(&self) {
+        // An error means that the sender is gone, which `self` holds.
+        let _ = self.shutting_down.subscribe().wait_for(|is| *is).await;
+    }
+
+    fn slots(&self) -> u32 {
+        self.config.slots.max(1)
+    }
+
+    fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
     fn hello(&self) -> Hello {
         Hello {
-            slots: self.config.slots.max(1),
+            slots: self.slots(),
             labels: self.config.labels.clone(),
             ..Hello::new(Role::Worker, &*self.config.name)
         }
@@ -90,30 +113,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let greeting = async {
-        let theirs = hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
-        hello::accept(&mut stream).await?;
-        Ok(theirs)
+        hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
+        hello::accept(&mut stream).await
     };
     if let Err(error) = greeting.await {
         return ConnectionEnd::NoHello(error);
     }
     let (requests, requests_in) = mpsc::unbounded_channel();
-    let files = Arc::new(Files::new(worker.config.store.clone()));
-    let mut client = None;
-    let link = link::worker_end(stream, |caller| {
-        client = Some(caller);
+    let config = worker.config();
+    let files = Arc::new(Files::new(config.store.clone(), config.in_place));
+    let mut caller = None;
+    let link = link::worker_end(stream, |client| {
+        caller = Some(client);
         let handler = Handler::new(requests, Arc::clone(&files));
         move |context, request| handler.clone().answer(context, request)
     });
-    let end = match client {
-        Some(client) => {
-            let (driver, incoming) = Driver::new(worker, Arc::clone(&files), client);
-            driver.run(requests_in, incoming, &link).await
-        }
-        None => link.ended().await,
-    };
+    let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
+    let driver = Driver::new(worker, Arc::clone(&files), client);
+    let (end, last_word) = driver.run(requests_in, &link).await;
+    match last_word {
+        Some(why) => link.close(why).await,
+        None => drop(link),
+    }
     // Removing a sandbox takes time; handlers that still hold it end with the link.
-    drop(link);
     let _ = tokio::task::spawn_blocking(move || drop(files)).await;
     ConnectionEnd::Link(end)
 }

@@ -1,49 +1,59 @@
-//! Slots, leases, clocks and cancellation of one client: a state machine without IO.
+//! Slots, leases, clocks and cancellation of one client. A state machine without IO.
 //!
-//! [`Session::step`] takes one [`Input`] and appends what to do as [`Effect`]s, each of which names
-//! its answer. Every attempt that is leased is answered exactly once, by a report or by being
-//! given back. This module never reads a clock: time comes as a [`Tick`] with each input.
+//! [`Session::step`] takes one [`Input`] at a time and answers with [`Effect`]s for a driver to
+//! perform. Every leased attempt is answered exactly once by [`Report::Finished`] or
+//! [`Report::Lost`], unless it comes back from a revoke. This module never reads a clock.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::protocol::{
+    AttemptId, AttemptSpec, Exit, Finished, Leak, LossReason, Output, Refusal, RefusalKind, Report,
+    SlotId, Stop, Usage,
+};
+
+mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use self::slot::{Busy, Slot};
 
-use crate::protocol::{AttemptId, AttemptSpec, Finished, Limits, LossReason, Report, SlotId, Stop};
-
-/// A client that has said nothing for this long is gone: everything that it started is ended.
-/// Sooner than a client gives up a worker, so that no test runs twice at once.
+/// A session whose client pings is ended after this long without a word of it.
 pub const FENCE_AFTER: Duration = Duration::from_secs(3);
 
-/// A moment, counted from the session's start, on a monotonic clock.
+/// Time since the session began, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Tick(pub Duration);
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Input {
-    /// The client said something, whatever it was.
-    Word,
-    /// The client hands over attempts.
+    /// The client leases attempts. Answered by [`Effect::Leased`].
     Lease(Vec<AttemptSpec>),
-    /// The client wants back what has not started.
+    /// The client takes back what has not started. Answered by [`Effect::Revoked`].
     Revoke(Vec<AttemptId>),
-    /// The client wants things to end.
+    /// The client ends what runs and drops what is queued. More may be leased after it.
     Stop(Stop),
-    /// A slot can start attempts: once at first, and after each [`Input::HelperDied`].
-    Ready {
-        /// Which.
-        slot: SlotId,
-    },
-    /// Answers [`Effect::Spawn`]: its process runs.
+    /// The client or the worker ends the session. Answered by [`Effect::End`].
+    Close(Stop),
+    /// The connection is gone. Answered by [`Effect::End`].
+    PeerLost,
+    /// The client made some request.
+    Heard,
+    /// The client pinged: from now on it is expected to keep saying something.
+    Pinged,
+    /// This machine has room for one more process. The number is unique among all that run.
+    Permit(u32),
+    /// A slot's helper is there.
+    Ready(SlotId),
+    /// An attempt's process runs.
     Spawned {
         /// Where.
         slot: SlotId,
         /// Which.
         attempt: AttemptId,
     },
-    /// Answers [`Effect::Spawn`]: it never ran. The slot can start another.
+    /// An attempt's process could not be started.
     CouldNotSpawn {
         /// Where.
         slot: SlotId,
@@ -54,434 +64,459 @@ pub enum Input {
         /// In words.
         detail: String,
     },
-    /// An attempt and all that it started have ended. The slot can start another.
-    Exited {
-        /// Where.
-        slot: SlotId,
-        /// How. Whether it timed out is for the session to say.
-        finished: Box<Finished>,
-    },
-    /// What runs a slot's attempts died. The slot waits for [`Input::Ready`].
+    /// An attempt and all that it started have ended.
+    Exited(Exited),
+    /// A slot's helper died; another one is started. Without an attempt nothing was lost: what the
+    /// slot was given is started by the next helper.
     HelperDied {
         /// Where.
         slot: SlotId,
-        /// What it had, if anything.
+        /// What died with it.
         attempt: Option<AttemptId>,
         /// In words.
         detail: String,
     },
-    /// Answers [`Effect::WakeAt`]: the moment has come.
-    Wake,
-    /// The connection is gone.
-    PeerLost,
+    /// A slot won't have a helper any more.
+    Gone {
+        /// Where.
+        slot: SlotId,
+        /// In words.
+        detail: String,
+    },
+    /// Time has passed.
+    Woken,
 }
 
-/// What to do.
+/// How an attempt's process ended. Its output is the driver's.
+#[derive(Clone, Debug)]
+pub struct Exited {
+    /// Where.
+    pub slot: SlotId,
+    /// Which.
+    pub attempt: AttemptId,
+    /// How.
+    pub exit: Exit,
+    /// From its start.
+    pub duration: Duration,
+    /// What it consumed.
+    pub usage: Usage,
+    /// What it left behind.
+    pub leak: Option<Leak>,
+}
+
+/// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Start an attempt. Answered by [`Input::Spawned`] and later [`Input::Exited`], or by
-    /// [`Input::CouldNotSpawn`], or by [`Input::HelperDied`].
+    /// The lease was taken, or not. Answers [`Input::Lease`].
+    Leased(Result<(), Refusal>),
+    /// These were taken back. Answers [`Input::Revoke`].
+    Revoked(Vec<AttemptId>),
+    /// Wait for room on this machine. Answered by [`Input::Permit`], once for each.
+    AskPermit,
+    /// Give back a permit. Not answered.
+    ReturnPermit(u32),
+    /// Start an attempt. Answered by [`Input::Spawned`], [`Input::CouldNotSpawn`],
+    /// [`Input::HelperDied`] or [`Input::Gone`].
     Spawn {
         /// Where.
         slot: SlotId,
+        /// The permit that it runs under.
+        permit: u32,
         /// What.
         attempt: Box<AttemptSpec>,
     },
-    /// SIGTERM to what runs in a slot. Answered by [`Input::Exited`], if it obeys.
-    Terminate {
-        /// Which slot.
-        slot: SlotId,
-    },
-    /// SIGKILL to what runs in a slot. Answered by [`Input::Exited`].
-    Kill {
-        /// Which slot.
-        slot: SlotId,
-    },
-    /// Tell the client. No answer.
+    /// SIGTERM. Answered by [`Input::Exited`], if the attempt obeys.
+    Terminate(SlotId),
+    /// SIGKILL. Answered by [`Input::Exited`], [`Input::HelperDied`] or [`Input::Gone`].
+    Kill(SlotId),
+    /// Tell the client. The outputs of [`Report::Finished`] are empty: the driver has them. Not
+    /// answered.
     Report(Report),
-    /// Tell the client which attempts it gets back: the answer to [`Input::Revoke`].
-    Revoked(Vec<AttemptId>),
-    /// Say [`Input::Wake`] at this moment, and not at any that was asked for before.
+    /// Say [`Input::Woken`] then, unless a later effect says another time.
     WakeAt(Tick),
-    /// The client is silent or gone and what it started is being killed. No answer.
-    End {
-        /// Why.
-        reason: String,
-    },
+    /// The session is over and nothing runs. Nothing follows but [`Effect::ReturnPermit`] for
+    /// permits still asked for.
+    End(EndReason),
 }
 
-/// One client's attempts.
+/// Why a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndReason {
+    /// It was closed in order.
+    Closed,
+    /// The connection was lost.
+    PeerLost,
+    /// The client fell silent for [`FENCE_AFTER`].
+    Silent,
+}
+
+/// One client's session.
 #[derive(Debug)]
 pub struct Session {
-    slots: BTreeMap<SlotId, Slot>,
+    slots: Vec<Slot>,
     queue: VecDeque<AttemptSpec>,
-    /// The last word of the client, if silence counts.
-    heard: Option<Tick>,
-    stopping: Option<Stop>,
+    /// Permits asked for and not yet granted.
+    asked: usize,
+    phase: Phase,
+    last_word: Tick,
+    /// The client pings, so silence means that it is gone.
     fenced: bool,
     wake: Option<Tick>,
+    #[cfg(debug_assertions)]
+    count: Count,
 }
 
-#[derive(Debug)]
-enum Slot {
-    /// Nobody has said that it can start anything.
-    Away,
-    Free,
-    /// Asked to start; [`Stop`] or the fence may have come meanwhile.
-    Starting {
-        attempt: AttemptId,
-        limits: Limits,
-        stopped: Option<Stop>,
-    },
-    Running(Running),
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Open,
+    Ending(EndReason),
+    Ended,
 }
 
-#[derive(Debug)]
-struct Running {
-    attempt: AttemptId,
-    limits: Limits,
-    since: Tick,
-    /// How often it was called slow.
-    slow: u32,
-    ending: Option<Ending>,
-}
-
-/// A running attempt that has been told to end.
-#[derive(Debug)]
-struct Ending {
-    cause: Cause,
-    /// When it is killed; none: it has been.
-    kill_at: Option<Tick>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    Timeout,
-    Stop,
+/// What became of attempts, for [`Session::check`].
+#[cfg(debug_assertions)]
+#[derive(Debug, Default)]
+struct Count {
+    leased: u64,
+    answered: u64,
+    revoked: u64,
 }
 
 impl Session {
-    /// A session in which nothing is ready. `fence`: a silent client is gone; an embedded worker's
-    /// can't be.
-    pub fn new(slots: u32, fence: bool) -> Self {
+    /// A session with `slots` slots whose helpers are not there yet.
+    pub fn new(slots: u32) -> Self {
         Self {
-            slots: (0..slots).map(|slot| (SlotId(slot), Slot::Away)).collect(),
+            slots: (0..slots).map(|_| Slot::Down).collect(),
             queue: VecDeque::new(),
-            heard: fence.then_some(Tick::default()),
-            stopping: None,
+            asked: 0,
+            phase: Phase::Open,
+            last_word: Tick::default(),
             fenced: false,
             wake: None,
+            #[cfg(debug_assertions)]
+            count: Count::default(),
         }
     }
 
-    /// Takes one input and appends what to do.
-    pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
-        match input {
-            Input::Word => self.heard = self.heard.map(|_| now),
-            Input::Lease(attempts) => self.lease(attempts, effects),
-            Input::Revoke(attempts) => self.revoke(&attempts, effects),
-            Input::Stop(how) => self.stop(now, how, effects),
-            Input::Ready { slot } => {
-                // A slot that has work is not free, whatever is said of it.
-                if let Some(state @ Slot::Away) = self.slots.get_mut(&slot) {
-                    *state = Slot::Free;
-                }
-            }
-            Input::Spawned { slot, attempt } => self.spawned(now, slot, attempt, effects),
-            Input::CouldNotSpawn { slot, attempt, reason, detail } => {
-                if self.vacate(slot, attempt, Slot::Free) {
-                    effects.push(Effect::Report(Report::Lost { attempt, reason, detail }));
-                }
-            }
-            Input::Exited { slot, finished } => self.exited(slot, *finished, effects),
-            Input::HelperDied { slot, attempt, detail } => {
-                self.helper_died(slot, attempt, detail, effects);
-            }
-            Input::Wake => {
-                if self.wake.is_some_and(|wake| wake <= now) {
-                    self.wake = None;
-                }
-            }
-            Input::PeerLost => self.fence("the connection is gone", effects),
-        }
-        self.look_at_clocks(now, effects);
-        self.start(effects);
-        self.set_alarm(effects);
-        debug_assert_eq!(self.check(), Ok(()));
-    }
-
-    /// Attempts that run or are about to.
+    /// Attempts running or starting.
     pub fn running(&self) -> u32 {
-        self.slots.values().filter(|slot| slot.attempt().is_some()).count() as u32
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Busy(_))).count() as u32
     }
 
-    /// Attempts that wait for a slot.
+    /// Attempts waiting.
     pub fn queued(&self) -> u32 {
         self.queue.len() as u32
     }
 
-    fn lease(&mut self, attempts: Vec<AttemptSpec>, effects: &mut Vec<Effect>) {
-        if self.fenced || self.stopping.is_some() {
-            attempts.iter().for_each(|attempt| effects.push(dropped(attempt.id)));
-        } else {
-            self.queue.extend(attempts);
+    /// Takes in what happened at `now`, which never goes back, and says what is to be done.
+    pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
+        let first = effects.len();
+        self.take(now, input, effects);
+        self.watch_clocks(now, effects);
+        self.drop_what_can_never_run(effects);
+        self.ask(effects);
+        self.end_if_idle(effects);
+        self.tell_wake(effects);
+        #[cfg(debug_assertions)]
+        self.account(&effects[first..]);
+        let _ = first;
+        self.check();
+    }
+
+    /// Asserts what must always hold. Does nothing in a release build.
+    pub fn check(&self) {
+        #[cfg(debug_assertions)]
+        {
+            let held = u64::from(self.running() + self.queued());
+            let Count { leased, answered, revoked } = self.count;
+            assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
+            assert!(self.asked <= self.slots.len(), "no more permits than slots");
+            if self.phase != Phase::Open {
+                assert!(self.queue.is_empty(), "nothing waits in a session that ends");
+            }
+            let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
+            ids.extend(self.queue.iter().map(|spec| spec.id));
+            ids.sort_unstable();
+            assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "an attempt is held twice");
         }
     }
 
-    fn revoke(&mut self, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
-        let mut back = Vec::new();
-        self.queue.retain(|queued| {
-            let wanted = attempts.contains(&queued.id);
-            if wanted {
-                back.push(queued.id);
+    fn take(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Lease(attempts) => {
+                self.last_word = now;
+                effects.push(Effect::Leased(self.lease(attempts)));
             }
-            !wanted
+            Input::Revoke(attempts) => {
+                self.last_word = now;
+                effects.push(Effect::Revoked(self.revoke(&attempts)));
+            }
+            Input::Stop(how) => {
+                self.last_word = now;
+                self.stop(now, how, effects);
+            }
+            Input::Close(how) => self.end(EndReason::Closed, now, how, effects),
+            Input::PeerLost => self.end(EndReason::PeerLost, now, Stop::Kill, effects),
+            Input::Heard => self.last_word = now,
+            Input::Pinged => {
+                self.last_word = now;
+                self.fenced = true;
+            }
+            Input::Permit(permit) => self.permitted(permit, effects),
+            Input::Ready(slot) => {
+                if let Some(slot @ Slot::Down) = self.slot(slot) {
+                    *slot = Slot::Free;
+                }
+            }
+            Input::Spawned { slot, attempt } => self.spawned(now, slot, attempt, effects),
+            Input::CouldNotSpawn { slot, attempt, reason, detail } => {
+                self.lost(slot, attempt, Slot::Free, reason, detail, effects);
+            }
+            Input::Exited(exited) => self.exited(exited, effects),
+            Input::HelperDied { slot, attempt, detail } => {
+                if let Some(attempt) = attempt {
+                    self.lost(slot, attempt, Slot::Down, LossReason::HelperDied, detail, effects);
+                } else if let Some(slot @ Slot::Free) = self.slot(slot) {
+                    *slot = Slot::Down;
+                }
+            }
+            Input::Gone { slot, detail } => self.gone(slot, detail, effects),
+            Input::Woken => {}
+        }
+    }
+
+    fn lease(&mut self, attempts: Vec<AttemptSpec>) -> Result<(), Refusal> {
+        if self.phase != Phase::Open {
+            return Err(Refusal::new(RefusalKind::Closed, "the session is over"));
+        }
+        let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
+        ids.extend(self.queue.iter().map(|spec| spec.id));
+        ids.extend(attempts.iter().map(|spec| spec.id));
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            let message = format!("could not take a lease: attempt {} is in it twice", pair[0].0);
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        #[cfg(debug_assertions)]
+        {
+            self.count.leased += attempts.len() as u64;
+        }
+        self.queue.extend(attempts);
+        Ok(())
+    }
+
+    fn revoke(&mut self, attempts: &[AttemptId]) -> Vec<AttemptId> {
+        let mut revoked = Vec::new();
+        self.queue.retain(|spec| {
+            let keep = !attempts.contains(&spec.id);
+            if !keep {
+                revoked.push(spec.id);
+            }
+            keep
         });
-        effects.push(Effect::Revoked(back));
+        revoked
     }
 
     fn stop(&mut self, now: Tick, how: Stop, effects: &mut Vec<Effect>) {
-        self.stopping = Some(how);
-        effects.extend(self.queue.drain(..).map(|attempt| dropped(attempt.id)));
-        for (slot, state) in &mut self.slots {
-            match state {
-                Slot::Away | Slot::Free => {}
-                Slot::Starting { stopped, .. } => {
-                    // Nothing runs yet that could be signalled in an orderly way.
-                    if how != Stop::Drain {
-                        *stopped = Some(how);
-                        effects.push(Effect::Kill { slot: *slot });
-                    }
-                }
-                Slot::Running(running) => running.stop(now, *slot, how, effects),
+        self.drop_queue(LossReason::Dropped, "it was stopped before it started", effects);
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if let Slot::Busy(busy) = slot {
+                busy.stop(now, SlotId(number as u32), how, effects);
             }
         }
+    }
+
+    fn end(&mut self, reason: EndReason, now: Tick, how: Stop, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Ending(reason);
+        }
+        if self.phase != Phase::Ended {
+            self.stop(now, how, effects);
+        }
+    }
+
+    fn permitted(&mut self, permit: u32, effects: &mut Vec<Effect>) {
+        self.asked = self.asked.saturating_sub(1);
+        let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
+        let Some((number, spec)) = free.and_then(|slot| Some((slot, self.queue.pop_front()?)))
+        else {
+            effects.push(Effect::ReturnPermit(permit));
+            return;
+        };
+        self.slots[number] = Slot::Busy(Busy::new(&spec, permit));
+        let slot = SlotId(number as u32);
+        effects.push(Effect::Spawn { slot, permit, attempt: Box::new(spec) });
     }
 
     fn spawned(&mut self, now: Tick, slot: SlotId, attempt: AttemptId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.slots.get_mut(&slot) else { return };
-        let Slot::Starting { attempt: expected, limits, stopped } = state else { return };
-        if *expected != attempt {
-            return;
+        if let Some(Slot::Busy(busy)) = self.slot(slot)
+            && busy.attempt == attempt
+        {
+            effects.push(Effect::Report(Report::Started { attempt, slot }));
+            busy.started(now, slot, effects);
         }
-        let (limits, stopped) = (*limits, *stopped);
-        let mut running = Running { attempt, limits, since: now, slow: 0, ending: None };
-        effects.push(Effect::Report(Report::Started { attempt, slot }));
-        if let Some(how) = stopped {
-            running.stop(now, slot, how, effects);
-        } else if self.fenced {
-            running.stop(now, slot, Stop::Kill, effects);
-        }
-        *state = Slot::Running(running);
     }
 
-    fn exited(&mut self, slot: SlotId, mut finished: Finished, effects: &mut Vec<Effect>) {
-        let attempt = finished.attempt;
-        let cause = match self.slots.get(&slot) {
-            Some(Slot::Running(running)) => running.ending.as_ref().map(|ending| ending.cause),
-            _ => None,
-        };
-        if !self.vacate(slot, attempt, Slot::Free) {
-            return;
-        }
-        effects.push(Effect::Report(match cause {
-            // It was told to end: however it ended says nothing about the test.
-            Some(Cause::Stop) => {
-                let (reason, detail) = (LossReason::Stopped, String::new());
-                Report::Lost { attempt, reason, detail }
-            }
-            cause => {
-                finished.timed_out = cause == Some(Cause::Timeout);
-                Report::Finished(finished)
-            }
+    fn exited(&mut self, exited: Exited, effects: &mut Vec<Effect>) {
+        let Exited { slot, attempt, exit, duration, usage, leak } = exited;
+        let Some(busy) = self.release(slot, attempt, Slot::Free, effects) else { return };
+        // A stop that came after the timeout doesn't unmake it.
+        effects.push(Effect::Report(if busy.stopped && !busy.timed_out {
+            let detail = "it was stopped while it ran".to_owned();
+            Report::Lost { attempt, reason: LossReason::Stopped, detail }
+        } else {
+            Report::Finished(Finished {
+                attempt,
+                exit,
+                timed_out: busy.timed_out,
+                duration,
+                leak,
+                usage,
+                stdout: Output::default(),
+                stderr: Output::default(),
+            })
         }));
     }
 
-    fn helper_died(
+    fn lost(
         &mut self,
         slot: SlotId,
-        attempt: Option<AttemptId>,
+        attempt: AttemptId,
+        then: Slot,
+        reason: LossReason,
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
+        if let Some(busy) = self.release(slot, attempt, then, effects) {
+            let reason = if busy.stopped { LossReason::Stopped } else { reason };
+            effects.push(Effect::Report(Report::Lost { attempt, reason, detail }));
+        }
+    }
+
+    fn gone(&mut self, slot: SlotId, detail: String, effects: &mut Vec<Effect>) {
+        let attempt = match self.slot(slot) {
+            Some(Slot::Busy(busy)) => Some(busy.attempt),
+            Some(_) => None,
+            None => return,
+        };
         match attempt {
             Some(attempt) => {
-                if self.vacate(slot, attempt, Slot::Away) {
-                    let reason = LossReason::HelperDied;
-                    effects.push(Effect::Report(Report::Lost { attempt, reason, detail }));
-                }
+                let then = Slot::Gone(detail.clone());
+                self.lost(slot, attempt, then, LossReason::HelperDied, detail, effects);
             }
-            // What it was asked to start goes to its successor.
-            None => {
-                if let Some(state @ Slot::Free) = self.slots.get_mut(&slot) {
-                    *state = Slot::Away;
-                }
+            None => self.slots[slot.0 as usize] = Slot::Gone(detail),
+        }
+    }
+
+    /// Takes an attempt off its slot and gives its permit back. None if it isn't there: too late.
+    fn release(
+        &mut self,
+        slot: SlotId,
+        attempt: AttemptId,
+        then: Slot,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Busy> {
+        let place = self.slot(slot)?;
+        match std::mem::replace(place, then) {
+            Slot::Busy(busy) if busy.attempt == attempt => {
+                effects.push(Effect::ReturnPermit(busy.permit));
+                Some(busy)
+            }
+            other => {
+                *place = other;
+                None
             }
         }
     }
 
-    /// Takes an attempt out of a slot; false if it isn't there.
-    fn vacate(&mut self, slot: SlotId, attempt: AttemptId, then: Slot) -> bool {
-        match self.slots.get_mut(&slot) {
-            Some(state) if state.attempt() == Some(attempt) => {
-                *state = then;
-                true
-            }
-            _ => false,
+    fn watch_clocks(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if self.fence_at().is_some_and(|at| at <= now) {
+            self.end(EndReason::Silent, now, Stop::Kill, effects);
         }
-    }
-
-    fn look_at_clocks(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        if self.heard.is_some_and(|heard| heard.0 + FENCE_AFTER <= now.0) && !self.fenced {
-            let seconds = FENCE_AFTER.as_secs();
-            self.fence(&format!("the client has said nothing for {seconds} s"), effects);
-        }
-        for (slot, state) in &mut self.slots {
-            if let Slot::Running(running) = state {
-                running.look_at_clocks(now, *slot, effects);
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if let Slot::Busy(busy) = slot {
+                busy.watch_clocks(now, SlotId(number as u32), effects);
             }
         }
     }
 
-    /// Kills everything: the client will run it elsewhere, or is no more.
-    fn fence(&mut self, reason: &str, effects: &mut Vec<Effect>) {
-        if std::mem::replace(&mut self.fenced, true) {
-            return;
-        }
-        effects.push(Effect::End { reason: reason.to_owned() });
-        effects.extend(self.queue.drain(..).map(|attempt| dropped(attempt.id)));
-        for (slot, state) in &mut self.slots {
-            match state {
-                Slot::Away | Slot::Free => {}
-                Slot::Starting { .. } => effects.push(Effect::Kill { slot: *slot }),
-                Slot::Running(running) => {
-                    running.ending = Some(Ending { cause: Cause::Stop, kill_at: None });
-                    effects.push(Effect::Kill { slot: *slot });
-                }
-            }
-        }
-    }
-
-    fn start(&mut self, effects: &mut Vec<Effect>) {
-        for (slot, state) in &mut self.slots {
-            if !matches!(state, Slot::Free) {
-                continue;
-            }
-            let Some(attempt) = self.queue.pop_front() else { return };
-            let (id, limits) = (attempt.id, attempt.limits);
-            *state = Slot::Starting { attempt: id, limits, stopped: None };
-            effects.push(Effect::Spawn { slot: *slot, attempt: Box::new(attempt) });
-        }
-    }
-
-    fn set_alarm(&mut self, effects: &mut Vec<Effect>) {
-        let fence = self.heard.filter(|_| !self.fenced).map(|heard| Tick(heard.0 + FENCE_AFTER));
-        let clocks = self.slots.values().filter_map(|slot| match slot {
-            Slot::Running(running) => running.next_alarm(),
-            Slot::Away | Slot::Free | Slot::Starting { .. } => None,
+    fn drop_what_can_never_run(&mut self, effects: &mut Vec<Effect>) {
+        let why = self.slots.iter().try_fold("this session has no slots", |_, slot| match slot {
+            Slot::Gone(why) => Some(why.as_str()),
+            _ => None,
         });
-        let Some(next) = clocks.chain(fence).min() else { return };
-        // An alarm that rings too early only asks for the next: the fence moves with every word.
-        if self.wake.is_none_or(|wake| next < wake) {
-            self.wake = Some(next);
-            effects.push(Effect::WakeAt(next));
+        if let Some(why) = why.map(str::to_owned) {
+            self.drop_queue(LossReason::HelperDied, &why, effects);
         }
     }
 
-    /// What must hold after every step.
-    ///
-    /// # Errors
-    /// Says which invariant is broken.
-    pub fn check(&self) -> Result<(), String> {
-        let mut ids: Vec<_> = self.slots.values().filter_map(Slot::attempt).collect();
-        ids.extend(self.queue.iter().map(|attempt| attempt.id));
-        let count = ids.len();
-        ids.sort_unstable();
-        ids.dedup();
-        if ids.len() != count {
-            return Err("an attempt is held twice".to_owned());
-        }
-        if !self.queue.is_empty() && self.slots.values().any(|slot| matches!(slot, Slot::Free)) {
-            return Err("an attempt waits although a slot is free".to_owned());
-        }
-        if self.fenced && !self.queue.is_empty() {
-            return Err("a fenced session holds attempts".to_owned());
-        }
-        Ok(())
+    fn drop_queue(&mut self, reason: LossReason, detail: &str, effects: &mut Vec<Effect>) {
+        effects.extend(self.queue.drain(..).map(|spec| {
+            let (attempt, detail) = (spec.id, detail.to_owned());
+            Effect::Report(Report::Lost { attempt, reason, detail })
+        }));
     }
-}
 
-impl Slot {
-    fn attempt(&self) -> Option<AttemptId> {
-        match self {
-            Self::Away | Self::Free => None,
-            Self::Starting { attempt, .. } => Some(*attempt),
-            Self::Running(running) => Some(running.attempt),
-        }
-    }
-}
-
-impl Running {
-    fn stop(&mut self, now: Tick, slot: SlotId, how: Stop, effects: &mut Vec<Effect>) {
-        let gently = match how {
-            Stop::Drain => return,
-            Stop::Terminate => !self.limits.grace.is_zero(),
-            Stop::Kill => false,
-        };
-        let cause = self.ending.as_ref().map_or(Cause::Stop, |ending| ending.cause);
-        if gently && self.ending.is_none() {
-            let kill_at = Some(Tick(now.0 + self.limits.grace));
-            self.ending = Some(Ending { cause, kill_at });
-            effects.push(Effect::Terminate { slot });
-        } else if !gently {
-            self.ending = Some(Ending { cause, kill_at: None });
-            effects.push(Effect::Kill { slot });
+    fn ask(&mut self, effects: &mut Vec<Effect>) {
+        let free = self.slots.iter().filter(|slot| matches!(slot, Slot::Free)).count();
+        while self.asked < free.min(self.queue.len()) {
+            self.asked += 1;
+            effects.push(Effect::AskPermit);
         }
     }
 
-    fn look_at_clocks(&mut self, now: Tick, slot: SlotId, effects: &mut Vec<Effect>) {
-        if let Some(Ending { kill_at, .. }) = &mut self.ending {
-            if kill_at.is_some_and(|at| at <= now) {
-                *kill_at = None;
-                effects.push(Effect::Kill { slot });
-            }
-            return;
+    fn end_if_idle(&mut self, effects: &mut Vec<Effect>) {
+        if let Phase::Ending(reason) = self.phase
+            && self.running() == 0
+        {
+            self.phase = Phase::Ended;
+            effects.push(Effect::End(reason));
         }
-        if self.slow_at().is_some_and(|at| at <= now) {
-            let (attempt, elapsed) = (self.attempt, now.0.saturating_sub(self.since.0));
-            effects.push(Effect::Report(Report::Slow { attempt, elapsed }));
-            // Late by more than a period: one notice is enough.
-            while self.slow_at().is_some_and(|at| at <= now) {
-                self.slow += 1;
+    }
+
+    fn tell_wake(&mut self, effects: &mut Vec<Effect>) {
+        let clocks = self.busy().filter_map(Busy::next_clock);
+        let wake = clocks.chain(self.fence_at()).min();
+        if wake != self.wake {
+            self.wake = wake;
+            effects.extend(wake.map(Effect::WakeAt));
+        }
+    }
+
+    fn fence_at(&self) -> Option<Tick> {
+        let armed = self.fenced && self.phase == Phase::Open;
+        armed.then(|| self.last_word.after(FENCE_AFTER))
+    }
+
+    fn slot(&mut self, slot: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(slot.0 as usize)
+    }
+
+    fn busy(&self) -> impl Iterator<Item = &Busy> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Busy(busy) => Some(busy),
+            _ => None,
+        })
+    }
+
+    #[cfg(debug_assertions)]
+    fn account(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Report(Report::Finished(_) | Report::Lost { .. }) => {
+                    self.count.answered += 1;
+                }
+                Effect::Revoked(attempts) => self.count.revoked += attempts.len() as u64,
+                _ => {}
             }
         }
-        if self.timeout_at().is_some_and(|at| at <= now) {
-            let gently = !self.limits.grace.is_zero();
-            let kill_at = gently.then_some(Tick(now.0 + self.limits.grace));
-            self.ending = Some(Ending { cause: Cause::Timeout, kill_at });
-            effects.push(if gently { Effect::Terminate { slot } } else { Effect::Kill { slot } });
-        }
-    }
-
-    fn next_alarm(&self) -> Option<Tick> {
-        match &self.ending {
-            Some(ending) => ending.kill_at,
-            None => self.slow_at().into_iter().chain(self.timeout_at()).min(),
-        }
-    }
-
-    /// None if a slow attempt is never told of.
-    fn slow_at(&self) -> Option<Tick> {
-        let period = Some(self.limits.slow_after).filter(|period| !period.is_zero())?;
-        Some(Tick(self.since.0.checked_add(period.checked_mul(self.slow + 1)?)?))
-    }
-
-    fn timeout_at(&self) -> Option<Tick> {
-        self.limits.timeout.and_then(|timeout| self.since.0.checked_add(timeout)).map(Tick)
     }
 }
 
-fn dropped(attempt: AttemptId) -> Effect {
-    let (reason, detail) = (LossReason::Dropped, String::new());
-    Effect::Report(Report::Lost { attempt, reason, detail })
+impl Tick {
+    /// This much later. Saturates: a limit may be absurd.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
 }

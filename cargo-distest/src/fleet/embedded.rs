@@ -21,14 +21,14 @@ pub(super) async fn start(
     slots: u32,
     base: u32,
 ) -> Result<Connection, Unusable> {
-    let worker = WorkerShared::new(WorkerConfig {
+    let config = WorkerConfig {
         name: NAME.to_owned(),
         slots,
         store: None,
-        scratch: std::env::temp_dir(),
+        in_place: true,
         labels: Labels::new(),
-        zygote: ZygoteProgram::this_executable(),
-    });
+    };
+    let worker = WorkerShared::new(config, ZygoteProgram::this_executable());
     let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     tokio::spawn(serve_connection(theirs, worker));
     let hello = connection::greet(&mut ours).await?;

@@ -1,37 +1,57 @@
 //! Owns a session: feeds it calls and events of slots, performs its effects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::WorkerShared;
 use super::environment::{self, Environment};
 use super::files::Files;
 use super::handler::Request;
-use super::machine_slot::MachineSlot;
 use super::outbox::{self, Outbox};
+use super::permits::{Permit, Permits};
 use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Finished, LossReason, OutputChunk,
-    Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk,
+    AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Output, OutputChunk, Pong,
+    Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk, Stop,
 };
 use crate::sandbox::Sandbox;
-use crate::session::{Effect, Input, Session, Tick};
+use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
 
 /// Events of slots that wait to be taken.
 const EVENTS_MAX: usize = 256;
+/// A clock this late says that this process stood still, and so may have missed the client's words.
+const STOOD_STILL: Duration = Duration::from_millis(500);
+/// How long words that arrived meanwhile may take to get here.
+const CATCH_UP: Duration = Duration::from_millis(100);
+/// How long what runs and what is told may take at the end, before it is dropped.
+const END_TIME: Duration = Duration::from_secs(5);
 
-/// A binary that is ready to run.
-struct Prepared {
-    program: PathBuf,
-    cwd: PathBuf,
-    env: Environment,
+/// Drives one connection's session.
+pub(super) struct Driver {
+    worker: Arc<WorkerShared>,
+    files: Arc<Files>,
+    outbox: Outbox,
+    /// Empties the outbox; sends long outputs.
+    telling: JoinSet<bool>,
+    opened: Option<Opened>,
+    events: mpsc::Receiver<SlotEvent>,
+    events_to: mpsc::Sender<SlotEvent>,
+    /// Waits for places on this worker.
+    asking: JoinSet<Option<Permit>>,
+    /// Live output that waits for a place in the outbox; slots' events wait behind it.
+    live: Option<OutputChunk>,
+    began: Instant,
+    wake: Option<Instant>,
 }
 
 /// An open session.
@@ -41,137 +61,147 @@ struct Opened {
     sandbox: Arc<Sandbox>,
     slot_base: u32,
     env: Environment,
-    /// Slots by their number on this machine, unique across workers and clients.
-    machine_slots: Vec<MachineSlot>,
-}
-
-/// What occupies a slot.
-struct Busy {
-    attempt: AttemptId,
-    /// Held while the attempt runs; none while it waits for one.
-    permit: Option<OwnedSemaphorePermit>,
-    /// Not started yet.
-    request: Option<Box<SpawnRequest>>,
-    stdin: Option<oneshot::Sender<Result<(), Refusal>>>,
-}
-
-/// Drives one connection's session.
-pub(super) struct Driver {
-    worker: Arc<WorkerShared>,
-    files: Arc<Files>,
-    outbox: Outbox,
-    emptying: tokio::task::JoinHandle<()>,
-    opened: Option<Opened>,
     binaries: BTreeMap<BinaryKey, Prepared>,
-    busy: BTreeMap<SlotId, Busy>,
-    /// Long outputs of attempts whose report is due.
-    outputs: BTreeMap<AttemptId, [Option<Capture>; 2]>,
-    events: mpsc::Sender<SlotEvent>,
-    permits: mpsc::Sender<(SlotId, AttemptId, OwnedSemaphorePermit)>,
-    origin: Instant,
-    wake: Option<Tick>,
-    /// What the session gave back in answer to a revocation.
-    revoked: Vec<AttemptId>,
+    /// Places held by attempts, by their number.
+    permits: BTreeMap<u32, Permit>,
+    /// What attempts wrote whose report is due.
+    outputs: BTreeMap<AttemptId, Outputs>,
+    /// Where attempts run that take input, and who waits for it to be taken.
+    stdin: BTreeMap<SlotId, Stdin>,
+    /// Who waits for the session's end.
+    closing: Vec<oneshot::Sender<()>>,
+    ended: Option<EndReason>,
 }
 
-/// What a driver waits for beside the client's calls.
-pub(super) struct Incoming {
-    events: mpsc::Receiver<SlotEvent>,
-    permits: mpsc::Receiver<(SlotId, AttemptId, OwnedSemaphorePermit)>,
+/// A binary that is ready to run.
+struct Prepared {
+    program: PathBuf,
+    cwd: PathBuf,
+    env: Environment,
+}
+
+/// What an attempt wrote: as its report says it, and what must go ahead.
+struct Outputs {
+    reported: [Output; 2],
+    long: [Option<Capture>; 2],
+}
+
+struct Stdin {
+    attempt: AttemptId,
+    waiting: VecDeque<oneshot::Sender<Result<(), Refusal>>>,
 }
 
 impl Driver {
-    pub(super) fn new(
-        worker: Arc<WorkerShared>,
-        files: Arc<Files>,
-        client: ClientClient,
-    ) -> (Self, Incoming) {
-        let (events, events_in) = mpsc::channel(EVENTS_MAX);
-        let (permits, permits_in) = mpsc::channel(EVENTS_MAX);
+    pub(super) fn new(worker: Arc<WorkerShared>, files: Arc<Files>, client: ClientClient) -> Self {
+        let (events_to, events) = mpsc::channel(EVENTS_MAX);
         let (outbox, emptying) = Outbox::new(client);
-        let this = Self {
+        let mut telling = JoinSet::new();
+        telling.spawn(async move { emptying.await.is_ok() });
+        Self {
             worker,
             files,
             outbox,
-            emptying: tokio::spawn(emptying),
+            telling,
             opened: None,
-            binaries: BTreeMap::new(),
-            busy: BTreeMap::new(),
-            outputs: BTreeMap::new(),
             events,
-            permits,
-            origin: Instant::now(),
+            events_to,
+            asking: JoinSet::new(),
+            live: None,
+            began: Instant::now(),
             wake: None,
-            revoked: Vec::new(),
-        };
-        (this, Incoming { events: events_in, permits: permits_in })
+        }
     }
 
-    /// Serves until the connection ends. Then nothing runs any more.
+    /// Serves until the connection ends, the client falls silent or the worker shuts down. Then
+    /// nothing runs any more. Answers how it ended, and what to tell the client of it.
     pub(super) async fn run(
         mut self,
         mut requests: mpsc::UnboundedReceiver<Request>,
-        mut incoming: Incoming,
         link: &Link,
-    ) -> LinkEnd {
-        let end = loop {
-            let wake = self.wake;
+    ) -> (LinkEnd, Option<&'static str>) {
+        let worker = Arc::clone(&self.worker);
+        let mut shutting_down = pin!(worker.shutting_down());
+        loop {
             tokio::select! {
-                end = link.ended() => break end,
-                Some(request) = requests.recv() => self.on_request(request).await,
-                Some(event) = incoming.events.recv() => self.on_event(event).await,
-                Some((slot, attempt, permit)) = incoming.permits.recv() => {
-                    self.on_permit(slot, attempt, permit);
+                end = link.ended() => {
+                    self.end(false).await;
+                    return (end, None);
                 }
-                () = sleep_until(self.origin, wake), if wake.is_some() => {
-                    self.wake = None;
-                    self.step(Input::Wake);
+                () = &mut shutting_down => {
+                    self.end(true).await;
+                    return (LinkEnd::Closed, Some("the worker is shutting down"));
                 }
+                Some(request) = requests.recv() => self.on_request(request),
+                () = self.happening() => {}
             }
-        };
-        self.step(Input::PeerLost);
-        self.end().await;
-        self.emptying.abort();
-        end
+            let over = match self.opened.as_ref().and_then(|opened| opened.ended) {
+                None => continue,
+                Some(EndReason::Closed) => {
+                    self.tell_closed().await;
+                    continue;
+                }
+                Some(EndReason::Silent) => "the client said nothing for too long",
+                Some(EndReason::PeerLost) => "the client didn't take reports",
+            };
+            self.end(false).await;
+            return (LinkEnd::Closed, Some(over));
+        }
     }
 
-    async fn on_request(&mut self, request: Request) {
-        self.step(Input::Word);
+    /// The next thing that happens here, not at the client's.
+    async fn happening(&mut self) {
+        let wake = self.wake;
+        let live = self.live.is_some();
+        tokio::select! {
+            Some(event) = self.events.recv(), if !live => self.on_event(event),
+            place = Outbox::live_place(self.outbox.live_places()), if live => {
+                if let (Some(chunk), Some(place)) = (self.live.take(), place) {
+                    self.outbox.live(chunk, place);
+                }
+            }
+            Some(permit) = self.asking.join_next() => {
+                if let Ok(Some(permit)) = permit {
+                    self.permitted(permit);
+                }
+            }
+            Some(told) = self.telling.join_next() => {
+                // A client that doesn't take reports is none.
+                if !told.unwrap_or(false) {
+                    self.step(Input::PeerLost);
+                }
+            }
+            () = until(wake) => self.woken(wake),
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        let heard = if matches!(request, Request::Ping(_)) { Input::Pinged } else { Input::Heard };
+        self.step(heard);
+        // Whoever asked may be gone: then the answer is dropped.
         match request {
             Request::Word => {}
             Request::Ping(answer) => {
-                let counts = self.opened.as_ref().map(|opened| &opened.session);
+                let session = self.opened.as_ref().map(|opened| &opened.session);
                 let _ = answer.send(Pong {
-                    running: counts.map_or(0, Session::running),
-                    queued: counts.map_or(0, Session::queued),
+                    running: session.map_or(0, Session::running),
+                    queued: session.map_or(0, Session::queued),
                 });
             }
             Request::Open(spec, answer) => _ = answer.send(self.open(&spec)),
             Request::Prepared(binary, answer) => _ = answer.send(self.prepared(&binary)),
-            Request::Lease(lease, answer) => {
-                let known = lease.attempts.iter().all(|a| self.binaries.contains_key(&a.binary));
-                let _ = answer.send(match (&self.opened, known) {
-                    (None, _) => Err(Refusal::new(RefusalKind::Closed, "no session is open")),
-                    (Some(_), false) => {
-                        let message = "the lease names a binary that was not prepared";
-                        Err(Refusal::new(RefusalKind::Invalid, message))
-                    }
-                    (Some(_), true) => {
-                        self.step(Input::Lease(lease.attempts));
-                        Ok(())
-                    }
-                });
-            }
+            Request::Lease(lease, answer) => _ = answer.send(self.lease(lease)),
             Request::Revoke(attempts, answer) => {
-                self.step(Input::Revoke(attempts));
-                let _ = answer.send(std::mem::take(&mut self.revoked));
+                let _ = answer.send(self.step(Input::Revoke(attempts)).revoked);
             }
-            Request::Stop(how) => self.step(Input::Stop(how)),
+            Request::Stop(how) => _ = self.step(Input::Stop(how)),
             Request::Stdin(chunk, answer) => self.stdin(chunk, answer),
-            Request::Close(answer) => {
-                self.end().await;
-                let _ = answer.send(());
-            }
+            Request::Close(answer) => match &mut self.opened {
+                Some(opened) => {
+                    opened.closing.push(answer);
+                    self.step(Input::Close(Stop::Kill));
+                }
+                None => _ = answer.send(()),
+            },
         }
     }
 
@@ -179,213 +209,283 @@ impl Driver {
         if self.opened.is_some() {
             return Err(Refusal::new(RefusalKind::Invalid, "the session is open already"));
         }
-        let config = self.worker.config();
-        let most = config.slots.max(1);
+        let most = self.worker.slots();
         let slots = if spec.slots == 0 { most } else { spec.slots.min(most) };
         let sandbox = self.files.sandbox()?;
-        let env = environment::with(&environment::base(spec.in_place), &spec.env, &sandbox);
-        let zygote = config.zygote.clone();
-        let options = ExecutorOptions { scratch: config.scratch.clone(), zygote };
+        let options = ExecutorOptions {
+            scratch: self.worker.scratch().to_owned(),
+            zygote: self.worker.zygote.clone(),
+        };
+        self.began = Instant::now();
         self.opened = Some(Opened {
-            session: Session::new(slots, !spec.in_place),
-            slots: Slots::start(slots, options, self.events.clone()),
-            sandbox,
+            session: Session::new(slots),
+            slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
-            env,
-            machine_slots: (0..slots).map(|_| MachineSlot::take()).collect(),
+            env: environment::with(&environment::base(spec.in_place), &spec.env, &sandbox),
+            sandbox,
+            binaries: BTreeMap::new(),
+            permits: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            stdin: BTreeMap::new(),
+            closing: Vec::new(),
+            ended: None,
         });
         Ok(SessionReady { slots })
     }
 
     fn prepared(&mut self, binary: &BinarySpec) -> Result<(), Refusal> {
-        let closed = || Refusal::new(RefusalKind::Closed, "no session is open");
-        let opened = self.opened.as_ref().ok_or_else(closed)?;
+        let opened = self.opened.as_mut().ok_or_else(no_session)?;
         let prepared = Prepared {
             program: opened.sandbox.path(binary.program.as_path()),
             cwd: opened.sandbox.path(binary.cwd.as_path()),
             env: environment::with(&opened.env, &binary.env, &opened.sandbox),
         };
-        self.binaries.insert(binary.key, prepared);
+        opened.binaries.insert(binary.key, prepared);
         Ok(())
     }
 
+    fn lease(&mut self, lease: Lease) -> Result<(), Refusal> {
+        let opened = self.opened.as_ref().ok_or_else(no_session)?;
+        let unknown = |spec: &&AttemptSpec| !opened.binaries.contains_key(&spec.binary);
+        if let Some(spec) = lease.attempts.iter().find(unknown) {
+            let (attempt, binary) = (spec.id.0, spec.binary.0);
+            let message = format!(
+                "could not take a lease: attempt {attempt} needs binary {binary}, which was not \
+                 prepared"
+            );
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        self.step(Input::Lease(lease.attempts)).leased
+    }
+
     fn stdin(&mut self, chunk: StdinChunk, answer: oneshot::Sender<Result<(), Refusal>>) {
-        let busy = self.busy.iter_mut().find(|(_, busy)| busy.attempt == chunk.attempt);
-        let (Some((slot, busy)), Some(opened)) = (busy, &self.opened) else {
+        let taking = self.opened.as_mut().and_then(|opened| {
+            let found = opened.stdin.iter_mut().find(|(_, stdin)| stdin.attempt == chunk.attempt);
+            found.map(|(slot, stdin)| (&opened.slots, *slot, stdin))
+        });
+        let Some((slots, slot, stdin)) = taking else {
             let message = "the attempt doesn't run (any more)";
             let _ = answer.send(Err(Refusal::new(RefusalKind::Closed, message)));
             return;
         };
-        busy.stdin = Some(answer);
-        opened.slots.command(*slot, SlotCommand::Stdin(chunk.data));
+        stdin.waiting.push_back(answer);
+        slots.command(slot, SlotCommand::Stdin(chunk.data));
     }
 
-    async fn on_event(&mut self, event: SlotEvent) {
-        match event {
-            SlotEvent::Ready { slot } => self.step(Input::Ready { slot }),
-            SlotEvent::Spawned { slot, attempt } => self.step(Input::Spawned { slot, attempt }),
+    fn on_event(&mut self, event: SlotEvent) {
+        let input = match event {
+            SlotEvent::Ready { slot } => Input::Ready(slot),
+            SlotEvent::Spawned { slot, attempt } => Input::Spawned { slot, attempt },
             SlotEvent::CouldNotSpawn { slot, attempt, reason, detail } => {
-                self.busy.remove(&slot);
-                self.step(Input::CouldNotSpawn { slot, attempt, reason, detail });
+                Input::CouldNotSpawn { slot, attempt, reason, detail }
             }
             SlotEvent::Output { slot: _, attempt, stream, data } => {
-                self.outbox.live(OutputChunk { attempt, stream, data }).await;
+                self.live = Some(OutputChunk { attempt, stream, data });
+                return;
             }
             SlotEvent::StdinTaken { slot, attempt: _ } => {
-                if let Some(answer) = self.busy.get_mut(&slot).and_then(|busy| busy.stdin.take()) {
+                let stdin = self.opened.as_mut().and_then(|opened| opened.stdin.get_mut(&slot));
+                if let Some(answer) = stdin.and_then(|stdin| stdin.waiting.pop_front()) {
                     let _ = answer.send(Ok(()));
                 }
+                return;
             }
             SlotEvent::Exited(exit) => self.exited(*exit),
             SlotEvent::HelperDied { slot, attempt, detail } => {
-                if attempt.is_some() {
-                    self.busy.remove(&slot);
-                }
-                self.step(Input::HelperDied { slot, attempt, detail });
+                Input::HelperDied { slot, attempt, detail }
             }
-            SlotEvent::Gone { slot, detail } => {
-                let attempt = self.busy.remove(&slot).map(|busy| busy.attempt);
-                self.step(Input::HelperDied { slot, attempt, detail });
+            SlotEvent::Gone { slot, detail } => Input::Gone { slot, detail },
+        };
+        self.step(input);
+    }
+
+    /// Keeps an attempt's output until its report is due.
+    fn exited(&mut self, exit: SlotExit) -> Input {
+        let SlotExit { slot, attempt, exit, duration, usage, leak, stdout, stderr } = exit;
+        if let Some(opened) = &mut self.opened {
+            let reported = [stdout.to_output(), stderr.to_output()];
+            let mut long = [Some(stdout), Some(stderr)];
+            for (output, capture) in reported.iter().zip(&mut long) {
+                // Live streams are counted, not kept: all of it is with the client already.
+                capture.take_if(|capture| !outbox::is_long(output) || capture.kept() == 0);
             }
+            opened.outputs.insert(attempt, Outputs { reported, long });
+        }
+        Input::Exited(Exited { slot, attempt, exit, duration, usage, leak })
+    }
+
+    fn permitted(&mut self, permit: Permit) {
+        // Without a session it goes back by being dropped.
+        if let Some(opened) = &mut self.opened {
+            let number = permit.number();
+            opened.permits.insert(number, permit);
+            self.step(Input::Permit(number));
         }
     }
 
-    fn exited(&mut self, exit: SlotExit) {
-        self.busy.remove(&exit.slot);
-        let outputs = [exit.stdout, exit.stderr];
-        let [stdout, stderr] = [0, 1].map(|n: usize| outputs[n].to_output());
-        let live = outputs.iter().all(|output| output.kept() == 0);
-        if !live && (outbox::is_long(&stdout) || outbox::is_long(&stderr)) {
-            let long = [outbox::is_long(&stdout), outbox::is_long(&stderr)];
-            let mut long = long.into_iter();
-            let captures = outputs.map(|output| (long.next() == Some(true)).then_some(output));
-            self.outputs.insert(exit.attempt, captures);
+    fn woken(&mut self, wake: Option<Instant>) {
+        let now = Instant::now();
+        if wake.is_some_and(|wake| now - wake > STOOD_STILL) {
+            // The client may not have been silent but unheard: what it said comes first.
+            self.wake = Some(now + CATCH_UP);
+            return;
         }
-        let finished = Box::new(Finished {
-            attempt: exit.attempt,
-            exit: exit.exit,
-            timed_out: false,
-            duration: exit.duration,
-            leak: exit.leak,
-            usage: exit.usage,
-            stdout,
-            stderr,
-        });
-        self.step(Input::Exited { slot: exit.slot, finished });
+        self.wake = None;
+        self.step(Input::Woken);
     }
 
-    /// Steps the session through an input and performs what it wants.
-    fn step(&mut self, input: Input) {
-        let Some(opened) = &mut self.opened else { return };
+    /// Steps the session through an input, performs what it wants, and answers what was asked.
+    fn step(&mut self, input: Input) -> Answers {
+        let mut answers = Answers { leased: Ok(()), revoked: Vec::new() };
+        let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
-        opened.session.step(Tick(self.origin.elapsed()), input, &mut effects);
-        for effect in effects {
-            match effect {
-                Effect::Spawn { slot, attempt } => self.spawn(slot, *attempt),
-                Effect::Terminate { slot } => self.signal(slot, SlotCommand::Terminate),
-                Effect::Kill { slot } => self.signal(slot, SlotCommand::Kill),
-                Effect::Report(report) => self.report(report),
-                Effect::Revoked(attempts) => self.revoked = attempts,
-                Effect::WakeAt(at) => self.wake = Some(at),
-                Effect::End { .. } => {}
+        while let Some(input) = inputs.pop_front() {
+            let Some(opened) = &mut self.opened else { break };
+            opened.session.step(Tick(self.began.elapsed()), input, &mut effects);
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Leased(result) => answers.leased = result,
+                    Effect::Revoked(attempts) => answers.revoked = attempts,
+                    Effect::AskPermit => match self.worker.permits.try_take() {
+                        Some(permit) => {
+                            inputs.push_back(Input::Permit(permit.number()));
+                            opened.permits.insert(permit.number(), permit);
+                        }
+                        None => _ = self.asking.spawn(Permits::take(self.worker.permits.clone())),
+                    },
+                    Effect::ReturnPermit(permit) => _ = opened.permits.remove(&permit),
+                    Effect::Spawn { slot, permit, attempt } => {
+                        inputs.extend(opened.spawn(self.worker.config(), slot, permit, *attempt));
+                    }
+                    Effect::Terminate(slot) => opened.slots.command(slot, SlotCommand::Terminate),
+                    Effect::Kill(slot) => opened.slots.command(slot, SlotCommand::Kill),
+                    Effect::Report(report) => {
+                        opened.report(report, &self.outbox, &mut self.telling);
+                    }
+                    Effect::WakeAt(tick) => self.wake = self.began.checked_add(tick.0),
+                    Effect::End(reason) => opened.ended = Some(reason),
+                }
             }
         }
+        answers
     }
 
-    /// Starts an attempt as soon as the worker has a place for it.
-    fn spawn(&mut self, slot: SlotId, attempt: AttemptSpec) {
-        let Some(request) = self.request(slot, &attempt) else { return };
-        let id = attempt.id;
-        let permit = Arc::clone(&self.worker.permits).try_acquire_owned().ok();
-        let waits = permit.is_none();
-        let mut busy = Busy { attempt: id, permit, request: Some(request), stdin: None };
-        if !waits {
-            self.start(slot, &mut busy);
-        }
-        self.busy.insert(slot, busy);
-        if waits {
-            let (permits, told) = (Arc::clone(&self.worker.permits), self.permits.clone());
-            tokio::spawn(async move {
-                if let Ok(permit) = permits.acquire_owned().await {
-                    let _ = told.send((slot, id, permit)).await;
-                }
-            });
+    /// The session has ended as the client asked: says so once all else has been said.
+    async fn tell_closed(&mut self) {
+        let Some(opened) = self.opened.take() else { return };
+        let told = async {
+            opened.slots.end().await;
+            self.tell_all().await;
+        };
+        let _ = tokio::time::timeout(END_TIME, told).await;
+        for closing in opened.closing {
+            let _ = closing.send(());
         }
     }
 
-    fn on_permit(&mut self, slot: SlotId, attempt: AttemptId, permit: OwnedSemaphorePermit) {
-        // The attempt may have been stopped meanwhile: then the permit goes to the next.
-        let Some(mut busy) = self.busy.remove(&slot) else { return };
-        if busy.attempt == attempt && busy.permit.is_none() {
-            busy.permit = Some(permit);
-            self.start(slot, &mut busy);
+    /// Ends everything that runs. The client is told, if it is there.
+    async fn end(mut self, client_is_there: bool) {
+        let why = if client_is_there { Input::Close(Stop::Kill) } else { Input::PeerLost };
+        self.step(why);
+        let ending = async {
+            while client_is_there && self.opened.as_ref().is_some_and(|it| it.ended.is_none()) {
+                self.happening().await;
+            }
+            if client_is_there {
+                self.tell_all().await;
+            }
+        };
+        let _ = tokio::time::timeout(END_TIME, ending).await;
+        if let Some(opened) = self.opened.take() {
+            opened.slots.end().await;
         }
-        self.busy.insert(slot, busy);
     }
 
-    fn start(&self, slot: SlotId, busy: &mut Busy) {
-        if let (Some(opened), Some(request)) = (&self.opened, busy.request.take()) {
-            opened.slots.command(slot, SlotCommand::Spawn(request));
-        }
+    /// Waits until the client has all reports and the outputs that go ahead of them.
+    async fn tell_all(&mut self) {
+        // One of these empties the outbox, and ends only with an error.
+        while self.telling.len() > 1 && self.telling.join_next().await.is_some() {}
+        self.outbox.flush().await;
     }
+}
 
-    fn request(&self, slot: SlotId, attempt: &AttemptSpec) -> Option<Box<SpawnRequest>> {
-        // A lease that names unknown binaries was refused.
-        let (opened, binary) = (self.opened.as_ref()?, self.binaries.get(&attempt.binary)?);
-        let number = opened.machine_slots.get(slot.0 as usize).map_or(slot.0, MachineSlot::number);
+/// What a session answers at once.
+struct Answers {
+    leased: Result<(), Refusal>,
+    revoked: Vec<AttemptId>,
+}
+
+impl Opened {
+    /// Starts an attempt. Answers what became of it if it can't be started at all.
+    fn spawn(
+        &mut self,
+        config: &super::WorkerConfig,
+        slot: SlotId,
+        permit: u32,
+        spec: AttemptSpec,
+    ) -> Option<Input> {
+        let attempt = spec.id;
+        let Some(binary) = self.binaries.get(&spec.binary) else {
+            let detail = format!("binary {} was not prepared", spec.binary.0);
+            let reason = crate::protocol::LossReason::CouldNotStart;
+            return Some(Input::CouldNotSpawn { slot, attempt, reason, detail });
+        };
+        let mut env = environment::with(&binary.env, &spec.env, &self.sandbox);
         let ours = [
-            ("DISTEST_TEST_WORKER", self.worker.config().name.clone()),
-            ("DISTEST_TEST_SLOT", number.to_string()),
-            ("NEXTEST_TEST_GLOBAL_SLOT", (opened.slot_base + slot.0).to_string()),
+            ("DISTEST", "1".to_owned()),
+            ("DISTEST_TEST_WORKER", config.name.clone()),
+            ("DISTEST_TEST_SLOT", permit.to_string()),
+            ("NEXTEST_TEST_GLOBAL_SLOT", self.slot_base.saturating_add(slot.0).to_string()),
         ];
-        let mut env = environment::with(&binary.env, &attempt.env, &opened.sandbox);
         env.extend(ours.map(|(name, value)| (OsString::from(name), OsString::from(value))));
-        let args = attempt.args.iter().map(|arg| opened.sandbox.value(arg.as_os_str()));
-        Some(Box::new(SpawnRequest {
-            attempt: attempt.id,
+        let args = spec.args.iter().map(|arg| self.sandbox.value(arg.as_os_str()));
+        let request = SpawnRequest {
+            attempt,
             program: binary.program.clone(),
             args: args.collect(),
             env: env.into_iter().collect(),
             cwd: binary.cwd.clone(),
-            streams: attempt.streams,
-            leak_timeout: attempt.limits.leak_timeout,
-        }))
+            streams: spec.streams,
+            leak_timeout: spec.limits.leak_timeout,
+        };
+        self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
+        self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));
+        None
     }
 
-    /// Signals what runs in a slot; what has not started yet never will.
-    fn signal(&mut self, slot: SlotId, command: SlotCommand) {
-        let Some(opened) = &self.opened else { return };
-        if self.busy.get(&slot).is_some_and(|busy| busy.permit.is_none()) {
-            if let Some(Busy { attempt, .. }) = self.busy.remove(&slot) {
-                let (reason, detail) = (LossReason::Stopped, String::new());
-                self.step(Input::CouldNotSpawn { slot, attempt, reason, detail });
-            }
-            return;
-        }
-        opened.slots.command(slot, command);
-    }
-
-    fn report(&mut self, report: Report) {
+    /// Tells the client, after the output that belongs to it.
+    fn report(&mut self, mut report: Report, outbox: &Outbox, telling: &mut JoinSet<bool>) {
         let attempt = match &report {
             Report::Finished(finished) => finished.attempt,
             Report::Lost { attempt, .. } => *attempt,
-            Report::Started { .. } | Report::Slow { .. } => return self.outbox.report(report),
+            Report::Started { .. } | Report::Slow { .. } => return outbox.report(report),
         };
-        match self.outputs.remove(&attempt) {
-            Some(outputs) => self.outbox.report_after(attempt, outputs, report),
-            None => self.outbox.report(report),
+        // Whoever waits to give it input learns from the dropped answer that it is over.
+        self.stdin.retain(|_, stdin| stdin.attempt != attempt);
+        let outputs = self.outputs.remove(&attempt);
+        let (Report::Finished(finished), Some(Outputs { reported, long })) = (&mut report, outputs)
+        else {
+            return outbox.report(report);
+        };
+        [finished.stdout, finished.stderr] = reported;
+        if long.iter().all(Option::is_none) {
+            return outbox.report(report);
         }
-    }
-
-    /// Ends everything that runs and removes the session.
-    async fn end(&mut self) {
-        let Some(opened) = self.opened.take() else { return };
-        self.busy.clear();
-        opened.slots.end().await;
+        let outbox = outbox.clone();
+        telling.spawn(async move {
+            outbox.report_after(attempt, long, report).await;
+            true
+        });
     }
 }
 
-async fn sleep_until(origin: Instant, wake: Option<Tick>) {
-    let at = origin + wake.map_or(std::time::Duration::ZERO, |tick| tick.0);
-    tokio::time::sleep_until(at.into()).await;
+fn no_session() -> Refusal {
+    Refusal::new(RefusalKind::Closed, "no session is open")
+}
+
+async fn until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }

@@ -17,11 +17,27 @@ use crate::store::{Pin, Store, Upload};
 const UPLOADS_MAX: usize = 64;
 
 /// A blob on its way in. Pieces wait for each other in the order in which they arrived.
-type Incoming = Arc<AsyncMutex<Option<Upload>>>;
+type Incoming = Arc<AsyncMutex<Progress>>;
+
+/// How far a blob has come.
+#[derive(Default)]
+enum Progress {
+    /// Nothing yet.
+    #[default]
+    Awaited,
+    /// So far.
+    Begun(Upload),
+    /// It can't be taken. Pieces that were under way meet this until the last one: taken for a
+    /// beginning they would only make a corrupt blob.
+    Refused(Refusal),
+    /// It is there.
+    Stored,
+}
 
 /// What a connection has and lays out.
 pub(super) struct Files {
     store: Option<Store>,
+    in_place: bool,
     uploads: Mutex<BTreeMap<Digest, Incoming>>,
     /// Blobs that the client counts on are not evicted while it is there.
     pins: Mutex<Vec<Pin>>,
@@ -29,26 +45,32 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(store: Option<Store>) -> Self {
-        Self { store, uploads: Mutex::default(), pins: Mutex::default(), sandbox: OnceLock::new() }
+    pub(super) fn new(store: Option<Store>, in_place: bool) -> Self {
+        Self {
+            store,
+            in_place,
+            uploads: Mutex::default(),
+            pins: Mutex::default(),
+            sandbox: OnceLock::new(),
+        }
     }
 
     /// Makes the session's sandbox.
     pub(super) async fn open(&self, spec: &SessionSpec) -> Result<Arc<Sandbox>, Refusal> {
-        let sandbox = match (&self.store, spec.in_place) {
-            (None, true) => Sandbox::in_place(),
-            (Some(store), false) => {
+        let sandbox = match &self.store {
+            _ if spec.in_place && self.in_place => Sandbox::in_place(),
+            _ if spec.in_place => {
+                let message = "this worker doesn't use files where they lie: it isn't embedded";
+                return Err(Refusal::new(RefusalKind::Forbidden, message));
+            }
+            Some(store) => {
                 static SESSIONS: AtomicU64 = AtomicU64::new(0);
                 let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
                 let dir = store.scratch().join(format!("session-{number}"));
                 let roots = spec.roots.clone();
                 blocking(move || Sandbox::at(dir, &roots)).await?
             }
-            (Some(_), true) => {
-                let message = "this worker doesn't use files where they lie: it isn't embedded";
-                return Err(Refusal::new(RefusalKind::Forbidden, message));
-            }
-            (None, false) => {
+            None => {
                 let message = "this worker has no store: it is embedded";
                 return Err(Refusal::new(RefusalKind::Invalid, message));
             }
@@ -71,34 +93,40 @@ impl Files {
     /// the order in which they arrived.
     pub(super) async fn put(&self, chunk: BlobChunk) -> Result<PutReply, Refusal> {
         let store = self.store()?;
-        let digest = chunk.digest;
+        let (digest, last) = (chunk.digest, chunk.last);
         let incoming = self.incoming(digest)?;
-        let mut upload = incoming.lock_owned().await;
-        let work = move || {
-            if upload.is_none() {
-                if store.contains(digest) {
-                    return (Ok(PutReply::Stored), true);
-                }
-                match store.begin(digest, chunk.size, chunk.encoding) {
-                    Ok(begun) => *upload = Some(begun),
-                    Err(refusal) => return (Err(refusal), true),
-                }
-            }
-            let Some(mut begun) = upload.take() else { return (Ok(PutReply::More), false) };
-            match begun.push(&chunk.data) {
-                Err(refusal) => (Err(refusal), true),
-                Ok(()) if chunk.last => (begun.finish().map(|()| PutReply::Stored), true),
-                Ok(()) => {
-                    *upload = Some(begun);
-                    (Ok(PutReply::More), false)
-                }
-            }
-        };
-        let (reply, over) = blocking(work).await;
-        if over {
-            self.uploads.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        let mut progress = Arc::clone(&incoming).lock_owned().await;
+        let reply = blocking(move || {
+            let next = match std::mem::take(&mut *progress) {
+                Progress::Awaited if store.contains(digest) => Progress::Stored,
+                Progress::Awaited => match store.begin(digest, chunk.size, chunk.encoding) {
+                    Ok(upload) => take_piece(upload, &chunk),
+                    Err(refusal) => Progress::Refused(refusal),
+                },
+                Progress::Begun(upload) => take_piece(upload, &chunk),
+                over @ (Progress::Refused(_) | Progress::Stored) => over,
+            };
+            let reply = match &next {
+                Progress::Refused(refusal) => Err(refusal.clone()),
+                Progress::Stored => Ok(PutReply::Stored),
+                Progress::Awaited | Progress::Begun(_) => Ok(PutReply::More),
+            };
+            *progress = next;
+            reply
+        })
+        .await;
+        if last || reply == Ok(PutReply::Stored) {
+            self.forget(digest, &incoming);
         }
         reply
+    }
+
+    /// The blob's next piece, if any, begins it anew.
+    fn forget(&self, digest: Digest, incoming: &Incoming) {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        if uploads.get(&digest).is_some_and(|current| Arc::ptr_eq(current, incoming)) {
+            uploads.remove(&digest);
+        }
     }
 
     pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
@@ -133,6 +161,15 @@ impl Files {
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
         Ok(Arc::clone(uploads.entry(digest).or_default()))
+    }
+}
+
+fn take_piece(mut upload: Upload, chunk: &BlobChunk) -> Progress {
+    let taken = upload.push(&chunk.data);
+    match taken {
+        Ok(()) if !chunk.last => Progress::Begun(upload),
+        Ok(()) => upload.finish().map_or_else(Progress::Refused, |()| Progress::Stored),
+        Err(refusal) => Progress::Refused(refusal),
     }
 }
 

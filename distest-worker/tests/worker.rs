@@ -1,0 +1,382 @@
+//! A worker as a client sees it: sessions over a pipe and over TCP, with real processes.
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic, helpers included")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distest_worker::digest::Digest;
+use distest_worker::hello::{HELLO_TIMEOUT, Hello, Role, exchange};
+use distest_worker::link::{self, DEADLINE, Link, LinkEnd, client_end};
+use distest_worker::protocol::*;
+use distest_worker::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
+use distest_worker::store::Store;
+use distest_worker::zygote::ZygoteProgram;
+use tarpc::context::Context;
+use tarpc::server::Serve;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const WORKER: &str = env!("CARGO_BIN_EXE_distest-worker");
+/// The key of `/bin/sh`, which every session here prepares.
+const SH: BinaryKey = BinaryKey(0);
+
+/// What the worker told.
+#[derive(Debug)]
+enum Told {
+    Report(Report),
+    Output(OutputChunk),
+}
+
+#[derive(Clone)]
+struct Listener(mpsc::UnboundedSender<Told>);
+
+impl Client for Listener {
+    async fn report(self, _: Context, reports: Vec<Report>) {
+        reports.into_iter().for_each(|report| _ = self.0.send(Told::Report(report)));
+    }
+
+    async fn output(self, _: Context, chunk: OutputChunk) {
+        let _ = self.0.send(Told::Output(chunk));
+    }
+
+    async fn fetch(self, _: Context, _: Digest, _: u64) -> Result<Bytes, Refusal> {
+        Err(Refusal::new(RefusalKind::Invalid, "nothing is offered here"))
+    }
+}
+
+struct Peer {
+    worker: WorkerClient,
+    link: Link,
+    told: mpsc::UnboundedReceiver<Told>,
+    hello: Hello,
+}
+
+async fn connect(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Peer {
+    let ours = Hello::new(Role::Client, "test");
+    let hello = exchange(&mut stream, &ours, HELLO_TIMEOUT).await.unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let (worker, link) = client_end(stream, move |context, request| {
+        Listener(tell.clone()).serve().serve(context, request)
+    });
+    Peer { worker, link, told, hello }
+}
+
+fn shared(slots: u32, store: Option<Store>) -> Arc<WorkerShared> {
+    let in_place = store.is_none();
+    let labels = Labels::new();
+    let config = WorkerConfig { name: "w1".to_owned(), slots, store, in_place, labels };
+    WorkerShared::new(config, ZygoteProgram::new(WORKER))
+}
+
+async fn peer_of(worker: &Arc<WorkerShared>) -> (Peer, JoinHandle<ConnectionEnd>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let served = tokio::spawn(serve_connection(far, Arc::clone(worker)));
+    (connect(near).await, served)
+}
+
+/// An in-place session in which `/bin/sh` is prepared.
+async fn session(worker: &Arc<WorkerShared>) -> (Peer, JoinHandle<ConnectionEnd>) {
+    let (peer, served) = peer_of(worker).await;
+    let env = vec![("A".into(), "session".into()), ("B".into(), "session".into())];
+    let spec = SessionSpec { in_place: true, slot_base: 40, env, ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer.prepare_sh("/", vec![("B".into(), "binary".into())], vec![]).await.unwrap();
+    (peer, served)
+}
+
+impl Peer {
+    async fn prepare_sh(
+        &self,
+        cwd: &str,
+        env: Vec<(OsText, OsText)>,
+        files: Vec<TreeEntry>,
+    ) -> Result<(), Refusal> {
+        let (label, program) = ("sh".to_owned(), "/bin/sh".into());
+        let writable = Vec::new();
+        let binary = BinarySpec { key: SH, label, program, cwd: cwd.into(), env, files, writable };
+        self.worker.prepare(link::context(DEADLINE), binary).await.unwrap()
+    }
+
+    async fn lease(&self, scripts: &[(u64, &str, Streams)]) {
+        let attempts = scripts.iter().map(|(id, script, streams)| AttemptSpec {
+            id: AttemptId(*id),
+            binary: SH,
+            args: vec!["-c".into(), (*script).into()],
+            env: vec![("C".into(), "attempt".into())],
+            limits: Limits { grace: Duration::from_secs(60), ..Limits::default() },
+            streams: *streams,
+        });
+        let lease = Lease { attempts: attempts.collect() };
+        self.worker.lease(link::context(DEADLINE), lease).await.unwrap().unwrap();
+    }
+
+    async fn report(&mut self) -> Report {
+        match self.told.recv().await.unwrap() {
+            Told::Report(report) => report,
+            Told::Output(chunk) => panic!("output of {:?}", chunk.attempt),
+        }
+    }
+
+    async fn started(&mut self, id: u64) {
+        let report = self.report().await;
+        assert!(
+            matches!(report, Report::Started { attempt, .. } if attempt.0 == id),
+            "not the start of {id}: {report:?}"
+        );
+    }
+
+    async fn finished(&mut self, id: u64) -> Finished {
+        match self.report().await {
+            Report::Finished(finished) if finished.attempt.0 == id => finished,
+            other => panic!("not the end of {id}: {other:?}"),
+        }
+    }
+
+    async fn lost(&mut self) -> (u64, LossReason) {
+        match self.report().await {
+            Report::Lost { attempt, reason, .. } => (attempt.0, reason),
+            other => panic!("not a loss: {other:?}"),
+        }
+    }
+
+    /// Live output of one attempt until it has this many bytes.
+    async fn output(&mut self, bytes: usize) -> Vec<u8> {
+        let mut output = Vec::new();
+        while output.len() < bytes {
+            match self.told.recv().await.unwrap() {
+                Told::Output(chunk) => output.extend_from_slice(&chunk.data),
+                Told::Report(report) => panic!("{report:?} after {} bytes", output.len()),
+            }
+        }
+        output
+    }
+
+    async fn put(&self, blob: &[u8], data: &[u8], encoding: Encoding) -> Result<PutReply, Refusal> {
+        let (digest, size) = (Digest::of(blob), blob.len() as u64);
+        let data = Bytes::copy_from_slice(data);
+        let chunk = BlobChunk { digest, size, encoding, data, last: true };
+        self.worker.put(link::context(DEADLINE), chunk).await.unwrap()
+    }
+}
+
+fn alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid.trim()).exists()
+}
+
+#[tokio::test]
+async fn an_attempt_runs_with_its_environment_and_tells_its_output() {
+    let (mut peer, _served) = session(&shared(2, None)).await;
+    assert_eq!((peer.hello.name.as_str(), peer.hello.slots), ("w1", 2));
+    let script = "echo $A $B $C $DISTEST $DISTEST_TEST_WORKER $NEXTEST_TEST_GLOBAL_SLOT \
+                  ${HOME-none} ${DISTEST_TEST_SLOT:+slot}; pwd; echo oops >&2; exit 3";
+    peer.lease(&[(1, script, Streams::Capture)]).await;
+    peer.started(1).await;
+    let finished = peer.finished(1).await;
+    assert_eq!(finished.exit, Exit::Code(3));
+    assert_eq!(finished.stdout.inline, "session binary attempt 1 w1 40 none slot\n/\n");
+    assert_eq!(finished.stderr.inline, "oops\n");
+}
+
+#[tokio::test]
+async fn long_output_comes_before_the_report_that_it_belongs_to() {
+    let (mut peer, _served) = session(&shared(1, None)).await;
+    peer.lease(&[(1, "head -c 3000000 /dev/zero; echo short >&2", Streams::Capture)]).await;
+    peer.started(1).await;
+    assert!(peer.output(3_000_000).await == vec![0; 3_000_000]);
+    let finished = peer.finished(1).await;
+    assert_eq!((finished.stdout.total, finished.stdout.inline.len()), (3_000_000, 0));
+    assert_eq!(finished.stderr.inline, "short\n");
+}
+
+/// Reports with output are large together, and one call of them must still fit a message.
+#[tokio::test]
+async fn many_reports_with_output_all_arrive() {
+    let (mut peer, _served) = session(&shared(4, None)).await;
+    let script = "head -c 60000 /dev/zero; head -c 60000 /dev/zero >&2";
+    let scripts: Vec<_> = (0..150).map(|id| (id, script, Streams::Capture)).collect();
+    peer.lease(&scripts).await;
+    let mut bytes = 0;
+    for _ in 0..300 {
+        if let Report::Finished(finished) = peer.report().await {
+            bytes += finished.stdout.inline.len() + finished.stderr.inline.len();
+        }
+    }
+    assert_eq!(bytes, 150 * 120_000);
+}
+
+#[tokio::test]
+async fn live_streams_carry_input_and_output() {
+    let (mut peer, _served) = session(&shared(1, None)).await;
+    peer.lease(&[(1, "read line; echo got $line; cat", Streams::LiveWithStdin)]).await;
+    peer.started(1).await;
+    for data in ["word\n", "rest", ""] {
+        let chunk = StdinChunk { attempt: AttemptId(1), data: data.into() };
+        peer.worker.stdin(link::context(DEADLINE), chunk).await.unwrap().unwrap();
+    }
+    assert_eq!(peer.output(12).await, b"got word\nrest");
+    assert_eq!(peer.finished(1).await.exit, Exit::Code(0));
+    let late = StdinChunk { attempt: AttemptId(1), data: "x".into() };
+    let refusal = peer.worker.stdin(link::context(DEADLINE), late).await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Closed);
+}
+
+#[tokio::test]
+async fn a_stop_kills_what_runs_and_drops_what_waits_and_a_close_is_told_last() {
+    let (mut peer, _served) = session(&shared(1, None)).await;
+    let nap = ("trap '' TERM; echo up; sleep 1000", Streams::Live);
+    peer.lease(&[(1, nap.0, nap.1), (2, nap.0, nap.1), (3, nap.0, nap.1)]).await;
+    peer.started(1).await;
+    peer.output(3).await;
+    let back = peer.worker.revoke(link::context(DEADLINE), vec![AttemptId(1), AttemptId(3)]);
+    assert_eq!(back.await.unwrap(), [AttemptId(3)]);
+    peer.worker.stop(link::context(DEADLINE), Stop::Terminate).await.unwrap();
+    assert_eq!(peer.lost().await, (2, LossReason::Dropped));
+    let pong = peer.worker.ping(link::context(DEADLINE)).await.unwrap();
+    assert_eq!((pong.running, pong.queued), (1, 0), "it ignores SIGTERM");
+    peer.worker.close(link::context(DEADLINE)).await.unwrap();
+    // All has been told by the time a close is answered.
+    let Ok(Told::Report(Report::Lost { attempt: AttemptId(1), reason, .. })) = peer.told.try_recv()
+    else {
+        panic!("the close was answered before the report")
+    };
+    assert_eq!(reason, LossReason::Stopped);
+}
+
+#[tokio::test]
+async fn sessions_share_the_workers_slots_and_a_lost_client_leaves_nothing() {
+    let worker = shared(1, None);
+    let (mut first, first_served) = session(&worker).await;
+    let (mut second, _second_served) = session(&worker).await;
+    first.lease(&[(1, "echo $$; sleep 1000 & wait", Streams::Live)]).await;
+    first.started(1).await;
+    let pid = String::from_utf8(first.output(2).await).unwrap();
+    assert!(alive(&pid));
+    second.lease(&[(1, "true", Streams::Capture)]).await;
+    let pong = second.worker.ping(link::context(DEADLINE)).await.unwrap();
+    assert_eq!((pong.running, pong.queued), (0, 1), "the only slot is taken");
+    drop(first);
+    second.started(1).await;
+    second.finished(1).await;
+    let end = first_served.await.unwrap();
+    assert!(matches!(end, ConnectionEnd::Link(LinkEnd::PeerClosed)), "{end:?}");
+    assert!(!alive(&pid), "process {pid} outlived its client");
+}
+
+#[tokio::test]
+async fn a_client_that_falls_silent_is_fenced() {
+    let (mut peer, served) = session(&shared(1, None)).await;
+    peer.lease(&[(1, "sleep 1000", Streams::Capture)]).await;
+    peer.started(1).await;
+    peer.worker.ping(link::context(DEADLINE)).await.unwrap();
+    // Not a word from here on.
+    let end = peer.link.ended().await;
+    assert!(matches!(end, LinkEnd::Goodbye(why) if why.contains("said nothing")));
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn files_are_verified_laid_out_and_run_below_the_workers_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let worker = shared(1, Some(store.clone()));
+    let (mut peer, served) = peer_of(&worker).await;
+    let roots = vec!["/client/project".into()];
+    let spec = SessionSpec { roots, ..SessionSpec::default() };
+    let in_place = SessionSpec { in_place: true, ..spec.clone() };
+    let refusal = peer.worker.open(link::context(DEADLINE), in_place).await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Forbidden);
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+
+    let blob = b"the data of a test";
+    let (digest, size) = (Digest::of(blob), blob.len() as u64);
+    let node = TreeNode::File { digest, size, mode: 0o644 };
+    let entries = vec![TreeEntry { path: "/client/project/data.txt".into(), node }];
+    let missing = peer.worker.missing(link::context(DEADLINE), vec![digest]).await.unwrap();
+    assert_eq!(missing.unwrap(), [digest]);
+    let tree = TreeSpec { entries };
+    let refusal = peer.worker.lay_tree(link::context(DEADLINE), tree.clone()).await;
+    assert_eq!(refusal.unwrap().unwrap_err().kind, RefusalKind::MissingBlob);
+    let forged = peer.put(blob, b"something different", Encoding::Raw).await.unwrap_err();
+    assert!(matches!(forged.kind, RefusalKind::Corrupt | RefusalKind::Invalid), "{forged:?}");
+    let packed = zstd::encode_all(&blob[..], 1).unwrap();
+    assert_eq!(peer.put(blob, &packed, Encoding::Zstd).await, Ok(PutReply::Stored));
+    peer.worker.lay_tree(link::context(DEADLINE), tree).await.unwrap().unwrap();
+
+    let env = vec![("DATA".into(), "/client/project/data.txt".into())];
+    peer.prepare_sh("/client/project", env, vec![]).await.unwrap();
+    peer.lease(&[(1, "cat data.txt \"$DATA\"; echo; echo $DATA", Streams::Capture)]).await;
+    peer.started(1).await;
+    let output = String::from_utf8(peer.finished(1).await.stdout.inline.to_vec()).unwrap();
+    let (texts, path) = output.trim_end().split_once('\n').unwrap();
+    assert_eq!(texts, "the data of a testthe data of a test");
+    assert!(path.starts_with(dir.path().to_str().unwrap()) && path.ends_with("/data.txt"));
+    assert!(Path::new(path).exists());
+    drop(peer);
+    served.await.unwrap();
+    assert!(!Path::new(path).exists(), "the sandbox outlived its session");
+    assert_eq!(store.missing(&[digest]), [], "the blob is kept");
+}
+
+/// A `distest-worker serve` of its own. Ended when dropped.
+struct Served {
+    process: Child,
+    address: String,
+    _store: tempfile::TempDir,
+}
+
+impl Served {
+    fn start() -> Self {
+        let store = tempfile::tempdir().unwrap();
+        let mut process = Command::new(WORKER)
+            .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--name", "w2", "--store"])
+            .arg(store.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("ready w2 tcp://").unwrap().to_owned();
+        Self { process, address, _store: store }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_executable_serves_and_ends_in_order() {
+    let mut served = Served::start();
+    let stream = tokio::net::TcpStream::connect(&served.address).await.unwrap();
+    let mut peer = connect(stream).await;
+    assert_eq!((peer.hello.name.as_str(), peer.hello.slots), ("w2", 2));
+    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer.prepare_sh("/", vec![], vec![]).await.unwrap();
+    peer.lease(&[(7, "echo $$; sleep 1000", Streams::Live)]).await;
+    peer.started(7).await;
+    let pid = String::from_utf8(peer.output(2).await).unwrap();
+    let id = nix::unistd::Pid::from_raw(served.process.id().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(peer.lost().await, (7, LossReason::Stopped));
+    let end = peer.link.ended().await;
+    assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));
+    assert!(served.process.wait().unwrap().success());
+    assert!(!alive(&pid));
+}
+
+#[test]
+fn a_worker_that_anyone_could_reach_is_refused() {
+    let output = Command::new(WORKER).args(["serve", "--listen", "0.0.0.0:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(96));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("hint: "));
+}
