@@ -222,6 +222,9 @@ impl Dispatch {
             Order::AllPlanned(plan) => {
                 self.tell(RunEvent::PlanComplete(plan)).await;
                 self.gate.planned = true;
+                if self.settings.streams == Streams::Live && self.tests.len() == 1 {
+                    self.settings.streams = Streams::LiveWithStdin;
+                }
                 inputs.push(Input::AllAdded);
             }
             Order::Tree(tree) => _ = self.tree.send_replace(Some(tree)),
@@ -253,6 +256,8 @@ impl Dispatch {
             FleetMessage::AllAnswered => {
                 self.gate.workers = true;
                 inputs.push(Input::NoMoreWorkers);
+                let hopeless = self.settings.fallback == Fallback::Fail && !self.ever_had_worker;
+                inputs.extend(hopeless.then_some(Input::NoWorker));
             }
             FleetMessage::Reports { worker, reports, taken } => {
                 for report in reports {
@@ -309,6 +314,11 @@ impl Dispatch {
                 let (test, attempt_number) = (flight.test, flight.number);
                 let event = RunEvent::AttemptStarted { test, attempt: attempt_number, worker };
                 self.tell(event).await;
+                if self.settings.streams == Streams::LiveWithStdin
+                    && let Some(connected) = self.workers.get(&worker)
+                {
+                    connected.pass_stdin(attempt);
+                }
                 inputs.push(Input::Started { worker, attempt });
             }
             Report::Slow { attempt, elapsed } => {

@@ -60,7 +60,12 @@ fn print(bytes: &[u8]) -> failure::ExitCode {
 fn perform(command: impl Future<Output = Result<failure::ExitCode, Failure>>) -> failure::ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(command),
+        Ok(runtime) => {
+            let result = runtime.block_on(command);
+            // A thread that still reads our stdin must not hold us up.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => {
             let what = "could not start the runtime";
             Err(Failure::new(failure::ExitCode::Setup, what).because(error))

@@ -99,7 +99,7 @@ mod tests {
             case("a", "failed"),
             case("b", "flaky"),
         ];
-        cases.sort_by_key(|case| order(case, &timings));
+        cases.sort_by_key(|case| (rank(case, &timings), case.clone()));
         let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
         let expected = ["b flaky", "a failed", "a new", "c new", "a long", "a short", "b tie"];
         assert_eq!(names, expected);

@@ -28,7 +28,7 @@ use crate::history::History;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
-use crate::settings::{self, ConfigFiles, Facts, MaxFail, Settings, Warning};
+use crate::settings::{self, ConfigFiles, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning};
 use crate::testenv::RunFacts;
 use crate::tree::statcache::StatCache;
 use crate::tree::{self, Tree, TreeRoots};
@@ -198,6 +198,8 @@ impl Line {
             result = self.build_and_plan(orders, &mut fed) => result.err(),
             // The watcher has told the dispatcher already.
             _ = interrupted.wait_for(|interrupted| *interrupted) => None,
+            // The dispatcher has ended the run: no worker, too many failures.
+            () = orders.closed() => None,
         };
         if failure.is_some() {
             let _ = orders.send(Order::Cancel(CancelReason::BuildFailed, Stop::Kill)).await;
@@ -268,7 +270,11 @@ impl Line {
             },
             streams: if execute.no_capture { Streams::Live } else { Streams::Capture },
             build_args: compile.build_args.clone(),
-            fallback: fleet.fallback,
+            fallback: match (fleet.workers.is_empty(), fleet.local_slots) {
+                // The user wants no embedded worker and names no other.
+                (true, LocalSlots::Count(0)) => Fallback::Fail,
+                _ => fleet.fallback,
+            },
             wait_workers: fleet.wait_workers,
             wait_for: fleet.wait_for,
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
@@ -295,6 +301,8 @@ fn roots(workspace: &Workspace) -> Vec<OsText> {
     let mut folders = workspace.local_roots.clone();
     folders
         .extend([&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone));
+    // The standard library as a shared library, for tests that are linked to it.
+    folders.extend([workspace.sysroot.join("lib"), workspace.rust_libdir(&workspace.host)]);
     folders.sort();
     folders.dedup_by(|inner, outer| inner.starts_with(outer));
     folders.into_iter().map(OsText::from).collect()

@@ -190,7 +190,7 @@ pub enum Effect {
     Cancelling {
         /// Why.
         reason: CancelReason,
-        /// Attempts that are with workers now.
+        /// Attempts whose processes run now.
         running: u32,
     },
     /// There are tests that no worker will take. Answered by [`Input::Joined`] or
@@ -396,7 +396,7 @@ impl Scheduler {
         }
         if self.phase.cancelled.is_none() {
             self.phase.cancelled = Some(reason);
-            let running = self.workers.outstanding();
+            let running = self.workers.running();
             effects.push(Effect::Cancelling { reason, running });
             for test in self.queue.drain() {
                 self.decide(test, Verdict::Skipped, effects);

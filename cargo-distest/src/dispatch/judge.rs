@@ -51,9 +51,15 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use distest_worker::protocol::{AttemptId, Leak, Output, Usage};
+    use distest_worker::protocol::{self, AttemptId, Output, Usage};
 
-    fn check(exit: Exit, timed_out: bool, leak: Option<Leak>, expected: AttemptResult, why: &str) {
+    fn check(
+        exit: Exit,
+        timed_out: bool,
+        leak: Option<protocol::Leak>,
+        expected: AttemptResult,
+        why: &str,
+    ) {
         let finished = Finished {
             attempt: AttemptId(0),
             exit,
@@ -70,7 +76,8 @@ mod tests {
     #[test]
     fn every_way_to_end_has_its_name() {
         use AttemptResult::*;
-        let left = |name: &str| Leak { processes: vec![name.to_owned()], output_open: false };
+        let left =
+            |name: &str| protocol::Leak { processes: vec![name.to_owned()], output_open: false };
         check(Exit::Code(0), false, None, Pass, "");
         check(Exit::Code(101), false, None, Fail, "exited with code 101");
         check(Exit::Signal(11), false, None, Crashed, "signal 11 (SIGSEGV)");

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use distest_worker::link;
 use distest_worker::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, Stop,
+    AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk, Stop,
 };
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 use super::Runnable;
@@ -18,6 +20,8 @@ use crate::tree::Tree;
 
 /// An answer to a short request.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Bytes of our standard input that are handed on at a time.
+const STDIN_BYTES: usize = 16 * 1024;
 
 /// What came of a request.
 #[derive(Debug)]
@@ -70,9 +74,15 @@ impl Connected {
     pub(super) fn prepare(&self, runnable: Arc<Runnable>) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
         let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
-        let outcomes = self.outcomes.clone();
+        let (outcomes, triple) = (self.outcomes.clone(), self.connection.triple.clone());
         tokio::spawn(async move {
             let binary = runnable.key;
+            if !embedded && runnable.binary.triple != triple {
+                let reason = format!("built for {}, it runs {triple}", runnable.binary.triple);
+                let _ =
+                    outcomes.send(Outcome::Refused { worker, binary, reason, hint: None }).await;
+                return;
+            }
             let outcome = match place(&shipper, &runnable, &mut tree, embedded).await {
                 Ok(()) => Outcome::Ready { worker, binary },
                 Err(ShipError::Connection(error)) => {
@@ -117,6 +127,25 @@ impl Connected {
                 }
             };
             let _ = outcomes.send(outcome).await;
+        });
+    }
+
+    /// Hands our standard input to an attempt, until either ends. Not answered.
+    pub(super) fn pass_stdin(&self, attempt: AttemptId) {
+        let client = self.connection.worker.clone();
+        tokio::spawn(async move {
+            let mut stdin = tokio::io::stdin();
+            let mut buffer = vec![0; STDIN_BYTES];
+            loop {
+                // What can't be read has ended.
+                let read = stdin.read(&mut buffer).await.unwrap_or(0);
+                let data = Bytes::copy_from_slice(&buffer[..read]);
+                let chunk = StdinChunk { attempt, data };
+                let taken = client.stdin(link::context(link::DEADLINE_MAX), chunk).await;
+                if read == 0 || !matches!(taken, Ok(Ok(()))) {
+                    return;
+                }
+            }
         });
     }
 

@@ -30,6 +30,15 @@ pub(super) async fn report(
     Reported { reports, summary }
 }
 
+fn without_worker(code: ExitCode, never_had_one: bool) -> Failure {
+    if never_had_one {
+        let hint = "start a worker, or allow this machine with --local-slots N";
+        return Failure::new(code, "no worker is usable").hint(hint);
+    }
+    Failure::new(code, "all workers were lost before the end of the run")
+        .hint("what ran until then is in the report")
+}
+
 /// Tells the last event, writes reports and history, and says what to exit with.
 pub(super) fn end(
     ended: Ended,
@@ -71,6 +80,9 @@ pub(super) fn end(
     }
     match (fed.failure, written) {
         (Some(failure), _) => Err(Failure { code, ..failure }),
+        (None, Ok(())) if dispatched.cancelled == Some(CancelReason::FleetLost) => {
+            Err(without_worker(code, dispatched.never_had_worker))
+        }
         (None, Err(failure)) => Err(Failure { code: code.or_worse(failure.code), ..failure }),
         (None, Ok(())) if no_tests => {
             let skipped = fed.planned.map_or(0, |plan| plan.skipped);

@@ -143,6 +143,12 @@ impl Workers {
         self.outstanding
     }
 
+    /// Attempts whose processes run.
+    pub(super) fn running(&self) -> u32 {
+        let live = self.by_id.values().flat_map(|worker| worker.live.values());
+        live.filter(|live| live.started).count() as u32
+    }
+
     /// Workers that may have room, the emptiest first.
     pub(super) fn roomy(&self) -> Vec<WorkerId> {
         self.roomy.iter().map(|(_, id)| *id).collect()

@@ -319,7 +319,9 @@ impl Fleet {
                 let mut attempts = attempts;
                 attempts
                     .retain(|attempt| self.live.contains_key(attempt) && self.random.below(2) == 0);
-                attempts.iter().for_each(|attempt| drop(self.live.remove(attempt)));
+                for attempt in &attempts {
+                    self.live.remove(attempt);
+                }
                 self.inbox.push(Input::Revoked { worker, attempts });
             }
             Effect::Stop { .. } | Effect::Cancelling { .. } => {}

@@ -402,9 +402,9 @@ fn report_settings(
         color: layer.color.unwrap_or_default(),
         progress: layer.progress.unwrap_or_default(),
         status_level: layer.status_level.unwrap_or(StatusLevel::Pass),
-        final_status_level: layer.final_status_level.unwrap_or(StatusLevel::Fail),
+        final_status_level: layer.final_status_level.unwrap_or(StatusLevel::Flaky),
         success_output: layer.success_output.unwrap_or(OutputWhen::Never),
-        failure_output: layer.failure_output.unwrap_or(OutputWhen::Immediate),
+        failure_output: layer.failure_output.unwrap_or(OutputWhen::ImmediateFinal),
         // Joining an absolute path, as a flag gives it, yields that path.
         junit: layer.junit.as_ref().map(|path| store.join(profile).join(path)),
         junit_name: layer.junit_name.clone().unwrap_or_else(|| "nextest-run".to_owned()),
