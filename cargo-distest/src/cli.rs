@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use distest_worker::cli::WorkerCommand;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
@@ -42,6 +43,9 @@ pub enum Command {
     /// Build and list the test cases, without running them.
     #[command(after_help = EXIT_CODES)]
     List(Box<ListArgs>),
+    /// Be a worker: the same as `distest-worker`.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Print a script that completes this command line in a shell.
     Completions {
         /// For which shell.
@@ -165,7 +169,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     let select = match &mut cli.command {
         Command::Run(run) => Some(&mut run.select),
         Command::List(list) => Some(&mut list.select),
-        Command::Completions { .. } | Command::Man => None,
+        Command::Worker(_) | Command::Completions { .. } | Command::Man => None,
     };
     if let Some(select) = select {
         select.parse_libtest_args()?;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, OutputChunk, Report, Stop, Stream,
-    Streams, Usage,
+    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, OutputChunk, Report, Stop, Stream, Streams,
+    Usage,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -394,7 +394,10 @@ impl Dispatch {
     }
 
     fn label(&self, binary: BinaryKey) -> String {
-        self.runnables.get(&binary).map(|runnable| runnable.binary.id.to_string()).unwrap_or_default()
+        self.runnables
+            .get(&binary)
+            .map(|runnable| runnable.binary.id.to_string())
+            .unwrap_or_default()
     }
 
     fn open_gate(&mut self, inputs: &mut Vec<Input>) {
@@ -414,7 +417,9 @@ impl Dispatch {
         let mut leases: BTreeMap<WorkerId, Vec<Grant>> = BTreeMap::new();
         for effect in effects {
             match effect {
-                Effect::Lease { worker, grants } => leases.entry(worker).or_default().extend(grants),
+                Effect::Lease { worker, grants } => {
+                    leases.entry(worker).or_default().extend(grants)
+                }
                 // A stop must not overtake the lease that it is to stop.
                 Effect::Stop { worker, how } => {
                     self.lease(worker, leases.remove(&worker).unwrap_or_default());
@@ -434,7 +439,8 @@ impl Dispatch {
         match effect {
             Effect::Lease { .. } | Effect::Stop { .. } => {}
             Effect::Prepare { worker, binary } => {
-                let (connected, runnable) = (self.workers.get(&worker), self.runnables.get(&binary));
+                let (connected, runnable) =
+                    (self.workers.get(&worker), self.runnables.get(&binary));
                 if let (Some(connected), Some(runnable)) = (connected, runnable) {
                     connected.prepare(Arc::clone(runnable));
                 }
@@ -450,7 +456,9 @@ impl Dispatch {
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
                 }
             }
-            Effect::Verdict { test, verdict } => self.tell(RunEvent::Verdict { test, verdict }).await,
+            Effect::Verdict { test, verdict } => {
+                self.tell(RunEvent::Verdict { test, verdict }).await
+            }
             Effect::Cancelling { reason, running } => {
                 self.tell(RunEvent::Cancelling { reason, running }).await;
             }
@@ -460,7 +468,9 @@ impl Dispatch {
     }
 
     fn lease(&mut self, worker: WorkerId, grants: Vec<Grant>) {
-        let Some(connected) = self.workers.get(&worker).filter(|_| !grants.is_empty()) else { return };
+        let Some(connected) = self.workers.get(&worker).filter(|_| !grants.is_empty()) else {
+            return;
+        };
         let mut specs = Vec::with_capacity(grants.len());
         for Grant { attempt, test, number } in grants {
             let planned = &self.tests[test.0 as usize];
@@ -473,7 +483,8 @@ impl Dispatch {
                 streams: self.settings.streams,
             });
             let gather = Gather::default();
-            self.in_flight.insert(attempt, InFlight { worker, test, number, started: None, gather });
+            self.in_flight
+                .insert(attempt, InFlight { worker, test, number, started: None, gather });
         }
         connected.lease(specs);
     }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use cargo_distest::cli::{self, Cli, Command};
 use cargo_distest::failure::{self, Failure};
+use cargo_distest::run;
 use cargo_distest::settings::{Color, ShowProgress};
 use cargo_distest::ui::{self, Ui};
 
 fn main() -> ExitCode {
+    distest_worker::zygote::enter_if_asked();
     let Cli { command } = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return tell_usage(&error),
@@ -29,10 +31,9 @@ fn main() -> ExitCode {
                 ),
             }
         }
-        Command::Run(_) | Command::List(_) => tell(Failure::new(
-            failure::ExitCode::Setup,
-            "could not run tests: this build has no pipeline",
-        )),
+        Command::Worker(command) => return distest_worker::cli::run(command),
+        Command::Run(args) => perform(run::run(&args)),
+        Command::List(args) => perform(run::list(&args)),
     };
     ExitCode::from(code.number())
 }
@@ -53,6 +54,19 @@ fn print(bytes: &[u8]) -> failure::ExitCode {
         ),
         _ => failure::ExitCode::Passed,
     }
+}
+
+/// Runs on one thread: what computes goes to others, and a run's CPU time is its tests'.
+fn perform(command: impl Future<Output = Result<failure::ExitCode, Failure>>) -> failure::ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            let what = "could not start the runtime";
+            Err(Failure::new(failure::ExitCode::Setup, what).because(error))
+        }
+    };
+    result.unwrap_or_else(tell)
 }
 
 fn tell(failure: Failure) -> failure::ExitCode {

@@ -127,12 +127,9 @@ struct Line {
 /// How the line ended, apart from the tests' verdicts.
 struct Ended {
     settings: Settings,
-    workspace: Arc<Workspace>,
     origin: Instant,
     fed: Fed,
     dispatched: Dispatched,
-    /// For the last event of all.
-    events: mpsc::Sender<RunEvent>,
 }
 
 /// How building and planning ended.
@@ -158,17 +155,22 @@ impl Line {
     async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
         self.announce(warnings).await;
         let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
-        let watch = signals::watch(interrupts, self.settings.execute.global_timeout, orders.clone());
+        let watch =
+            signals::watch(interrupts, self.settings.execute.global_timeout, orders.clone());
         let (fleet, messages) = Fleet::new(self.session_facts(), self.settings.fleet.clone());
-        let connecting = tokio::spawn(fleet.clone().connect());
+        let connecting = tokio::spawn({
+            let fleet = fleet.clone();
+            async move { fleet.connect().await }
+        });
         let dispatching =
             Dispatch::run(self.dispatch(), fleet, self.events.clone(), orders_in, messages);
         let feeding = self.feed(&orders, watch.interrupted());
         let (fed, dispatched) = futures::future::join(feeding, dispatching).await;
         connecting.abort();
         drop(watch);
-        let Self { origin, settings, workspace, events, .. } = self;
-        Ended { settings, workspace, origin, fed, dispatched, events }
+        self.save_digests().await;
+        let Self { origin, settings, .. } = self;
+        Ended { settings, origin, fed, dispatched }
     }
 
     async fn announce(&self, warnings: Vec<Warning>) {
@@ -237,6 +239,12 @@ impl Line {
         Ok(())
     }
 
+    /// Remembers which files have which digest. If that fails they are hashed again.
+    async fn save_digests(&self) {
+        let stats = Arc::clone(&self.stats);
+        let _ = blocking(move || stats.save()).await;
+    }
+
     fn dispatch(&self) -> DispatchSettings {
         let Settings { execute, fleet, compile, .. } = &self.settings;
         let (failures_max, failures_end_running) = match execute.max_fail {
@@ -285,7 +293,8 @@ impl Line {
 /// Folders that a worker lays out, outermost first, none within another.
 fn roots(workspace: &Workspace) -> Vec<OsText> {
     let mut folders = workspace.local_roots.clone();
-    folders.extend([&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone));
+    folders
+        .extend([&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone));
     folders.sort();
     folders.dedup_by(|inner, outer| inner.starts_with(outer));
     folders.into_iter().map(OsText::from).collect()

@@ -5,12 +5,9 @@
 //! [`BLOBS_IN_FLIGHT`] blobs travel at once: at most that many pieces of
 //! [`CHUNK_BYTES_MAX`](distest_worker::protocol::CHUNK_BYTES_MAX) are under way. What is under way or has arrived is never sent again, however
 //! many binaries share it; only a worker that says that it lost or misread a blob gets it once more.
-<<<<<<< HEAD
-=======
 //!
 //! A future that is dropped in the middle of a blob leaves half of it at the worker. Whoever sends
 //! it next is told that it is corrupt, whereupon the worker has forgotten it, and sends it again.
->>>>>>> h-store
 
 mod encode;
 

@@ -114,9 +114,9 @@ pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> St
     let given = build.iter().map(|argument| quote(&argument.to_string_lossy()));
     let names_packages = build.iter().any(|argument| {
         let argument = argument.to_string_lossy();
-        ["-p", "--package", "--workspace", "--all"].iter().any(|flag| {
-            argument.split_once('=').map_or(&*argument, |(name, _)| name) == *flag
-        })
+        ["-p", "--package", "--workspace", "--all"]
+            .iter()
+            .any(|flag| argument.split_once('=').map_or(&*argument, |(name, _)| name) == *flag)
     });
     let own = (!names_packages).then(|| quote(&package));
     let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
@@ -190,7 +190,10 @@ mod tests {
 
     #[test]
     fn a_name_that_looks_like_an_option_is_none() {
-        assert_eq!(arguments(&case("a b"), false), ["a b", "--exact", "--nocapture"].map(OsText::from));
+        assert_eq!(
+            arguments(&case("a b"), false),
+            ["a b", "--exact", "--nocapture"].map(OsText::from)
+        );
         let dashed = ["--exact", "--nocapture", "--", "-x"].map(OsText::from);
         assert_eq!(arguments(&case("-x"), false), dashed);
         assert_eq!(arguments(&case("t"), true), []);

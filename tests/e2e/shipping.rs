@@ -18,6 +18,8 @@ use crate::{case, case_if};
 /// More than the control messages of a run of a dozen tests, less than any executable, however
 /// well it is packed.
 const CONTROL_BYTES_MAX: u64 = 48 * 1024;
+/// Size of a data file of the project: more than that, too.
+const DATA_BYTES: usize = 512 * 1024;
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -33,20 +35,36 @@ pub(crate) fn cases() -> Vec<Trial> {
 }
 
 fn second_run(scratch: &Scratch) {
+    let fixture = small_project(scratch);
     let worker = Worker::start(scratch, "w1", 2);
-    let first = counted_run(scratch, &worker);
-    let second = counted_run(scratch, &worker);
+    let first = counted_run(scratch, &fixture, &worker);
+    let second = counted_run(scratch, &fixture, &worker);
     check_nothing_shipped(&first, &second);
 }
 
 fn store_survives(scratch: &Scratch) {
+    let fixture = small_project(scratch);
     let worker = Worker::start(scratch, "w1", 2);
-    let first = counted_run(scratch, &worker);
+    let first = counted_run(scratch, &fixture, &worker);
     // By SIGKILL: what was stored must be on the disk, whole, without an orderly end.
     drop(worker);
     let worker = Worker::start(scratch, "w1", 2);
-    let second = counted_run(scratch, &worker);
+    let second = counted_run(scratch, &fixture, &worker);
     check_nothing_shipped(&first, &second);
+}
+
+/// A project with few files, one of which nothing can pack: sent again it would be seen.
+fn small_project(scratch: &Scratch) -> Fixture {
+    let fixture = Fixture::copied("basic", scratch);
+    let mut state = 1u64;
+    let bytes = (0..DATA_BYTES).map(|_| {
+        // Knuth's MMIX generator; its high bits look like noise to any packer.
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    });
+    fs::write(fixture.root.join("data.bin"), bytes.collect::<Vec<u8>>()).unwrap();
+    fixture
 }
 
 fn check_nothing_shipped(first: &(u64, Transcript), second: &(u64, Transcript)) {
@@ -58,10 +76,9 @@ fn check_nothing_shipped(first: &(u64, Transcript), second: &(u64, Transcript)) 
 }
 
 /// Runs `basic` on one worker; returns the bytes that the relay saw on their way there.
-fn counted_run(scratch: &Scratch, worker: &Worker) -> (u64, Transcript) {
+fn counted_run(scratch: &Scratch, fixture: &Fixture, worker: &Worker) -> (u64, Transcript) {
     let proxy = Proxy::to(worker.socket());
-    let fixture = Fixture::named("basic");
-    let transcript = Client::run(scratch, &fixture)
+    let transcript = Client::run(scratch, fixture)
         .args(&fixture.model.args)
         .args(["--local-slots", "0", "--worker", &proxy.address])
         .finish()

@@ -1,12 +1,13 @@
 //! Fixtures, and what each of their tests must come to.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::Deserialize;
 
 use crate::product::{product, repository};
+use crate::scratch::Scratch;
 use crate::transcript::{AttemptResult, Case, Verdict};
 
 /// A cargo workspace that is a test subject.
@@ -71,6 +72,14 @@ impl Fixture {
         let target_dir = product().target_dir.join("fixtures").join(name);
         Self { name: name.to_owned(), root, target_dir, model: file.into() }
     }
+
+    /// A copy in a scratch folder, outside any repository and never built before.
+    pub fn copied(name: &str, scratch: &Scratch) -> Self {
+        let original = Self::named(name);
+        let root = scratch.join("copy").join(name);
+        copy(&original.root, &root).expect("a fixture can be copied");
+        Self { target_dir: root.join("target"), root, ..original }
+    }
 }
 
 impl From<ModelFile> for Model {
@@ -85,6 +94,20 @@ impl From<ModelFile> for Model {
         let attempts = flatten(file.attempts);
         Self { args: file.args, exit_code: file.exit_code, verdicts, attempts }
     }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if !entry.file_type()?.is_dir() {
+            fs::copy(entry.path(), target)?;
+        } else if entry.file_name() != "target" {
+            copy(&entry.path(), &target)?;
+        }
+    }
+    Ok(())
 }
 
 fn flatten<T>(binaries: BTreeMap<String, BTreeMap<String, T>>) -> BTreeMap<Case, T> {

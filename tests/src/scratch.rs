@@ -177,3 +177,27 @@ fn tool_home(variable: &str, folder: &str) -> Option<PathBuf> {
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(folder)))
         .filter(|path| path.is_dir())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+    use crate::process::Owned;
+
+    #[test]
+    fn finds_and_ends_what_carries_its_mark() {
+        let scratch = Scratch::new();
+        let mut command = scratch.command("sleep");
+        command.arg("600").stdin(Stdio::null());
+        let mut sleeper = Owned::start(&mut command).unwrap();
+        scratch.wait_for("sleep", |stray| stray.pid == sleeper.pid());
+        drop(scratch);
+        assert!(!sleeper.wait(DEADLINE).unwrap().success());
+    }
+
+    #[test]
+    fn knows_nothing_of_others() {
+        assert!(Scratch::new().processes().is_empty());
+    }
+}

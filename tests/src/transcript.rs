@@ -294,3 +294,60 @@ impl fmt::Debug for Case {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = r#"{"type":"start","schema":1,"run":"r","version":"0.1.0","later":1}"#;
+
+    fn attempt(result: &str) -> String {
+        format!(
+            r#"{{"type":"test","binary_id":"b","name":"n","target":"t","attempt":1,"result":"{result}",
+            "reason":"why","worker":"local","isolation":"process","duration_s":0.1}}"#
+        )
+    }
+
+    fn verdict(verdict: &str) -> String {
+        format!(r#"{{"type":"verdict","binary_id":"b","name":"n","verdict":"{verdict}"}}"#)
+    }
+
+    fn summary(passed: u32, failed: u32) -> String {
+        let tests = passed + failed;
+        format!(
+            r#"{{"type":"summary","exit_code":0,"tests":{tests},"passed":{passed},"failed":{failed},
+            "flaky":0,"timed_out":0,"crashed":0,"skipped":0,"lost":0,"batched":0,"rerun_alone":0,
+            "elapsed_s":1,"build_s":0,"ship_s":0,"first_result_s":0,"bound_s":0,"longest_test_s":0,
+            "listed":1,"shipped_bytes":0,"workers":[]}}"#
+        )
+    }
+
+    fn check(lines: &[&str]) -> Result<Transcript, String> {
+        let lines: Vec<Line> = lines.iter().map(|line| Line::parse(line).unwrap()).collect();
+        Transcript::check(&lines)
+    }
+
+    #[test]
+    fn accepts_a_run_in_order() {
+        let told = check(&[START, &attempt("leak"), &verdict("pass"), &summary(1, 0)]).unwrap();
+        assert_eq!(told.results(&Case::new("b", "n")), [AttemptResult::Leak]);
+    }
+
+    #[test]
+    fn refuses_what_keeps_no_contract() {
+        let (pass, passed, one) = (attempt("pass"), verdict("pass"), summary(1, 0));
+        let refused = |lines: &[&str], why: &str| {
+            let error = check(lines).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(&[&pass, &passed, &one], "not from a start line");
+        refused(&[START, &pass, &passed], "not from a start line");
+        refused(&[START, &pass, &passed, &passed, &one], "two verdicts");
+        refused(&[START, &pass, &one], "without verdict");
+        refused(&[START, &attempt("fail"), &passed, &one], "is Pass after [Fail]");
+        refused(&[START, &passed, &one], "is Pass after []");
+        refused(&[START, &pass, &passed, &summary(0, 1)], "the summary says");
+        assert!(Line::parse(r#"{"type":"verdict","binary_id":"b"}"#).is_err());
+        assert!(Line::parse("warning: not JSON").is_err());
+    }
+}

@@ -70,7 +70,8 @@ impl Gathered {
         if self.spill.is_none() {
             std::fs::create_dir_all(folder)?;
             let path = folder.join(name);
-            let mut file = File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+            let mut file =
+                File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
             file.write_all(&self.head)?;
             self.head.truncate(SHOWN_BYTES_MAX / 2);
             self.spill = Some((file, path));

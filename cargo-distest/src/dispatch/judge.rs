@@ -5,7 +5,7 @@ use distest_worker::protocol::{Exit, Finished, LossReason};
 use crate::model::AttemptResult;
 
 /// How an attempt counts, and why in words (empty for a plain pass).
-pub fn judge(finished: &Finished) -> (AttemptResult, String) {
+pub(super) fn judge(finished: &Finished) -> (AttemptResult, String) {
     if finished.timed_out {
         let seconds = finished.duration.as_secs_f64();
         return (AttemptResult::Timeout, format!("timed out after {seconds:.1} s"));
@@ -27,7 +27,7 @@ pub fn judge(finished: &Finished) -> (AttemptResult, String) {
 }
 
 /// `signal 11 (SIGSEGV)`.
-pub fn signal(number: i32) -> String {
+pub(super) fn signal(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(name) => format!("signal {number} ({name})"),
         Err(_) => format!("signal {number}"),
@@ -35,7 +35,7 @@ pub fn signal(number: i32) -> String {
 }
 
 /// A loss in words.
-pub fn loss(reason: LossReason, detail: &str) -> String {
+pub(super) fn loss(reason: LossReason, detail: &str) -> String {
     let what = match reason {
         LossReason::Dropped => "not started",
         LossReason::Stopped => "stopped",

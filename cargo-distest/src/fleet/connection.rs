@@ -56,7 +56,9 @@ pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Conne
             .hint("leave out what follows the # on a network that you trust"));
     }
     let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
-    let mut stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
+    let mut stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port)))
+        .await
+    {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
@@ -70,7 +72,10 @@ pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Conne
     stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;
     let theirs = greet(&mut stream).await?;
     if let Some(on) = fleet.shared.settings.on.as_deref().filter(|on| *on != theirs.name) {
-        return Err(Unusable::new(format!("its name is {:?}, and --on asks for {on:?}", theirs.name)));
+        return Err(Unusable::new(format!(
+            "its name is {:?}, and --on asks for {on:?}",
+            theirs.name
+        )));
     }
     let joined = fleet.shared.slots.fetch_add(theirs.slots, std::sync::atomic::Ordering::Relaxed);
     let open = Open { id: fleet.next_id(), address: address.to_string(), slots: 0, base: joined };
@@ -168,7 +173,9 @@ async fn heartbeat(
 ) {
     let mut last = tokio::time::Instant::now();
     loop {
-        match tokio::time::timeout_at(last + LOST_AFTER, worker.ping(link::context(LOST_AFTER))).await {
+        match tokio::time::timeout_at(last + LOST_AFTER, worker.ping(link::context(LOST_AFTER)))
+            .await
+        {
             Ok(Ok(_)) => last = tokio::time::Instant::now(),
             Ok(Err(_)) if last.elapsed() < LOST_AFTER => {}
             Ok(Err(_)) | Err(_) => break,

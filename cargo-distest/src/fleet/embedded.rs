@@ -1,9 +1,9 @@
 //! The worker in this process: the same code as everywhere, over an in-memory pipe, with the
 //! client's files where they lie.
 
-use std::collections::BTreeMap;
-
-use distest_worker::serve::{self, WorkerConfig};
+use distest_worker::protocol::Labels;
+use distest_worker::server::{WorkerConfig, WorkerShared, serve_connection};
+use distest_worker::zygote::ZygoteProgram;
 
 use super::connection::{self, Connection, Open};
 use super::{Fleet, Unusable};
@@ -21,17 +21,16 @@ pub(super) async fn start(
     slots: u32,
     base: u32,
 ) -> Result<Connection, Unusable> {
-    let could_not = |error| Unusable::new(format!("could not start the embedded worker: {error}"));
     let config = WorkerConfig {
         name: NAME.to_owned(),
         slots,
         store: None,
         in_place: true,
-        labels: BTreeMap::new(),
+        labels: Labels::new(),
     };
-    let shared = serve::share(config).map_err(could_not)?;
+    let worker = WorkerShared::new(config, ZygoteProgram::this_executable());
     let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-    let server = tokio::spawn(serve::serve_connection(theirs, shared));
+    tokio::spawn(serve_connection(theirs, worker));
     let hello = connection::greet(&mut ours).await?;
     let open = Open { id, address: String::new(), slots, base };
     open.session(fleet, ours, hello).await

@@ -17,7 +17,6 @@ use crate::plan;
 use crate::shard::{self, Candidate};
 use crate::tree::keep::ClientStore;
 
-
 /// Takes in the binaries of one run.
 pub(super) struct Intake<'a> {
     line: &'a Line,

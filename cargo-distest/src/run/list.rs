@@ -1,7 +1,6 @@
 //! `cargo distest list`: the same line up to the plan, printed instead of run.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::time::Instant;
 
 use serde_json::json;
@@ -14,13 +13,15 @@ use crate::event::RunEvent;
 use crate::failure::{ExitCode, Failure};
 use crate::model::BinaryId;
 use crate::plan;
+use crate::settings::ShowProgress;
 use crate::ui::{Ui, report_warning};
 
 /// Builds, lists and prints the selected tests.
 ///
 /// # Errors
 /// As for a run, up to the plan.
-pub async fn list(args: &ListArgs, ui: Rc<Ui>) -> Result<ExitCode, Failure> {
+pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
+    let ui = Ui::new(args.color.unwrap_or_default(), ShowProgress::None);
     let mut prepared = prepare(&args.as_run()).await?;
     for warning in std::mem::take(&mut prepared.warnings) {
         report_warning(&ui, &warning.text, warning.hint.as_deref());
@@ -52,6 +53,7 @@ pub async fn list(args: &ListArgs, ui: Rc<Ui>) -> Result<ExitCode, Failure> {
     planned?;
     tests.sort_by(|a, b| plan::listing_order(&a.case, &b.case));
     print(&tests, args.message_format, &ui);
+    ui.flush();
     Ok(ExitCode::Passed)
 }
 
