@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use distest_worker::digest::Digest;
@@ -367,30 +367,4 @@ async fn an_answer_to_another_question_is_no_panic() {
     far.write_all(&message(0, Raw::Answer { id: 0 }, Answer::Revoke(vec![]))).await.unwrap();
     assert!(matches!(link.ended().await, LinkEnd::Violation(what) if what.contains("another")));
     call.await.unwrap().unwrap_err();
-}
-
-/// Run it with `--release --ignored --nocapture`.
-#[tokio::test]
-#[ignore = "prints a throughput, checks nothing"]
-async fn throughput_of_one_blob_over_loopback() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (far, _) = listener.accept().await.unwrap();
-    near.set_nodelay(true).unwrap();
-    far.set_nodelay(true).unwrap();
-    let _worker_link = worker_end(far, |client| {
-        let worker = TestWorker {
-            client,
-            blobs: Arc::default(),
-            begun: Arc::default(),
-            dropped: Arc::default(),
-        };
-        move |context, request| worker.clone().serve().serve(context, request)
-    });
-    let (worker, _link) =
-        client_end(near, |context, request| TestClient.serve().serve(context, request));
-    let blob = vec![9; 500_000_000];
-    let began = Instant::now();
-    upload(&worker, &blob).await;
-    println!("{:.0} MB/s", 500.0 / began.elapsed().as_secs_f64());
 }

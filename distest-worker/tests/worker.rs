@@ -322,6 +322,30 @@ async fn files_are_verified_laid_out_and_run_below_the_workers_folder() {
     assert_eq!(store.missing(&[digest]), [], "the blob is kept");
 }
 
+#[tokio::test]
+async fn an_upload_left_half_way_is_refused_once_and_then_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (peer, _served) =
+        peer_of(&shared(1, Some(Store::open(dir.path(), 1 << 30).unwrap()))).await;
+    let blob: Vec<u8> = (0..200_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let packed = zstd::encode_all(&blob[..], 1).unwrap();
+    let (digest, size) = (Digest::of(&blob), blob.len() as u64);
+    let half = Bytes::copy_from_slice(&packed[..packed.len() / 2]);
+    let encoding = Encoding::Zstd;
+    let chunk = BlobChunk { digest, size, encoding, data: half.clone(), last: false };
+    let reply = peer.worker.put(link::context(DEADLINE), chunk.clone()).await.unwrap();
+    assert_eq!(reply, Ok(PutReply::More));
+    // Another sender begins, and waits for each answer.
+    let mut reply = peer.worker.put(link::context(DEADLINE), chunk).await.unwrap();
+    if reply == Ok(PutReply::More) {
+        let data = Bytes::copy_from_slice(&packed[packed.len() / 2..]);
+        let chunk = BlobChunk { digest, size, encoding, data, last: true };
+        reply = peer.worker.put(link::context(DEADLINE), chunk).await.unwrap();
+    }
+    assert_eq!(reply.unwrap_err().kind, RefusalKind::Corrupt);
+    assert_eq!(peer.put(&blob, &packed, encoding).await, Ok(PutReply::Stored));
+}
+
 /// A `distest-worker serve` of its own. Ended when dropped.
 struct Served {
     process: Child,
@@ -379,4 +403,32 @@ fn a_worker_that_anyone_could_reach_is_refused() {
     let output = Command::new(WORKER).args(["serve", "--listen", "0.0.0.0:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(96));
     assert!(String::from_utf8_lossy(&output.stderr).contains("hint: "));
+}
+
+/// Run it with `--release -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "prints a throughput, checks nothing"]
+async fn throughput_of_one_blob_into_the_store_of_another_process() {
+    let served = Served::start();
+    let stream = tokio::net::TcpStream::connect(&served.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let peer = connect(stream).await;
+    for round in 0..5u8 {
+        let blob: Bytes = vec![round; 100_000_000].into();
+        let (digest, size) = (Digest::of(&blob), blob.len() as u64);
+        let began = std::time::Instant::now();
+        let mut calls = link::Pipeline::new(8);
+        for start in (0..blob.len()).step_by(CHUNK_BYTES_MAX) {
+            let data = blob.slice(start..blob.len().min(start + CHUNK_BYTES_MAX));
+            let last = start + data.len() == blob.len();
+            let chunk = BlobChunk { digest, size, encoding: Encoding::Raw, data, last };
+            calls.push(peer.worker.put(link::context(DEADLINE), chunk)).await;
+        }
+        let mut reply = None;
+        while let Some(next) = calls.next().await {
+            reply = Some(next.unwrap().unwrap());
+        }
+        assert_eq!(reply, Some(PutReply::Stored));
+        println!("{:.0} MB/s", 100.0 / began.elapsed().as_secs_f64());
+    }
 }

@@ -26,9 +26,9 @@ enum Progress {
     #[default]
     Awaited,
     /// So far.
-    Begun(Upload),
-    /// It can't be taken. Pieces that were under way meet this until the last one: taken for a
-    /// beginning they would only make a corrupt blob.
+    Begun(Box<Upload>),
+    /// It can't be taken. Pieces that had arrived already meet this: taken for a beginning they
+    /// would only make a corrupt blob.
     Refused(Refusal),
     /// It is there.
     Stored,
@@ -100,7 +100,7 @@ impl Files {
             let next = match std::mem::take(&mut *progress) {
                 Progress::Awaited if store.contains(digest) => Progress::Stored,
                 Progress::Awaited => match store.begin(digest, chunk.size, chunk.encoding) {
-                    Ok(upload) => take_piece(upload, &chunk),
+                    Ok(upload) => take_piece(Box::new(upload), &chunk),
                     Err(refusal) => Progress::Refused(refusal),
                 },
                 Progress::Begun(upload) => take_piece(upload, &chunk),
@@ -115,16 +115,18 @@ impl Files {
             reply
         })
         .await;
-        if last || reply == Ok(PutReply::Stored) {
+        if last || reply != Ok(PutReply::More) {
             self.forget(digest, &incoming);
         }
         reply
     }
 
-    /// The blob's next piece, if any, begins it anew.
+    /// The blob's next piece, if any, begins it anew: once no piece that has arrived waits any more.
     fn forget(&self, digest: Digest, incoming: &Incoming) {
         let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        if uploads.get(&digest).is_some_and(|current| Arc::ptr_eq(current, incoming)) {
+        let current = uploads.get(&digest).is_some_and(|it| Arc::ptr_eq(it, incoming));
+        // The map has one, the caller has one, and so has each piece that waits.
+        if current && Arc::strong_count(incoming) == 2 {
             uploads.remove(&digest);
         }
     }
@@ -164,7 +166,7 @@ impl Files {
     }
 }
 
-fn take_piece(mut upload: Upload, chunk: &BlobChunk) -> Progress {
+fn take_piece(mut upload: Box<Upload>, chunk: &BlobChunk) -> Progress {
     let taken = upload.push(&chunk.data);
     match taken {
         Ok(()) if !chunk.last => Progress::Begun(upload),
