@@ -51,7 +51,8 @@ impl Gather {
         let total = output.total.max(gathered.total);
         let (tail, spill) = match gathered.spill {
             Some((mut file, path)) => {
-                let tail = gathered.lost.is_none().then(|| tail(&mut file)).unwrap_or_default();
+                let whole = gathered.lost.is_none();
+                let tail = if whole { tail(&mut file) } else { Bytes::new() };
                 (tail, Some(path))
             }
             None => (Bytes::new(), None),
