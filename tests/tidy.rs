@@ -1,4 +1,5 @@
 //! Keeps the house in order: which module may know which, and what pure modules never touch.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
