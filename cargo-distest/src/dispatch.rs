@@ -460,7 +460,7 @@ impl Dispatch {
                     connected.revoke(attempts);
                 }
             }
-            Effect::AttemptEnded { attempt, test: _, number: _, result, will_retry } => {
+            Effect::AttemptEnded { attempt, result, will_retry, .. } => {
                 if let Some((flight, ending)) = self.endings.remove(&attempt) {
                     let ended = self.attempt_ended(flight, ending, result, will_retry);
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
@@ -472,6 +472,7 @@ impl Dispatch {
             Effect::Cancelling { reason, running } => {
                 self.tell(RunEvent::Cancelling { reason, running }).await;
             }
+            Effect::RunsAgainAlone { .. } => {}
             Effect::NeedWorker => self.need_worker().await,
             Effect::Done => self.done = true,
         }
@@ -482,13 +483,13 @@ impl Dispatch {
             return;
         };
         let mut specs = Vec::with_capacity(grants.len());
-        for Grant { attempt, test, number } in grants {
+        for Grant { attempt, test, number, alone, company: _ } in grants {
             let planned = &self.tests[test.0 as usize];
             specs.push(distest_worker::protocol::AttemptSpec {
                 id: attempt,
                 binary: planned.runnable.key,
                 args: testenv::arguments(&planned.case, planned.runnable.whole),
-                env: testenv::attempt(&self.settings.facts, &planned.case, number),
+                env: testenv::attempt(&self.settings.facts, &planned.case, alone),
                 limits: self.settings.limits,
                 streams: self.settings.streams,
             });

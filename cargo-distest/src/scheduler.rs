@@ -9,7 +9,9 @@
 //! longer live (its worker was lost, it was taken back) has no say. This module never reads a
 //! clock, an environment or a file; the same inputs always give the same effects.
 
+mod company;
 mod queue;
+mod returned;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,9 @@ use distest_worker::protocol::{AttemptId, BinaryKey, Stop};
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::{Rank, Urgency};
+pub use company::{Batch, Company, InBatch, Returned, Rotated};
 use queue::Queue;
-use state::{Depth, Live, Story, Workers};
+use state::{Depth, FailedAlone, Live, Story, Workers};
 
 /// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
 pub const LOSSES_MAX: u32 = 5;
@@ -61,6 +64,13 @@ pub struct Task {
 pub enum Input {
     /// Tests became known.
     Added(Vec<Task>),
+    /// These of the tests that are known, and wait, share processes. Before [`Input::Open`].
+    Batched {
+        /// Who with whom.
+        batches: Vec<Batch>,
+        /// Who runs alone this time.
+        rotated: Vec<Rotated>,
+    },
     /// No more tests will become known.
     AllAdded,
     /// Everything is built and the tree is known: attempts may start.
@@ -97,7 +107,16 @@ pub enum Input {
         /// Which.
         attempt: AttemptId,
     },
-    /// Answers [`Effect::Lease`], once per attempt.
+    /// Tests of a batch have ended in their order.
+    Progressed {
+        /// Where.
+        worker: WorkerId,
+        /// Which batch.
+        attempt: AttemptId,
+        /// So many, since its start.
+        finished: u32,
+    },
+    /// Answers [`Effect::Lease`], once per attempt that is no batch.
     Ended {
         /// Where.
         worker: WorkerId,
@@ -105,6 +124,17 @@ pub enum Input {
         attempt: AttemptId,
         /// How.
         result: AttemptResult,
+        /// How long it ran.
+        duration: Duration,
+    },
+    /// Answers [`Effect::Lease`], once per batch.
+    BatchEnded {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+        /// What became of its tests, in their order; of a witness, of the test in question.
+        tests: Vec<Returned>,
         /// How long it ran.
         duration: Duration,
     },
@@ -143,8 +173,8 @@ pub enum Effect {
         /// What.
         binary: BinaryKey,
     },
-    /// Hand these attempts to a worker. Each is answered by [`Input::Ended`], [`Input::Revoked`] or
-    /// [`Input::Lost`].
+    /// Hand these attempts to a worker. Each is answered by [`Input::Ended`] or
+    /// [`Input::BatchEnded`], [`Input::Revoked`] or [`Input::Lost`].
     Lease {
         /// To which.
         worker: WorkerId,
@@ -178,6 +208,15 @@ pub enum Effect {
         result: AttemptResult,
         /// Another follows because of the rules.
         will_retry: bool,
+        /// It failed alone, and passes in the batch into which it belongs.
+        only_in_company: bool,
+    },
+    /// Tell that a test that was in a batch runs again, alone. No answer.
+    RunsAgainAlone {
+        /// Which.
+        test: TestIndex,
+        /// How it came out of the batch.
+        outcome: InBatch,
     },
     /// Tell of a test's verdict. No answer.
     Verdict {
@@ -201,14 +240,18 @@ pub enum Effect {
 }
 
 /// One attempt handed to a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Its name.
     pub attempt: AttemptId,
-    /// Of which test.
+    /// Of which test; of a batch, the first.
     pub test: TestIndex,
     /// From 1.
     pub number: u32,
+    /// As the test itself counts: from 1, without its attempts in batches.
+    pub alone: u32,
+    /// With whom it runs.
+    pub company: Company,
 }
 
 /// The state of a run's tests and workers.
@@ -256,10 +299,12 @@ impl Scheduler {
     /// Takes one input and appends what to do.
     pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
         // Attempts come and go by the thousand; everything else may concern binaries.
-        let frequent = matches!(input, Input::Started { .. } | Input::Ended { .. });
+        let frequent =
+            matches!(input, Input::Started { .. } | Input::Progressed { .. } | Input::Ended { .. });
         self.phase.binaries_changed |= !frequent;
         match input {
             Input::Added(tasks) => self.add(tasks, effects),
+            Input::Batched { batches, rotated } => self.batch(batches, rotated),
             Input::AllAdded => self.phase.all_added = true,
             Input::Open => self.phase.open = true,
             Input::Joined { worker, slots, round_trip } => {
@@ -272,6 +317,12 @@ impl Scheduler {
             Input::Started { worker, attempt } => self.workers.started(worker, attempt),
             Input::Ended { worker, attempt, result, duration } => {
                 self.end(worker, attempt, result, duration, effects);
+            }
+            Input::Progressed { worker, attempt, finished } => {
+                self.workers.progressed(worker, attempt, finished);
+            }
+            Input::BatchEnded { worker, attempt, tests, duration } => {
+                self.end_batch(worker, attempt, &tests, duration, effects);
             }
             Input::Revoked { worker, attempts } => self.take_back(worker, &attempts, effects),
             Input::Lost { worker } => self.lose(worker, effects),
@@ -295,7 +346,7 @@ impl Scheduler {
             if self.phase.cancelled.is_some() {
                 self.decide(task.test, Verdict::Skipped, effects);
             } else {
-                self.queue.insert(task.binary, task.rank, task.test);
+                self.queue.insert(task.binary, task.rank, task.test, Company::Alone);
             }
         }
     }
@@ -309,9 +360,12 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         // A lost worker's late result, or a lie: the attempt has no say any more.
-        let Some(Live { test, number, started }) = self.workers.take(worker, attempt) else {
-            return;
-        };
+        let Some(live) = self.workers.take(worker, attempt) else { return };
+        let Live { test, number, company, started, finished: _ } = live;
+        if company != Company::Alone {
+            // A batch that is answered like a test: nothing is known of its tests.
+            return self.batch_ended(attempt, &company, test, &[], effects);
+        }
         if result == AttemptResult::Lost {
             self.lost_attempt(attempt, test, number, effects);
             self.requeue(test, started, effects);
@@ -319,8 +373,16 @@ impl Scheduler {
         }
         self.workers.learn(worker, duration);
         let cancelled = self.phase.cancelled.is_some();
-        let will_retry = !result.passed() && number <= self.rules.retries && !cancelled;
-        effects.push(Effect::AttemptEnded { attempt, test, number, result, will_retry });
+        let story = &mut self.stories[test.0 as usize];
+        let tries = self.rules.retries.saturating_add(story.batched);
+        let will_retry = !result.passed() && number <= tries && !cancelled;
+        if !result.passed() && !will_retry && !cancelled && story.company.is_some() {
+            return self.seek_witness(FailedAlone { attempt, number, result }, test);
+        }
+        let only_in_company = false;
+        let ended =
+            Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company };
+        effects.push(ended);
         let story = &mut self.stories[test.0 as usize];
         if will_retry {
             story.number += 1;
@@ -328,13 +390,7 @@ impl Scheduler {
             self.queue_again(test);
             return;
         }
-        let verdict = match result {
-            AttemptResult::Pass | AttemptResult::Leak if story.failed_before => Verdict::Flaky,
-            AttemptResult::Pass | AttemptResult::Leak => Verdict::Pass,
-            AttemptResult::Timeout => Verdict::Timeout,
-            AttemptResult::Crashed => Verdict::Crashed,
-            AttemptResult::Fail | AttemptResult::Lost => Verdict::Fail,
-        };
+        let verdict = story.verdict_after(result);
         self.decide(test, verdict, effects);
     }
 
@@ -347,8 +403,14 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         self.stories[test.0 as usize].losses += 1;
-        let result = AttemptResult::Lost;
-        effects.push(Effect::AttemptEnded { attempt, test, number, result, will_retry: false });
+        effects.push(Effect::AttemptEnded {
+            attempt,
+            test,
+            number,
+            result: AttemptResult::Lost,
+            will_retry: false,
+            only_in_company: false,
+        });
     }
 
     /// A test that was handed out in vain goes back: for free, unless that keeps happening.
@@ -365,23 +427,35 @@ impl Scheduler {
     }
 
     fn queue_again(&mut self, test: TestIndex) {
+        self.queue_in_company(test, Company::Alone);
+    }
+
+    fn queue_in_company(&mut self, test: TestIndex, company: Company) {
         let story = &self.stories[test.0 as usize];
         let rank = Rank { urgency: Urgency::Again, ..story.rank };
-        self.queue.insert(story.binary, rank, test);
+        self.queue.insert(story.binary, rank, test, company);
         self.phase.binaries_changed = true;
     }
 
     fn take_back(&mut self, worker: WorkerId, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
         self.workers.revoking(worker, false);
         for attempt in attempts {
-            if let Some(live) = self.workers.take(worker, *attempt) {
-                self.requeue(live.test, false, effects);
+            match self.workers.take(worker, *attempt) {
+                Some(Live { test, company: Company::Alone, .. }) => {
+                    self.requeue(test, false, effects);
+                }
+                Some(Live { test, company, .. }) => self.requeue_batch(test, company, effects),
+                None => {}
             }
         }
     }
 
     fn lose(&mut self, worker: WorkerId, effects: &mut Vec<Effect>) {
         for (attempt, live) in self.workers.remove(worker) {
+            if live.company != Company::Alone {
+                self.lose_batch(attempt, live, effects);
+                continue;
+            }
             // Only what had started is told of: the rest never was an attempt.
             if live.started {
                 self.lost_attempt(attempt, live.test, live.number, effects);
@@ -399,7 +473,10 @@ impl Scheduler {
             let running = self.workers.running();
             effects.push(Effect::Cancelling { reason, running });
             for test in self.queue.drain() {
-                self.decide(test, Verdict::Skipped, effects);
+                match self.stories[test.0 as usize].failed_alone {
+                    Some(_) => self.heard_witness(test, false, effects),
+                    None => self.decide(test, Verdict::Skipped, effects),
+                }
             }
         }
         for worker in self.workers.ids() {
@@ -479,14 +556,19 @@ impl Scheduler {
         let room = self.workers.room(worker, depth).min(permits);
         let mut grants = Vec::new();
         for _ in 0..room {
-            let Some(test) = self.queue.pop(|binary| self.workers.is_ready(worker, binary)) else {
+            let Some((test, company)) =
+                self.queue.pop(|binary| self.workers.is_ready(worker, binary))
+            else {
                 break;
             };
             let attempt = AttemptId(self.attempts_made);
             self.attempts_made += 1;
-            let number = self.stories[test.0 as usize].number;
-            self.workers.grant(worker, attempt, Live { test, number, started: false });
-            grants.push(Grant { attempt, test, number });
+            let Story { number, batched, .. } = self.stories[test.0 as usize];
+            let with = company.clone();
+            let live = Live { test, number, company, started: false, finished: 0 };
+            self.workers.grant(worker, attempt, live);
+            let alone = number - batched;
+            grants.push(Grant { attempt, test, number, alone, company: with });
         }
         grants
     }
@@ -529,13 +611,15 @@ impl Scheduler {
     /// # Errors
     /// Says which invariant is broken.
     pub fn check(&self) -> Result<(), String> {
-        let (queued, live) = (self.queue.len(), self.workers.outstanding() as usize);
+        let (queued, live) = (self.queue.len(), self.workers.tests());
         let (done, known) = (self.done, self.stories.len());
         if queued + live + done != known {
             return Err(format!("{queued} queued + {live} live + {done} done ≠ {known} known"));
         }
-        if self.rules.threads.is_some_and(|threads| live > threads as usize) {
-            return Err(format!("{live} attempts are live, {:?} may be", self.rules.threads));
+        let outstanding = self.workers.outstanding();
+        if self.rules.threads.is_some_and(|threads| outstanding > threads) {
+            let threads = self.rules.threads;
+            return Err(format!("{outstanding} attempts are live, {threads:?} may be"));
         }
         // The full audit costs time in proportion to the fleet: for small ones only.
         if known <= 1_000 { self.workers.check() } else { Ok(()) }

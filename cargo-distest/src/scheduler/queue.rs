@@ -4,43 +4,68 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distest_worker::protocol::BinaryKey;
 
+use super::company::Company;
 use crate::model::TestIndex;
 use crate::plan::Rank;
 
+/// Tests that share a process wait under the first of them.
 type Entry = (Rank, TestIndex);
 
 /// Waiting tests. Popping the best one whose binary is acceptable costs a look at each binary that
 /// is better and isn't, plus two logarithms.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    by_binary: BTreeMap<BinaryKey, BTreeSet<Entry>>,
+    by_binary: BTreeMap<BinaryKey, BTreeMap<Entry, Company>>,
     /// The best entry of each binary.
     best: BTreeSet<(Entry, BinaryKey)>,
+    /// Tests, not entries.
     len: usize,
 }
 
 impl Queue {
+    /// Tests that wait.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn insert(&mut self, binary: BinaryKey, rank: Rank, test: TestIndex) {
+    pub(super) fn insert(
+        &mut self,
+        binary: BinaryKey,
+        rank: Rank,
+        test: TestIndex,
+        company: Company,
+    ) {
         let entries = self.by_binary.entry(binary).or_default();
-        let before = entries.first().copied();
-        let added = entries.insert((rank, test));
+        let before = entries.first_key_value().map(|(entry, _)| *entry);
+        self.len += company.counted(&test).len();
+        let added = entries.insert((rank, test), company).is_none();
         debug_assert!(added, "{test:?} is queued already");
-        self.len += 1;
         self.note(binary, before);
     }
 
-    /// Takes the best test whose binary is acceptable.
-    pub(super) fn pop(&mut self, acceptable: impl Fn(BinaryKey) -> bool) -> Option<TestIndex> {
-        let &(entry, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
-        let entries = self.by_binary.get_mut(&binary)?;
-        entries.remove(&entry);
+    /// Takes a test out that waits by itself. False if it doesn't.
+    pub(super) fn remove(&mut self, binary: BinaryKey, rank: Rank, test: TestIndex) -> bool {
+        let Some(entries) = self.by_binary.get_mut(&binary) else { return false };
+        let before = entries.first_key_value().map(|(entry, _)| *entry);
+        if entries.get(&(rank, test)) != Some(&Company::Alone) {
+            return false;
+        }
+        entries.remove(&(rank, test));
         self.len -= 1;
+        self.note(binary, before);
+        true
+    }
+
+    /// Takes the best test whose binary is acceptable.
+    pub(super) fn pop(
+        &mut self,
+        acceptable: impl Fn(BinaryKey) -> bool,
+    ) -> Option<(TestIndex, Company)> {
+        let &(entry, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
+        let company = self.by_binary.get_mut(&binary)?.remove(&entry)?;
+        self.len -= company.counted(&entry.1).len();
         self.note(binary, Some(entry));
-        Some(entry.1)
+        Some((entry.1, company))
     }
 
     /// Binaries that have waiting tests, the most urgent first.
@@ -54,7 +79,8 @@ impl Queue {
         self.len = 0;
         let mut tests: Vec<_> = std::mem::take(&mut self.by_binary)
             .into_values()
-            .flat_map(|entries| entries.into_iter().map(|(_, test)| test))
+            .flatten()
+            .flat_map(|((_, test), company)| company.counted(&test).to_vec())
             .collect();
         tests.sort_unstable();
         tests
@@ -63,7 +89,7 @@ impl Queue {
     /// Brings `best` up to date after the first entry of a binary was `before`.
     fn note(&mut self, binary: BinaryKey, before: Option<Entry>) {
         let Some(entries) = self.by_binary.get(&binary) else { return };
-        let now = entries.first().copied();
+        let now = entries.first_key_value().map(|(entry, _)| *entry);
         if now == before {
             return;
         }

@@ -1,11 +1,13 @@
 //! What the scheduler knows of tests and workers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
-use crate::model::{TestIndex, Verdict, WorkerId};
+use super::company::Company;
+use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::Rank;
 
 /// Attempts that a worker holds beyond its slots, at most.
@@ -20,23 +22,57 @@ pub(super) struct Story {
     pub(super) rank: Rank,
     /// Number of the attempt that is queued, live or was the last.
     pub(super) number: u32,
+    /// Attempts in batches, which no rule counts.
+    pub(super) batched: u32,
     pub(super) failed_before: bool,
     pub(super) losses: u32,
+    /// The batch that it would be in if it didn't run alone this time.
+    pub(super) company: Option<Arc<[TestIndex]>>,
+    /// How it failed alone, while a witness is sought of its passing in company.
+    pub(super) failed_alone: Option<FailedAlone>,
     pub(super) verdict: Option<Verdict>,
+}
+
+/// The last attempt of a test that has failed alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedAlone {
+    pub(super) attempt: AttemptId,
+    pub(super) number: u32,
+    pub(super) result: AttemptResult,
 }
 
 impl Story {
     pub(super) fn new(binary: BinaryKey, rank: Rank) -> Self {
-        Self { binary, rank, number: 1, failed_before: false, losses: 0, verdict: None }
+        Self {
+            binary,
+            rank,
+            number: 1,
+            batched: 0,
+            failed_before: false,
+            losses: 0,
+            company: None,
+            failed_alone: None,
+            verdict: None,
+        }
     }
 }
 
 /// An attempt that is with a worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Live {
+    /// The test, or the first of a batch.
     pub(super) test: TestIndex,
     pub(super) number: u32,
+    pub(super) company: Company,
     pub(super) started: bool,
+    /// Tests of a batch that have ended, as far as is known.
+    pub(super) finished: u32,
+}
+
+impl Live {
+    fn tests(&self) -> usize {
+        self.company.counted(&self.test).len()
+    }
 }
 
 /// A binary on a worker.
@@ -90,7 +126,7 @@ impl Worker {
     /// What has not started, the latest first, as far as it won't start within `patience`.
     fn waiting(&self, patience: Duration) -> Vec<(AttemptId, Live)> {
         let waiting = self.live.iter().rev().filter(|(_, live)| !live.started);
-        let waiting = waiting.map(|(attempt, live)| (*attempt, *live));
+        let waiting = waiting.map(|(attempt, live)| (*attempt, live.clone()));
         let beyond = self.held().saturating_sub(self.slots) as usize;
         let wait = self.mean.unwrap_or(Duration::MAX).checked_div(self.slots);
         if wait.is_none_or(|wait| wait < patience) {
@@ -116,6 +152,8 @@ pub(super) struct Workers {
     /// Workers that may have room for an attempt, by what they hold: the emptiest first.
     roomy: BTreeSet<(u32, WorkerId)>,
     outstanding: u32,
+    /// Tests of the attempts that are outstanding.
+    tests: usize,
 }
 
 impl Workers {
@@ -141,6 +179,11 @@ impl Workers {
     /// Attempts that are with workers.
     pub(super) fn outstanding(&self) -> u32 {
         self.outstanding
+    }
+
+    /// Tests that are with workers.
+    pub(super) fn tests(&self) -> usize {
+        self.tests
     }
 
     /// Attempts whose processes run.
@@ -203,6 +246,7 @@ impl Workers {
     }
 
     pub(super) fn grant(&mut self, id: WorkerId, attempt: AttemptId, live: Live) {
+        self.tests += live.tests();
         self.changing(id, |worker| {
             worker.live.insert(attempt, live);
         });
@@ -215,10 +259,18 @@ impl Workers {
         }
     }
 
+    /// So many tests of a batch have ended.
+    pub(super) fn progressed(&mut self, id: WorkerId, attempt: AttemptId, finished: u32) {
+        if let Some(live) = self.by_id.get_mut(&id).and_then(|w| w.live.get_mut(&attempt)) {
+            live.finished = live.finished.max(finished);
+        }
+    }
+
     /// Removes an attempt that is live there.
     pub(super) fn take(&mut self, id: WorkerId, attempt: AttemptId) -> Option<Live> {
         let live = self.changing(id, |worker| worker.live.remove(&attempt))??;
         self.outstanding -= 1;
+        self.tests -= live.tests();
         Some(live)
     }
 
@@ -237,6 +289,7 @@ impl Workers {
         let live = self.by_id.remove(&id).map(|worker| worker.live).unwrap_or_default();
         self.roomy.remove(&(live.len() as u32, id));
         self.outstanding -= live.len() as u32;
+        self.tests -= live.values().map(Live::tests).sum::<usize>();
         live
     }
 
@@ -282,6 +335,11 @@ impl Workers {
         let held: u32 = self.by_id.values().map(Worker::held).sum();
         if held != self.outstanding {
             return Err(format!("{held} attempts are held, {} counted", self.outstanding));
+        }
+        let live = self.by_id.values().flat_map(|worker| worker.live.values());
+        let tests: usize = live.map(Live::tests).sum();
+        if tests != self.tests {
+            return Err(format!("{tests} tests are held, {} counted", self.tests));
         }
         for (id, worker) in &self.by_id {
             let roomy = self.roomy.contains(&(worker.held(), *id));

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
+mod batches;
+
 const RULES: Rules = Rules {
     retries: 0,
     failures_max: None,
@@ -268,7 +270,7 @@ impl Random {
 struct Fleet {
     random: Random,
     inbox: Vec<Input>,
-    live: BTreeMap<AttemptId, (WorkerId, TestIndex)>,
+    live: BTreeMap<AttemptId, (WorkerId, Grant)>,
     workers: BTreeSet<WorkerId>,
     verdicts: BTreeMap<TestIndex, Verdict>,
     passed: BTreeSet<TestIndex>,
@@ -309,10 +311,12 @@ impl Fleet {
             }
             Effect::Lease { worker, grants } => {
                 for grant in grants {
-                    assert!(!self.verdicts.contains_key(&grant.test), "a judged test runs again");
-                    let twin = self.live.values().any(|(_, test)| *test == grant.test);
-                    assert!(!twin, "{:?} runs twice at once", grant.test);
-                    self.live.insert(grant.attempt, (worker, grant.test));
+                    for test in counted(&grant) {
+                        assert!(!self.verdicts.contains_key(test), "a judged test runs again");
+                        let twin = self.live.values().any(|(_, live)| counted(live).contains(test));
+                        assert!(!twin, "{test:?} runs twice at once");
+                    }
+                    self.live.insert(grant.attempt, (worker, grant));
                 }
             }
             Effect::Revoke { worker, attempts } => {
@@ -324,7 +328,7 @@ impl Fleet {
                 }
                 self.inbox.push(Input::Revoked { worker, attempts });
             }
-            Effect::Stop { .. } | Effect::Cancelling { .. } => {}
+            Effect::Stop { .. } | Effect::Cancelling { .. } | Effect::RunsAgainAlone { .. } => {}
             Effect::AttemptEnded { test, result, .. } => {
                 if result.passed() {
                     self.passed.insert(test);
@@ -352,12 +356,23 @@ impl Fleet {
             }
             _ => {
                 let nth = self.random.below(self.live.len().max(1) as u64) as usize;
-                let Some((&attempt, &(worker, _))) = self.live.iter().nth(nth) else { return };
+                let Some((&attempt, (worker, grant))) = self.live.iter().nth(nth) else { return };
+                let (worker, grant) = (*worker, grant.clone());
                 if self.random.below(3) == 0 {
                     self.inbox.push(Input::Started { worker, attempt });
+                    let finished = self.random.below(counted(&grant).len() as u64) as u32;
+                    if grant.company != Company::Alone {
+                        self.inbox.push(Input::Progressed { worker, attempt, finished });
+                    }
                     return;
                 }
                 self.live.remove(&attempt);
+                if grant.company != Company::Alone {
+                    let tests = counted(&grant).iter().map(|_| self.returned()).collect();
+                    let duration = MS * self.random.below(60) as u32;
+                    self.inbox.push(Input::BatchEnded { worker, attempt, tests, duration });
+                    return;
+                }
                 let results = [AttemptResult::Pass, AttemptResult::Fail, AttemptResult::Lost];
                 let result = results[(self.random.below(8) as usize).min(7) / 3];
                 let duration = MS * self.random.below(60) as u32;
@@ -365,6 +380,39 @@ impl Fleet {
             }
         }
     }
+
+    fn returned(&mut self) -> Returned {
+        let outcome = match self.random.below(20) {
+            0 => InBatch::Failed,
+            1 => InBatch::Interrupted,
+            2 => InBatch::Unsure,
+            3 => InBatch::NotReached,
+            _ => InBatch::Passed,
+        };
+        Returned { outcome, duration: MS }
+    }
+}
+
+/// The tests of which an attempt decides.
+fn counted(grant: &Grant) -> &[TestIndex] {
+    grant.company.counted(&grant.test)
+}
+
+/// Batches of neighbours of one binary, with gaps, and tests that run alone instead.
+fn random_batches(random: &mut Random, tests: u32) -> Input {
+    let (mut batches, mut rotated) = (Vec::new(), Vec::new());
+    for binary in 0..3 {
+        let theirs: Vec<_> = (0..tests).filter(|n| n % 3 == binary).map(TestIndex).collect();
+        for tests in theirs.chunks(1 + random.below(9) as usize) {
+            let (binary, expected) = (BinaryKey(binary), MS * tests.len() as u32);
+            match random.below(4) {
+                0 => {}
+                1 => rotated.push(Rotated { test: tests[0], company: tests.into() }),
+                _ => batches.push(Batch { binary, tests: tests.into(), expected }),
+            }
+        }
+    }
+    Input::Batched { batches, rotated }
 }
 
 fn simulate(seed: u64) {
@@ -377,7 +425,12 @@ fn simulate(seed: u64) {
     let task = |n| task(n, BinaryKey(n % 3), Urgency::Known, n % 7);
     let (early, late) =
         ((0..tests / 2).map(task).collect(), (tests / 2..tests).map(task).collect());
-    fleet.inbox.extend([Input::Open, Input::Added(early), Input::Added(late), Input::AllAdded]);
+    let batched = match fleet.random.below(2) {
+        0 => random_batches(&mut fleet.random, tests),
+        _ => Input::Batched { batches: Vec::new(), rotated: Vec::new() },
+    };
+    let (early, late) = (Input::Added(early), Input::Added(late));
+    fleet.inbox.extend([early, late, batched, Input::Open, Input::AllAdded]);
     fleet.join();
     fleet.inbox.push(Input::NoMoreWorkers);
     let mut steps = 0;

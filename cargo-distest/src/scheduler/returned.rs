@@ -1,0 +1,198 @@
+//! What becomes of tests that share a process: they keep what nothing speaks against, and run
+//! again alone otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use distest_worker::protocol::AttemptId;
+
+use super::company::{Batch, Company, InBatch, Returned, Rotated};
+use super::state::{FailedAlone, Live, Story};
+use super::{Effect, Scheduler};
+use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
+use crate::plan::{Rank, Urgency};
+
+impl Scheduler {
+    /// Puts tests that wait by themselves together.
+    pub(super) fn batch(&mut self, batches: Vec<Batch>, rotated: Vec<Rotated>) {
+        if self.phase.cancelled.is_some() {
+            return;
+        }
+        for Rotated { test, company } in rotated {
+            self.stories[test.0 as usize].company = Some(company);
+        }
+        for Batch { binary, tests, expected } in batches {
+            let waiting: Arc<[TestIndex]> = tests
+                .iter()
+                .copied()
+                .filter(|test| {
+                    let story = &self.stories[test.0 as usize];
+                    story.binary == binary && self.queue.remove(binary, story.rank, *test)
+                })
+                .collect();
+            let Some(first) = waiting.first().copied() else { continue };
+            let rank = Rank { urgency: Urgency::Known, expected: std::cmp::Reverse(expected) };
+            self.queue.insert(binary, rank, first, Company::Batch(waiting));
+        }
+    }
+
+    pub(super) fn end_batch(
+        &mut self,
+        worker: WorkerId,
+        attempt: AttemptId,
+        returned: &[Returned],
+        duration: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        // As with a single test: whoever is not live has no say.
+        let Some(live) = self.workers.take(worker, attempt) else { return };
+        self.workers.learn(worker, duration);
+        self.batch_ended(attempt, &live.company, live.test, returned, effects);
+    }
+
+    pub(super) fn batch_ended(
+        &mut self,
+        attempt: AttemptId,
+        company: &Company,
+        test: TestIndex,
+        returned: &[Returned],
+        effects: &mut Vec<Effect>,
+    ) {
+        let outcome = |index: usize| {
+            returned.get(index).map_or(InBatch::NotReached, |returned| returned.outcome)
+        };
+        if let Company::Witness(_) = company {
+            return self.heard_witness(test, outcome(0) == InBatch::Passed, effects);
+        }
+        for (index, test) in company.counted(&test).iter().enumerate() {
+            self.test_returned(attempt, *test, outcome(index), effects);
+        }
+    }
+
+    fn test_returned(
+        &mut self,
+        attempt: AttemptId,
+        test: TestIndex,
+        outcome: InBatch,
+        effects: &mut Vec<Effect>,
+    ) {
+        let cancelled = self.phase.cancelled.is_some();
+        let story = &mut self.stories[test.0 as usize];
+        let result = match outcome {
+            InBatch::Passed => Some(AttemptResult::Pass),
+            InBatch::Failed => Some(AttemptResult::Fail),
+            InBatch::Interrupted => Some(AttemptResult::Lost),
+            InBatch::Unsure => cancelled.then_some(AttemptResult::Lost),
+            InBatch::NotReached => None,
+        };
+        if let Some(result) = result {
+            let will_retry = result == AttemptResult::Fail && !cancelled;
+            let (number, only_in_company) = (story.number, false);
+            let ended =
+                Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company };
+            effects.push(ended);
+        }
+        if outcome == InBatch::Passed {
+            let verdict = story.verdict_after(AttemptResult::Pass);
+            return self.decide(test, verdict, effects);
+        }
+        if cancelled {
+            let verdict = match outcome {
+                InBatch::Failed => Verdict::Fail,
+                InBatch::NotReached => Verdict::Skipped,
+                InBatch::Passed | InBatch::Interrupted | InBatch::Unsure => Verdict::Lost,
+            };
+            return self.decide(test, verdict, effects);
+        }
+        if outcome == InBatch::Failed {
+            story.failed_before = true;
+            story.number += 1;
+            story.batched += 1;
+        }
+        effects.push(Effect::RunsAgainAlone { test, outcome });
+        self.queue_again(test);
+    }
+
+    /// A batch that was handed out in vain and never started waits again.
+    pub(super) fn requeue_batch(
+        &mut self,
+        test: TestIndex,
+        company: Company,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.phase.cancelled.is_none() {
+            return self.queue_in_company(test, company);
+        }
+        match company {
+            Company::Witness(_) => self.heard_witness(test, false, effects),
+            Company::Alone | Company::Batch(_) => {
+                for test in company.counted(&test) {
+                    self.decide(*test, Verdict::Skipped, effects);
+                }
+            }
+        }
+    }
+
+    /// A batch whose worker is gone: the test that ran then may be why, and runs alone.
+    pub(super) fn lose_batch(&mut self, attempt: AttemptId, live: Live, effects: &mut Vec<Effect>) {
+        let Live { test, number: _, company, started, finished } = live;
+        let tests = match &company {
+            Company::Batch(tests) if started => Arc::clone(tests),
+            Company::Witness(_) if started => return self.heard_witness(test, false, effects),
+            _ => return self.requeue_batch(test, company, effects),
+        };
+        let ran = tests.get(finished as usize).copied();
+        if let Some(test) = ran {
+            let number = self.stories[test.0 as usize].number;
+            self.lost_attempt(attempt, test, number, effects);
+            self.requeue(test, true, effects);
+        }
+        let rest: Arc<[TestIndex]> =
+            tests.iter().copied().filter(|test| Some(*test) != ran).collect();
+        if let Some(first) = rest.first().copied() {
+            self.requeue_batch(first, Company::Batch(rest), effects);
+        }
+    }
+
+    /// A test that belongs into a batch has failed alone: whether it passes in company is to be
+    /// told with its failure.
+    pub(super) fn seek_witness(&mut self, failed: FailedAlone, test: TestIndex) {
+        let story = &mut self.stories[test.0 as usize];
+        story.failed_alone = Some(failed);
+        if let Some(company) = story.company.take() {
+            self.queue_in_company(test, Company::Witness(company));
+        }
+    }
+
+    /// Tells of a test that has failed alone.
+    pub(super) fn heard_witness(
+        &mut self,
+        test: TestIndex,
+        only_in_company: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let story = &mut self.stories[test.0 as usize];
+        let Some(FailedAlone { attempt, number, result }) = story.failed_alone.take() else {
+            return;
+        };
+        let verdict = story.verdict_after(result);
+        let will_retry = false;
+        let ended =
+            Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company };
+        effects.push(ended);
+        self.decide(test, verdict, effects);
+    }
+}
+
+impl Story {
+    /// The verdict, if the last attempt ended like this.
+    pub(super) fn verdict_after(&self, result: AttemptResult) -> Verdict {
+        match result {
+            AttemptResult::Pass | AttemptResult::Leak if self.failed_before => Verdict::Flaky,
+            AttemptResult::Pass | AttemptResult::Leak => Verdict::Pass,
+            AttemptResult::Timeout => Verdict::Timeout,
+            AttemptResult::Crashed => Verdict::Crashed,
+            AttemptResult::Fail | AttemptResult::Lost => Verdict::Fail,
+        }
+    }
+}

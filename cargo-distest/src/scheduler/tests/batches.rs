@@ -1,0 +1,137 @@
+//! Tests that share a process.
+
+use super::*;
+
+/// An opened run of four tests, of which 1, 2 and 3 are a batch, and one worker with one slot. The
+/// batch, which is longer, was handed out as attempt 0.
+fn batch_of_three(rules: Rules) -> Script {
+    let mut script = Script::new(rules);
+    script.say(Input::Added((0..4).map(|n| task(n, B0, Urgency::Known, 1)).collect()));
+    let tests = [1, 2, 3].map(TestIndex).into();
+    let batches = vec![Batch { binary: B0, tests, expected: MS * 3 }];
+    script.say(Input::Batched { batches, rotated: Vec::new() });
+    script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
+    assert_eq!(script.granted(), [(0, 1)]);
+    script
+}
+
+/// A run of the tests 0 and 1, which would be a batch if 0 didn't run alone: as attempt 0.
+fn rotated(rules: Rules) -> Script {
+    let mut script = Script::new(rules);
+    script.say(Input::Added((0..2).map(|n| task(n, B0, Urgency::Known, 1)).collect()));
+    let rotated = vec![Rotated { test: TestIndex(0), company: [0, 1].map(TestIndex).into() }];
+    script.say(Input::Batched { batches: Vec::new(), rotated });
+    script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
+    script
+}
+
+impl Script {
+    fn batch_ended(&mut self, attempt: u64, outcomes: &[InBatch]) -> &mut Self {
+        let returned = |outcome: &InBatch| Returned { outcome: *outcome, duration: MS };
+        let tests = outcomes.iter().map(returned).collect();
+        let attempt = AttemptId(attempt);
+        self.say(Input::BatchEnded { worker: W0, attempt, tests, duration: MS * 3 })
+    }
+
+    fn ends(&self) -> Vec<(u32, u32, AttemptResult, bool)> {
+        let ends = self.said.iter().filter_map(|effect| match effect {
+            Effect::AttemptEnded { test, number, result, only_in_company, .. } => {
+                Some((test.0, *number, *result, *only_in_company))
+            }
+            _ => None,
+        });
+        ends.collect()
+    }
+}
+
+#[test]
+fn a_batch_takes_one_slot_and_all_its_tests_pass_at_once() {
+    let mut script = batch_of_three(RULES);
+    script.batch_ended(0, &[InBatch::Passed; 3]);
+    assert_eq!(script.verdicts(), [1, 2, 3].map(|n| (n, Verdict::Pass)));
+    assert_eq!(script.granted(), [(0, 0)]);
+}
+
+#[test]
+fn what_comes_back_runs_alone_and_only_a_failure_makes_it_flaky() {
+    let mut script = batch_of_three(RULES);
+    script.batch_ended(0, &[InBatch::Passed, InBatch::Failed, InBatch::Unsure]);
+    assert_eq!(script.verdicts(), [(1, Verdict::Pass)]);
+    let ends = [(1, 1, AttemptResult::Pass, false), (2, 1, AttemptResult::Fail, false)];
+    assert_eq!(script.ends(), ends);
+    assert_eq!(script.granted(), [(0, 2), (0, 3), (0, 0)]);
+    script.ended(W0, 1, AttemptResult::Pass);
+    assert_eq!(script.verdicts(), [(2, Verdict::Flaky)]);
+    assert_eq!(script.ends(), [(2, 2, AttemptResult::Pass, false)]);
+    script.ended(W0, 2, AttemptResult::Pass);
+    assert_eq!(script.verdicts(), [(3, Verdict::Pass)]);
+}
+
+#[test]
+fn an_attempt_in_a_batch_is_no_retry() {
+    let mut script = batch_of_three(Rules { retries: 1, ..RULES });
+    script.batch_ended(0, &[InBatch::Failed, InBatch::Passed, InBatch::Passed]);
+    script.ended(W0, 1, AttemptResult::Fail);
+    assert_eq!(script.verdicts(), []);
+    script.ended(W0, 3, AttemptResult::Fail);
+    assert_eq!(script.verdicts(), [(1, Verdict::Fail)]);
+}
+
+#[test]
+fn the_test_that_ran_when_a_batch_crashed_passes_if_it_does_alone() {
+    let mut script = batch_of_three(RULES);
+    script.batch_ended(0, &[InBatch::Passed, InBatch::Interrupted, InBatch::NotReached]);
+    let ends = [(1, 1, AttemptResult::Pass, false), (2, 1, AttemptResult::Lost, false)];
+    assert_eq!(script.ends(), ends);
+    script.ended(W0, 1, AttemptResult::Pass).ended(W0, 2, AttemptResult::Pass);
+    assert_eq!(script.verdicts(), [(3, Verdict::Pass)]);
+}
+
+#[test]
+fn a_lost_workers_batch_runs_again_without_the_test_that_ran() {
+    let mut script = batch_of_three(RULES);
+    script.started(W0, 0);
+    script.say(Input::Progressed { worker: W0, attempt: AttemptId(0), finished: 1 });
+    script.say(Input::Lost { worker: W0 }).join(W1, 2, B0);
+    let leases = script.said.iter().filter_map(|effect| match effect {
+        Effect::Lease { grants, .. } => Some(grants),
+        _ => None,
+    });
+    let companies: Vec<_> = leases.flatten().map(|grant| grant.company.clone()).collect();
+    assert!(companies.contains(&Company::Batch([1, 3].map(TestIndex).into())), "{companies:?}");
+    assert_eq!(script.granted(), [(1, 1), (1, 2)]);
+}
+
+#[test]
+fn a_cancelled_batch_keeps_what_passed() {
+    let mut script = batch_of_three(RULES);
+    script.started(W0, 0);
+    script.say(Input::Cancel { reason: CancelReason::Interrupt, how: Stop::Terminate });
+    script.batch_ended(0, &[InBatch::Passed, InBatch::Interrupted, InBatch::NotReached]);
+    let verdicts = [(1, Verdict::Pass), (2, Verdict::Lost), (3, Verdict::Skipped)];
+    assert_eq!(script.verdicts(), verdicts);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn a_test_that_fails_alone_is_tried_in_company_before_it_is_told() {
+    for (outcome, only_in_company) in [(InBatch::Passed, true), (InBatch::Failed, false)] {
+        let mut script = rotated(RULES);
+        script.ended(W0, 0, AttemptResult::Fail);
+        assert_eq!((script.ends(), script.verdicts()), (vec![], vec![]));
+        assert_eq!(script.granted(), [(0, 0), (0, 1)][..1]);
+        script.batch_ended(1, &[outcome]);
+        assert_eq!(script.ends(), [(0, 1, AttemptResult::Fail, only_in_company)]);
+        assert_eq!(script.verdicts(), [(0, Verdict::Fail)]);
+    }
+}
+
+#[test]
+fn a_witness_that_is_never_heard_changes_no_verdict() {
+    let mut script = rotated(RULES);
+    script.ended(W0, 0, AttemptResult::Crashed);
+    script.say(Input::Cancel { reason: CancelReason::Interrupt, how: Stop::Kill });
+    script.ended(W0, 1, AttemptResult::Lost);
+    assert_eq!(script.verdicts(), [(0, Verdict::Crashed)]);
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
