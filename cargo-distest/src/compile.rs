@@ -108,7 +108,7 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
         target_dir,
         local_roots: local_roots(&metadata),
         cargo: toolchain::cargo_for_tests(&settings.cargo, &sysroot),
-        config_env: config.variables(|name| std::env::var_os(name).is_some()),
+        config_env: config.variables(|name| std::env::var_os(name)),
         inherited_library_path: std::env::var_os(runtime_env::LIBRARY_PATH),
         metadata,
         raw,

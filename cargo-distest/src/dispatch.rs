@@ -54,6 +54,8 @@ pub struct Runnable {
 pub struct Planned {
     /// What it is.
     pub case: TestCase,
+    /// Marked `#[ignore]`, and asked for all the same.
+    pub ignored: bool,
     /// Its binary.
     pub runnable: Arc<Runnable>,
     /// Its place in the queue.
@@ -90,6 +92,8 @@ pub struct DispatchSettings {
     pub build_args: Vec<std::ffi::OsString>,
     /// What happens if no worker is left.
     pub fallback: Fallback,
+    /// The user named workers: the embedded one beside them is none to wait for.
+    pub workers_given: bool,
     /// Workers to wait for before the first attempt.
     pub wait_workers: u32,
     /// For how long.
@@ -142,7 +146,8 @@ pub struct Dispatch {
     tree: watch::Sender<Option<Arc<Tree>>>,
     outcomes: mpsc::Sender<Outcome>,
     gate: Gate,
-    ever_had_worker: bool,
+    /// Workers that joined and that the user was waiting for.
+    waited_for: u32,
     fell_back: bool,
     done: bool,
 }
@@ -205,7 +210,7 @@ impl Dispatch {
             tree: watch::Sender::new(None),
             outcomes,
             gate: Gate { planned: false, workers: false, opened: false },
-            ever_had_worker: false,
+            waited_for: 0,
             fell_back: false,
             done: false,
         }
@@ -256,7 +261,7 @@ impl Dispatch {
             FleetMessage::AllAnswered => {
                 self.gate.workers = true;
                 inputs.push(Input::NoMoreWorkers);
-                let hopeless = self.settings.fallback == Fallback::Fail && !self.ever_had_worker;
+                let hopeless = self.settings.fallback == Fallback::Fail && self.waited_for == 0;
                 inputs.extend(hopeless.then_some(Input::NoWorker));
             }
             FleetMessage::Reports { worker, reports, taken } => {
@@ -285,8 +290,10 @@ impl Dispatch {
         let (slots, round_trip) = (connection.slots, connection.round_trip);
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         self.workers.insert(worker, connected);
-        self.ever_had_worker = true;
-        self.gate.workers |= self.workers.len() as u32 >= self.settings.wait_workers;
+        if !info.embedded || !self.settings.workers_given {
+            self.waited_for += 1;
+        }
+        self.gate.workers |= self.waited_for >= self.settings.wait_workers.max(1);
         self.tell(RunEvent::WorkerJoined(info)).await;
         inputs.push(Input::Joined { worker, slots, round_trip });
     }
@@ -488,7 +495,7 @@ impl Dispatch {
             specs.push(distest_worker::protocol::AttemptSpec {
                 id: attempt,
                 binary: planned.runnable.key,
-                args: testenv::arguments(&planned.case, planned.runnable.whole),
+                args: testenv::arguments(&planned.case, planned.ignored, planned.runnable.whole),
                 env: testenv::attempt(&self.settings.facts, &planned.case, alone),
                 limits: self.settings.limits,
                 streams: self.settings.streams,
@@ -544,7 +551,7 @@ impl Dispatch {
             return;
         }
         self.fell_back = true;
-        let text = match self.ever_had_worker {
+        let text = match self.waited_for > 0 {
             true => "no worker is left: the remaining tests run on this machine",
             false => "no given worker is usable: the tests run on this machine",
         };
@@ -564,7 +571,7 @@ impl Dispatch {
         let workers = self.workers.into_values();
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
-        Dispatched { cancelled, never_had_worker: !self.ever_had_worker }
+        Dispatched { cancelled, never_had_worker: self.waited_for == 0 }
     }
 }
 

@@ -270,11 +270,12 @@ impl Line {
             },
             streams: if execute.no_capture { Streams::Live } else { Streams::Capture },
             build_args: compile.build_args.clone(),
-            fallback: match (fleet.workers.is_empty(), fleet.local_slots) {
-                // The user wants no embedded worker and names no other.
-                (true, LocalSlots::Count(0)) => Fallback::Fail,
+            fallback: match fleet.local_slots {
+                // The user wants no embedded worker, in no case.
+                LocalSlots::Count(0) => Fallback::Fail,
                 _ => fleet.fallback,
             },
+            workers_given: !fleet.workers.is_empty(),
             wait_workers: fleet.wait_workers,
             wait_for: fleet.wait_for,
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),

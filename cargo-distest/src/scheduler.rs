@@ -473,9 +473,12 @@ impl Scheduler {
             let running = self.workers.running();
             effects.push(Effect::Cancelling { reason, running });
             for test in self.queue.drain() {
-                match self.stories[test.0 as usize].failed_alone {
-                    Some(_) => self.heard_witness(test, false, effects),
-                    None => self.decide(test, Verdict::Skipped, effects),
+                // What was lost and is queued again did begin, and came to no end.
+                let Story { losses, failed_alone, .. } = &self.stories[test.0 as usize];
+                match (failed_alone, *losses > 0) {
+                    (Some(_), _) => self.heard_witness(test, false, effects),
+                    (None, true) => self.decide(test, Verdict::Lost, effects),
+                    (None, false) => self.decide(test, Verdict::Skipped, effects),
                 }
             }
         }

@@ -93,13 +93,14 @@ pub fn attempt(facts: &RunFacts, case: &TestCase, number: u32) -> Vec<(OsText, O
 }
 
 /// What makes a test binary run exactly one test and show its output; nothing for a binary that is
-/// one test case as a whole.
-pub fn arguments(case: &TestCase, whole: bool) -> Vec<OsText> {
+/// one test case as a whole. An ignored test must be told to run, or the harness passes it unseen.
+pub fn arguments(case: &TestCase, ignored: bool, whole: bool) -> Vec<OsText> {
     if whole {
         return Vec::new();
     }
     let name = &*case.name.0;
     let mut arguments = vec!["--exact", "--nocapture"];
+    arguments.extend(ignored.then_some("--ignored"));
     // Only a custom harness has such names, and only behind a `--` are they no options.
     match name.starts_with('-') {
         true => arguments.extend(["--", name]),
@@ -191,12 +192,14 @@ mod tests {
     #[test]
     fn a_name_that_looks_like_an_option_is_none() {
         assert_eq!(
-            arguments(&case("a b"), false),
+            arguments(&case("a b"), false, false),
             ["a b", "--exact", "--nocapture"].map(OsText::from)
         );
         let dashed = ["--exact", "--nocapture", "--", "-x"].map(OsText::from);
-        assert_eq!(arguments(&case("-x"), false), dashed);
-        assert_eq!(arguments(&case("t"), true), []);
+        assert_eq!(arguments(&case("-x"), false, false), dashed);
+        assert_eq!(arguments(&case("t"), false, true), []);
+        let ignored = ["t", "--exact", "--nocapture", "--ignored"].map(OsText::from);
+        assert_eq!(arguments(&case("t"), true, false), ignored);
     }
 
     #[test]

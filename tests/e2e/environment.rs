@@ -46,6 +46,10 @@ fn embedded(scratch: &Scratch) {
         given.retain(|name, _| !is_a_test_runners(name));
         let mut expected = cargo[label].clone();
         expected.insert("ENVIRONMENT_OUT".to_owned(), folder.display().to_string());
+        // Beyond what cargo gives, for tests that ask at run time where they may write.
+        let writable = given.remove("CARGO_TARGET_TMPDIR");
+        assert_eq!(writable.is_some(), label == "test", "a folder to write in for {label}");
+        assert!(writable.is_none_or(|folder| Path::new(&folder).is_dir()), "for {label}");
         assert_eq!(given, expected, "variables of {label}");
         let cwd = fs::read_to_string(folder.join(format!("{label}.cwd"))).unwrap();
         assert_eq!(Path::new(cwd.trim_end_matches('\0')), fixture.root, "folder of {label}");
@@ -57,16 +61,18 @@ fn on_a_worker(scratch: &Scratch) {
     let cargo = under_cargo(scratch, &fixture);
     let folder = new_folder(scratch, "distest");
     let workers = Worker::fleet(scratch, 1, 1);
+    // Through cargo's configuration, because the fixture's own variables don't travel otherwise.
+    let out = format!("env.ENVIRONMENT_OUT='{}'", folder.display());
     let client = Client::run(scratch, &fixture)
         .only_on(&workers)
-        .env("ENVIRONMENT_OUT", &folder)
+        .args(["--config", &out])
         .env("FIXTURE_NOT_FORCED", "from the user")
         .env("FIXTURE_FORCED", "from the user");
     client.finish().transcript(0);
     for (label, _) in TESTS {
         let given = read(&folder.join(format!("{label}.env")));
         for (name, value) in &cargo[label] {
-            if name == "ENVIRONMENT_OUT" {
+            if name == "ENVIRONMENT_OUT" || is_the_machines(name) {
                 continue;
             }
             let found = given.get(name);
@@ -114,6 +120,23 @@ fn caught(folder: &Path, executable: &str) -> PathBuf {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start))
     });
     found.next().unwrap_or_else(|| panic!("cargo ran nothing called {executable}*"))
+}
+
+/// What cargo and rustup on this machine were given or set for themselves: no business of a test.
+fn is_the_machines(name: &str) -> bool {
+    const OWN: [&str; 7] = [
+        "CARGO_HOME",
+        "CARGO_TARGET_DIR",
+        "CARGO_HTTP_CAINFO",
+        "E2E_SCRATCH",
+        "PATH",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ];
+    OWN.contains(&name)
+        || name.starts_with("RUSTUP_")
+        || name.starts_with("XDG_")
+        || name.to_lowercase().ends_with("_proxy")
 }
 
 fn is_a_test_runners(name: &str) -> bool {

@@ -32,9 +32,26 @@ fn people_see_failures(scratch: &Scratch) {
     );
     let told = &finished.stderr;
     assert!(!told.contains('\u{1b}'), "colours where no terminal is:\n{told}");
-    let command =
-        told.lines().find(|line| line.contains("--exact") && line.contains("tests::fails"));
-    assert!(command.is_some(), "no command that reproduces the failure:\n{told}");
+    reproduces(scratch, &fixture, told);
+}
+
+/// Carries out what the report says would run the failed test again.
+fn reproduces(scratch: &Scratch, fixture: &Fixture, told: &str) {
+    let commands = told.lines().filter_map(|line| line.trim().strip_prefix("reproduce: "));
+    let command = commands.into_iter().find(|command| command.contains("test(=tests::fails)"));
+    let command = command.unwrap_or_else(|| panic!("nothing reproduces the failure:\n{told}"));
+    let client = distest_tests::product::product().client.clone();
+    let arguments = command.strip_prefix("cargo distest").expect("it is a call of ours");
+    let output = scratch
+        .command("sh")
+        .args(["-c", &format!("'{}'{arguments}", client.display())])
+        .current_dir(&fixture.root)
+        .env("CARGO_TARGET_DIR", &fixture.target_dir)
+        .output()
+        .expect("a shell can be started");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(100), "{told}");
+    assert!(told.contains("1 test run: 0 passed, 1 failed"), "{told}");
 }
 
 fn junit_holds_output(scratch: &Scratch) {

@@ -68,12 +68,12 @@ fn once(scratch: &Scratch, workers: &[Worker]) {
 fn twice(scratch: &Scratch, workers: &[Worker]) {
     let fixture = Fixture::named("slow");
     let name = "tests::hangs_and_ignores_sigterm";
-    let mut client =
-        Client::run(scratch, &fixture).args(["--run-ignored", "all", name, "--", "--exact"]);
+    let mut client = Client::run(scratch, &fixture);
     if !workers.is_empty() {
         client = client.only_on(workers);
     }
-    let run = client.start();
+    // Behind the `--` are libtest's arguments: ours come before.
+    let run = client.args(["--run-ignored", "all", name, "--", "--exact"]).start();
     scratch.wait_for(name, |process| {
         process.pid != run.pid()
             && process.command_line.contains(name)

@@ -74,15 +74,20 @@ impl CargoConfig {
         }
     }
 
-    /// The variables of `[env]` that are in force where `is_set` tells which the client has.
-    pub(super) fn variables(&self, is_set: impl Fn(&str) -> bool) -> Vec<ConfigVariable> {
+    /// The variables of `[env]`, each with the value in force: what the client has, which `given`
+    /// tells, wins unless the configuration forces its own. It is named all the same, because a
+    /// worker elsewhere doesn't have it.
+    pub(super) fn variables(
+        &self,
+        given: impl Fn(&str) -> Option<OsString>,
+    ) -> Vec<ConfigVariable> {
         let Some(Kind::Table(env)) = self.root.get("env").map(|node| &node.kind) else {
             return Vec::new();
         };
         let variable = |(name, node): (&String, &Node)| {
             let (value, force) = node.variable()?;
-            let wanted = force || !is_set(name);
-            wanted.then(|| ConfigVariable { name: name.into(), value })
+            let value = given(name).filter(|_| !force).unwrap_or(value);
+            Some(ConfigVariable { name: name.into(), value })
         };
         env.iter().filter_map(variable).collect()
     }
@@ -248,7 +253,7 @@ mod tests {
         let cli: Vec<String> = cli.iter().map(|&value| value.to_owned()).collect();
         let config = CargoConfig::load_from(cwd, None, &cli).unwrap();
         let found: Vec<String> = config
-            .variables(|name| name == "HAD")
+            .variables(|name| (name == "HAD").then(|| "the client's".into()))
             .iter()
             .map(|variable| {
                 format!("{}={}", variable.name.to_string_lossy(), variable.value.to_string_lossy())
@@ -302,6 +307,7 @@ mod tests {
                 "AB=b".to_owned(),
                 "BOTH=main".to_owned(),
                 at("FILE", "w/c"),
+                "HAD=the client's".to_owned(),
                 at("INC", "w/.cargo/i"),
                 at("MAIN", "w/m"),
                 at("MERGED", "w/.cargo/x"),
@@ -324,7 +330,7 @@ mod tests {
     #[test]
     fn only_force_overrides_what_the_client_has() {
         let temp = tempfile::tempdir().unwrap();
-        check(temp.path(), &["env.HAD='plain'"], &[]);
+        check(temp.path(), &["env.HAD='plain'"], &["HAD=the client's".to_owned()]);
         check(
             temp.path(),
             &["env.HAD.value='forced'", "env.HAD.force=true"],

@@ -49,8 +49,9 @@ pub(super) fn end(
     let Ended { settings, origin, fed, dispatched, .. } = ended;
     let Reported { mut reports, mut summary } = reported;
     let failed_early = fed.failure.is_some();
-    let no_tests = fed.planned.as_ref().is_some_and(|plan| plan.tests == 0)
-        && settings.select.no_tests == NoTests::Fail;
+    let none_left = fed.planned.as_ref().filter(|plan| plan.tests == 0);
+    let none_left = none_left.map(|plan| format!("no tests to run ({} skipped)", plan.skipped));
+    let no_tests = settings.select.no_tests;
 
     let mut code = summary.exit_code();
     if let Some(failure) = &fed.failure {
@@ -65,7 +66,7 @@ pub(super) fn end(
         Some(CancelReason::GlobalTimeout) => code.or_worse(ExitCode::TestsFailed),
         Some(CancelReason::TestFailure | CancelReason::BuildFailed) | None => code,
     };
-    if no_tests {
+    if none_left.is_some() && no_tests == NoTests::Fail {
         code = code.or_worse(ExitCode::NoTests);
     }
     let ending =
@@ -84,11 +85,15 @@ pub(super) fn end(
             Err(without_worker(code, dispatched.never_had_worker))
         }
         (None, Err(failure)) => Err(Failure { code: code.or_worse(failure.code), ..failure }),
-        (None, Ok(())) if no_tests => {
-            let skipped = fed.planned.map_or(0, |plan| plan.skipped);
-            let what = format!("no tests to run ({skipped} skipped)");
-            Err(Failure::new(code, what).hint("--no-tests pass makes this a success"))
-        }
-        (None, Ok(())) => Ok(code),
+        (None, Ok(())) => match (none_left, no_tests) {
+            (Some(what), NoTests::Fail) => {
+                Err(Failure::new(code, what).hint("--no-tests pass makes this a success"))
+            }
+            (Some(what), NoTests::Warn) => {
+                report_warning(ui, &what, None);
+                Ok(code)
+            }
+            (Some(_), NoTests::Pass) | (None, _) => Ok(code),
+        },
     }
 }

@@ -115,7 +115,7 @@ impl<'a> Intake<'a> {
             let name = listed.name.clone();
             let case = TestCase { binary: runnable.binary.id.clone(), name };
             match self.line.filter.decide(&runnable.binary, listed) {
-                Ok(()) => chosen.push(self.rank(case, &runnable)),
+                Ok(()) => chosen.push(self.rank(case, listed.ignored, &runnable)),
                 Err(reason) => self.skip(case, &runnable, reason, tally).await,
             }
         }
@@ -144,11 +144,12 @@ impl<'a> Intake<'a> {
         send(chosen, tally, orders).await;
     }
 
-    fn rank(&self, case: TestCase, runnable: &Arc<Runnable>) -> Planned {
+    fn rank(&self, case: TestCase, ignored: bool, runnable: &Arc<Runnable>) -> Planned {
         let timings = &self.line.timings;
         Planned {
             rank: plan::rank(&case, timings),
             expected: plan::expected(&case, timings),
+            ignored,
             runnable: Arc::clone(runnable),
             case,
         }

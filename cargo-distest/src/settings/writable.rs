@@ -20,7 +20,8 @@ pub fn check_writable(path: &Path) -> Result<(), Failure> {
         _ => Path::new("."),
     };
     std::fs::create_dir_all(folder).map_err(|error| {
-        refuse(format!("could not make the folder {}", folder.display())).because(error)
+        let (path, folder) = (path.display(), folder.display());
+        refuse(format!("could not write {path}: no folder {folder} can be made")).because(error)
     })?;
     tempfile::Builder::new()
         .prefix(".distest-check-")
@@ -54,6 +55,7 @@ mod tests {
             let failure = check_writable(&path).unwrap_err();
             assert_eq!(failure.code, ExitCode::Setup);
             assert!(failure.hint.is_some());
+            assert!(failure.what.contains(&path.display().to_string()), "{}", failure.what);
         }
     }
 }

@@ -47,7 +47,7 @@ fn refusal(given: Given<'_>) -> (ExitCode, String) {
 }
 
 #[test]
-fn defaults_are_nextests() {
+fn defaults() {
     insta::assert_debug_snapshot!(of_args(""), @r##"
     Settings {
         profile: "default",
@@ -103,9 +103,9 @@ fn defaults_are_nextests() {
             color: Auto,
             progress: Auto,
             status_level: Pass,
-            final_status_level: Fail,
+            final_status_level: Flaky,
             success_output: Never,
-            failure_output: Immediate,
+            failure_output: ImmediateFinal,
             junit: None,
             junit_name: "nextest-run",
             junit_success_output: false,
