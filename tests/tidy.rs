@@ -53,6 +53,7 @@ const WHOLE_LINE: &[&str] = &["run", "main", "lib"];
 /// Worker: the same.
 const WORKER: &[(&str, &[&str])] = &[
     ("digest", &[]),
+    ("globs", &[]),
     ("protocol", &["digest", "hello", "link", "sandbox", "session"]),
     ("hello", &["protocol"]),
     ("link", &["protocol"]),

@@ -7,6 +7,7 @@ mod build;
 mod execute;
 mod report;
 mod select;
+mod travel;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
+pub use travel::TravelArgs;
 
 /// `cargo test` for every machine you own.
 ///
@@ -70,6 +72,9 @@ pub struct RunArgs {
     /// Where they run.
     #[command(flatten)]
     pub fleet: FleetArgs,
+    /// What comes back.
+    #[command(flatten)]
+    pub travel: TravelArgs,
     /// What is shown and written.
     #[command(flatten)]
     pub report: ReportArgs,
@@ -182,8 +187,8 @@ impl ListArgs {
     pub fn as_run(&self) -> RunArgs {
         let Self { message_format: _, color, select, build, fleet, history, config } = self.clone();
         let report = ReportArgs { color, ..ReportArgs::default() };
-        let execute = ExecuteArgs::default();
-        RunArgs { select, build, execute, fleet, report, history, config }
+        let (execute, travel) = (ExecuteArgs::default(), TravelArgs::default());
+        RunArgs { select, build, execute, fleet, travel, report, history, config }
     }
 }
 

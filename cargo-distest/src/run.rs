@@ -5,6 +5,7 @@ mod intake;
 mod list;
 mod record;
 mod signals;
+mod travel;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use distest_worker::protocol::{Limits, OsText, Stop, Streams};
+use distest_worker::protocol::{Limits, Stop, Streams};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
@@ -30,12 +31,14 @@ use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{self, ConfigFiles, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning};
 use crate::testenv::RunFacts;
+use crate::tree::Tree;
+use crate::tree::copies::Copies;
 use crate::tree::statcache::StatCache;
-use crate::tree::{self, Tree, TreeRoots};
 use crate::ui::Ui;
 use intake::Intake;
 pub use list::list;
 use signals::Interrupts;
+use travel::Travel;
 
 /// Events that wait for the reporters.
 const EVENTS_MAX: usize = 1024;
@@ -51,6 +54,7 @@ struct Prepared {
     filter: Arc<Filter>,
     history: Option<History>,
     timings: Arc<Timings>,
+    travel: Travel,
     warnings: Vec<Warning>,
 }
 
@@ -107,9 +111,11 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         settings::check_writable(junit)?;
     }
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
+    let travel = Travel::new(&settings.travel, &workspace)?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
-    Ok(Prepared { settings, workspace, filter, history, timings: Arc::new(timings), warnings })
+    let timings = Arc::new(timings);
+    Ok(Prepared { settings, workspace, filter, history, timings, travel, warnings })
 }
 
 /// The line itself.
@@ -120,7 +126,8 @@ struct Line {
     filter: Arc<Filter>,
     timings: Arc<Timings>,
     facts: RunFacts,
-    stats: Arc<StatCache>,
+    travel: Travel,
+    copies: Arc<Copies>,
     events: mpsc::Sender<RunEvent>,
 }
 
@@ -138,6 +145,8 @@ struct Fed {
     built_at: Option<Duration>,
     planned: Option<PlanComplete>,
     failure: Option<Failure>,
+    /// What travelled, if anything did.
+    tree: Option<Arc<Tree>>,
 }
 
 impl Line {
@@ -146,10 +155,14 @@ impl Line {
         prepared: Prepared,
         events: mpsc::Sender<RunEvent>,
     ) -> (Self, Option<History>) {
-        let Prepared { settings, workspace, filter, history, timings, warnings: _ } = prepared;
+        let Prepared { settings, workspace, filter, history, timings, travel, warnings: _ } =
+            prepared;
         let facts = facts(&settings, &workspace);
         let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
-        (Self { origin, settings, workspace, filter, timings, facts, stats, events }, history)
+        let copies = Arc::new(Copies::new(&workspace.target_dir, stats));
+        let line =
+            Self { origin, settings, workspace, filter, timings, facts, travel, copies, events };
+        (line, history)
     }
 
     async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
@@ -169,6 +182,9 @@ impl Line {
         connecting.abort();
         drop(watch);
         self.save_digests().await;
+        if let Some(tree) = fed.tree.clone() {
+            self.look_back(tree).await;
+        }
         let Self { origin, settings, .. } = self;
         Ended { settings, origin, fed, dispatched }
     }
@@ -218,7 +234,8 @@ impl Line {
             let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
             fed.built_at = Some(self.origin.elapsed());
             self.tell(RunEvent::Built { elapsed: built.elapsed }).await;
-            self.send_tree(orders).await
+            fed.tree = self.send_tree(orders).await?;
+            Ok(())
         };
         let ((), planned) = tokio::try_join!(building, intake.plan(binaries_in, orders))?;
         // Nobody takes orders once the run is cancelled.
@@ -228,22 +245,33 @@ impl Line {
     }
 
     /// Takes stock of the workspace's files, if a worker may need them.
-    async fn send_tree(&self, orders: &mpsc::Sender<Order>) -> Result<(), Failure> {
+    async fn send_tree(&self, orders: &mpsc::Sender<Order>) -> Result<Option<Arc<Tree>>, Failure> {
+        let travels = !self.settings.fleet.workers.is_empty();
         let mut tree = Tree::default();
-        if !self.settings.fleet.workers.is_empty() {
-            let (roots, stats) = (tree_roots(&self.workspace), Arc::clone(&self.stats));
-            tree = blocking(move || tree::collect(&roots, &stats)).await?;
+        if travels {
+            tree = self.travel.collect(&self.copies).await?;
             for notice in std::mem::take(&mut tree.notices) {
                 self.tell(RunEvent::Warning { text: notice, hint: None }).await;
             }
         }
-        let _ = orders.send(Order::Tree(Arc::new(tree))).await;
-        Ok(())
+        let tree = Arc::new(tree);
+        let _ = orders.send(Order::Tree(Arc::clone(&tree))).await;
+        Ok(travels.then_some(tree))
+    }
+
+    /// Says so if the workspace is no longer what travelled.
+    async fn look_back(&self, tree: Arc<Tree>) {
+        let (copies, root) = (Arc::clone(&self.copies), self.workspace.root.clone());
+        if let Some(Warning { text, hint }) =
+            travel::look_back(tree, copies, Vec::new(), root).await
+        {
+            self.tell(RunEvent::Warning { text, hint }).await;
+        }
     }
 
     /// Remembers which files have which digest. If that fails they are hashed again.
     async fn save_digests(&self) {
-        let stats = Arc::clone(&self.stats);
+        let stats = Arc::clone(self.copies.stats());
         let _ = blocking(move || stats.save()).await;
     }
 
@@ -286,7 +314,7 @@ impl Line {
     fn session_facts(&self) -> SessionFacts {
         SessionFacts {
             run: self.facts.clone(),
-            roots: roots(&self.workspace),
+            roots: self.travel.session_roots(&self.workspace),
             environment: std::env::vars_os().collect(),
         }
     }
@@ -294,27 +322,6 @@ impl Line {
     async fn tell(&self, event: RunEvent) {
         // If the reporters are gone, the run still ends in order.
         let _ = self.events.send(event).await;
-    }
-}
-
-/// Folders that a worker lays out, outermost first, none within another.
-fn roots(workspace: &Workspace) -> Vec<OsText> {
-    let mut folders = workspace.local_roots.clone();
-    folders
-        .extend([&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone));
-    // The standard library as a shared library, for tests that are linked to it.
-    folders.extend([workspace.sysroot.join("lib"), workspace.rust_libdir(&workspace.host)]);
-    folders.sort();
-    folders.dedup_by(|inner, outer| inner.starts_with(outer));
-    folders.into_iter().map(OsText::from).collect()
-}
-
-/// Where workspace files are looked for.
-fn tree_roots(workspace: &Workspace) -> TreeRoots {
-    TreeRoots {
-        workspace: workspace.root.clone(),
-        packages: workspace.local_roots.clone(),
-        excluded: vec![workspace.target_dir.clone(), workspace.build_dir.clone()],
     }
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod layer;
 mod reader;
 mod resolve;
+mod travel;
 mod values;
 mod writable;
 
@@ -22,6 +23,8 @@ use clap::ValueEnum;
 
 pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
 pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
+pub use travel::TravelSettings;
+pub(crate) use travel::parse_pattern;
 pub use values::{TestThreads, WaitWorkers, parse_duration};
 pub(crate) use values::{parse_positive_duration, parse_shard};
 pub use writable::check_writable;
@@ -39,6 +42,8 @@ pub struct Settings {
     pub execute: ExecuteSettings,
     /// Where they run.
     pub fleet: FleetSettings,
+    /// What goes there and what comes back.
+    pub travel: TravelSettings,
     /// What is shown and written.
     pub report: ReportSettings,
     /// What is remembered.

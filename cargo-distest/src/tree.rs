@@ -1,10 +1,13 @@
 //! The workspace files that travel.
 //!
-//! What git knows or would add, per repository; without git, everything but what `.gitignore`
-//! files exclude. Never `.git`, nor what is built. Contents are named by digest, through a cache
-//! that saves reading what has not changed ([`statcache`]); the test binaries themselves are taken
-//! by [`keep`] and described by [`payload`].
+//! What git knows or would add, per repository, and empty folders, which git doesn't know; without
+//! git, everything but what `.gitignore` files exclude. Never `.git`, nor what is built; the user's
+//! patterns add and leave out ([`include`]). Contents are named by digest, through a cache that saves
+//! reading what has not changed ([`statcache`]), and served from [`copies`]; the test binaries
+//! themselves are taken by [`keep`] and described by [`payload`].
 
+pub mod copies;
+pub mod include;
 pub mod keep;
 pub mod payload;
 pub mod statcache;
@@ -18,13 +21,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use distest_worker::digest::Digest;
+use distest_worker::globs::Globs;
 use distest_worker::protocol::TreeEntry;
 
-use self::statcache::StatCache;
+use self::copies::Copies;
+use self::include::Include;
+use self::statcache::Stamp;
 use crate::failure::{ExitCode, Failure};
 
-/// More files than this don't travel: something is wrong with what is ignored.
-pub const TREE_FILES_MAX: usize = 200_000;
+/// Files that travel with one binary at most.
+pub const PAYLOAD_FILES_MAX: usize = 200_000;
 /// Notices beyond this are counted, not told.
 const NOTICES_MAX: usize = 10;
 
@@ -37,6 +43,21 @@ pub struct TreeRoots {
     pub packages: Vec<PathBuf>,
     /// Target and build directories: what git doesn't track in them stays here.
     pub excluded: Vec<PathBuf>,
+    /// Folders that only hold what the user includes.
+    pub included: Vec<PathBuf>,
+}
+
+/// What the user says of it.
+#[derive(Clone, Debug)]
+pub struct TreeRules {
+    /// What travels besides.
+    pub include: Vec<Include>,
+    /// What stays, whatever else is said. Relative to the workspace.
+    pub exclude: Globs,
+    /// More files than this are a mistake.
+    pub files_max: usize,
+    /// The largest files stay here beyond this many bytes.
+    pub bytes_max: u64,
 }
 
 /// The workspace files.
@@ -44,12 +65,14 @@ pub struct TreeRoots {
 pub struct Tree {
     /// Folders, files and links by path, each below one of the roots and after its folder.
     pub entries: Vec<TreeEntry>,
-    /// Where a content lies, one place for each.
+    /// Where our copy of a content lies.
     pub files: BTreeMap<Digest, PathBuf>,
     /// What a user should know: what doesn't travel although it should.
     pub notices: Vec<String>,
     /// Bytes of all files.
     pub bytes: u64,
+    /// What the files were when they were read.
+    seen: Vec<(PathBuf, Stamp)>,
 }
 
 /// Something that may travel.
@@ -65,6 +88,7 @@ struct Found {
 struct Collector {
     found: Vec<Found>,
     notices: Notices,
+    files_max: usize,
 }
 
 /// A bounded list for people.
@@ -74,14 +98,14 @@ struct Notices {
     untold: usize,
 }
 
-/// Finds the files that travel, and hashes those that `cache` doesn't know. Runs git, reads the
-/// disk, blocks.
+/// Finds the files that travel, and copies those into `copies` that it doesn't have as they are.
+/// Runs git, reads the disk, blocks.
 ///
 /// # Errors
-/// [`ExitCode::Setup`] if a root can't be read or there are more than [`TREE_FILES_MAX`] files.
-/// What can't be read below a root is a notice.
-pub fn collect(roots: &TreeRoots, cache: &StatCache) -> Result<Tree, Failure> {
-    let mut collector = Collector::default();
+/// [`ExitCode::Setup`] if a root can't be read or there are more than [`TreeRules::files_max`]
+/// files. What can't be read below a root is a notice.
+pub fn collect(roots: &TreeRoots, rules: &TreeRules, copies: &Copies) -> Result<Tree, Failure> {
+    let mut collector = Collector { files_max: rules.files_max, ..Collector::default() };
     collector.root(&roots.workspace, roots)?;
     for package in &roots.packages {
         let manifest = package.join("Cargo.toml").into_os_string();
@@ -90,8 +114,37 @@ pub fn collect(roots: &TreeRoots, cache: &StatCache) -> Result<Tree, Failure> {
             collector.root(package, roots)?;
         }
     }
-    let Collector { found, notices } = collector;
-    assemble::assemble(found, notices, roots, cache)
+    for include in &rules.include {
+        for path in include.find(&roots.excluded, 5 * rules.files_max) {
+            // As if git had it: wherever it lies.
+            collector.add(path, true);
+        }
+        collector.bounded(&roots.workspace)?;
+    }
+    let Collector { found, notices, .. } = collector;
+    assemble::assemble(found, notices, roots, rules, copies)
+}
+
+impl Tree {
+    /// Files that are no longer what travelled. Looks at each, blocks.
+    pub fn changed(&self) -> Vec<&Path> {
+        assemble::changed(&self.seen)
+    }
+
+    /// The entry at a path.
+    pub fn entry(&self, path: &Path) -> Option<&TreeEntry> {
+        let found = self.entries.binary_search_by(|entry| {
+            entry.path.as_bytes().cmp(path.as_os_str().as_encoded_bytes())
+        });
+        found.ok().map(|index| &self.entries[index])
+    }
+}
+
+impl TreeRules {
+    /// Rules that leave it to git, with the bounds of the default configuration.
+    pub fn new(files_max: usize, bytes_max: u64) -> Self {
+        Self { include: Vec::new(), exclude: Globs::default(), files_max, bytes_max }
+    }
 }
 
 impl Collector {
@@ -153,6 +206,14 @@ impl Collector {
         for name in listing.nested {
             self.nested(&dir.join(name), roots);
         }
+        for name in listing.folders {
+            let folder = dir.join(name);
+            if !roots.excluded.iter().any(|excluded| folder.starts_with(excluded)) {
+                for folder in walk::folders(&folder, &roots.excluded) {
+                    self.add(folder, false);
+                }
+            }
+        }
     }
 
     /// A repository in a folder that isn't its submodule.
@@ -183,16 +244,21 @@ impl Collector {
     /// Before any file is looked at: this many can't all be meant.
     fn bounded(&self, dir: &Path) -> Result<(), Failure> {
         // Files that are built may be among them if they aren't ignored; those are left out later.
-        if self.found.len() <= 5 * TREE_FILES_MAX { Ok(()) } else { Err(too_many(dir)) }
+        if self.found.len() <= 5 * self.files_max {
+            return Ok(());
+        }
+        Err(too_many(dir, self.files_max))
     }
 }
 
-fn too_many(dir: &Path) -> Failure {
-    let what = format!(
-        "could not gather the files of {}: there are more than {TREE_FILES_MAX} that git doesn't ignore",
-        dir.display()
-    );
-    Failure::new(ExitCode::Setup, what).hint("add folders that tests don't need to .gitignore")
+fn too_many(dir: &Path, files_max: usize) -> Failure {
+    let what = format!("could not gather the files of {}", dir.display());
+    Failure::new(ExitCode::Setup, what)
+        .because(format!("there are more than {files_max} that git doesn't ignore"))
+        .hint(
+            "leave out what tests don't need with `exclude` in the profile or in .gitignore, or raise \
+             the profile's `tree-files-max`",
+        )
 }
 
 impl Notices {

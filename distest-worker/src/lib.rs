@@ -7,6 +7,7 @@ pub mod cli;
 pub mod digest;
 pub mod evict;
 pub mod executor;
+pub mod globs;
 pub mod hello;
 pub mod link;
 pub mod output;

@@ -15,6 +15,7 @@ mod output;
 mod selection;
 mod shipping;
 mod signals;
+mod travel;
 
 use std::env;
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         environment::cases(),
         shipping::cases(),
         signals::cases(),
+        travel::cases(),
         faults::cases(),
         bad_input::cases(),
         bad_workers::cases(),

@@ -94,6 +94,7 @@ const FLAGS: &[&str] = &[
     "--on=name",
     "--local-slots=0",
     "--local-slots=auto",
+    "--collect=*.snap.new",
     "--junit=junit.xml",
     "--message-format=human",
     "--message-format=json",

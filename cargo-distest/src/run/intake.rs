@@ -42,12 +42,13 @@ impl<'a> Intake<'a> {
     /// Opens the store and the cache of listings.
     pub(super) async fn open(line: &'a Line) -> Result<Self, Failure> {
         let target = line.workspace.target_dir.clone();
-        let stats = Arc::clone(&line.stats);
-        let store = blocking(move || ClientStore::open(&target, stats)).await.map_err(|error| {
-            let state = state_folder(&line.workspace);
-            let what = format!("could not open the store in {}", state.display());
-            Failure::new(ExitCode::Setup, what).because(error)
-        })?;
+        let copies = Arc::clone(&line.copies);
+        let store =
+            blocking(move || ClientStore::open(&target, copies)).await.map_err(|error| {
+                let state = state_folder(&line.workspace);
+                let what = format!("could not open the store in {}", state.display());
+                Failure::new(ExitCode::Setup, what).because(error)
+            })?;
         let lister = ByTriple {
             host: line.workspace.host.clone(),
             local: LocalLister::default(),

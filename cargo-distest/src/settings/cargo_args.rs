@@ -12,7 +12,8 @@ use crate::cli::{BuildArgs, RunArgs};
 
 /// How cargo is to be called.
 pub(super) fn compile_settings(args: &RunArgs, cargo: Option<String>) -> CompileSettings {
-    let RunArgs { build, execute, report, select: _, fleet: _, history: _, config: _ } = args;
+    let RunArgs { build, execute, report, select: _, fleet: _, travel: _, history: _, config: _ } =
+        args;
     let (mut build_args, metadata_args) = cargo_args(build);
     if let Some(color) = report.color {
         build_args.push(glue("--color", color_name(color)));

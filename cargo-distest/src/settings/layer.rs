@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::travel::TravelLayer;
 use super::{
     Color, Isolation, LocalSlots, MaxFail, MessageFormat, NoTests, OutputWhen, ShowProgress,
     StatusLevel, TestThreads,
@@ -41,6 +42,7 @@ pub(super) struct Layer {
     pub(super) junit_name: Option<String>,
     pub(super) junit_success_output: Option<bool>,
     pub(super) junit_failure_output: Option<bool>,
+    pub(super) travel: TravelLayer,
 }
 
 impl Layer {
@@ -71,6 +73,7 @@ impl Layer {
             junit_name: self.junit_name.or(lower.junit_name),
             junit_success_output: self.junit_success_output.or(lower.junit_success_output),
             junit_failure_output: self.junit_failure_output.or(lower.junit_failure_output),
+            travel: self.travel.or(lower.travel),
         }
     }
 }

@@ -3,13 +3,14 @@
 //! Keys are matched by hand, so that every complaint names its line and unknown keys of
 //! cargo-nextest, which may be newer than we know, can be told from typing errors in our own file.
 
-mod node;
+pub(super) mod node;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::layer::{Layer, parse_choice};
+use super::travel;
 use super::values::{parse_duration, parse_positive_duration};
 use super::{ConfigText, Dialect, Fallback, Isolation, MaxFail, TestThreads, WorkerAddress};
 use crate::cli::FlakyResult;
@@ -58,6 +59,12 @@ const PROFILE_KEYS: &[&str] = &[
     "junit",
     "isolation",
     "local-slots",
+    "include",
+    "exclude",
+    "tree-files-max",
+    "tree-bytes-max",
+    "env",
+    "collect",
 ];
 const JUNIT_KEYS: &[&str] =
     &["path", "report-name", "store-success-output", "store-failure-output"];
@@ -161,6 +168,7 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
                     "a number from 0 or `\"auto\"`",
                 )?);
             }
+            key if ours && travel::KEYS.contains(&key) => layer.travel.read(key, &node)?,
             "overrides" | "scripts" | "threads-required" | "run-extra-args" | "test-group"
             | "archive" | "bench" | "priority"
                 if !ours =>

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::layer::{Layer, parse_choice};
 use super::reader::{self, FileConfig, FileProfile};
+use super::travel::{self, TravelLayer};
 use super::{
     CompileSettings, ConfigFiles, Dialect, ExecuteSettings, FleetSettings, HistorySettings,
     Isolation, MaxFail, OutputWhen, ReportSettings, RunIgnored, SelectSettings, Settings,
@@ -72,7 +73,7 @@ pub fn resolve(
     files: &ConfigFiles,
     facts: &Facts,
 ) -> Result<Resolved, Failure> {
-    let RunArgs { select, build: _, execute, fleet, report, history, config } = args;
+    let RunArgs { select, build: _, execute, fleet, travel, report, history, config } = args;
     let ConfigArgs { profile, config_file: _ } = config;
 
     let files = Files::read(files)?;
@@ -88,6 +89,7 @@ pub fn resolve(
         select: select_settings(select, &layer, &files)?,
         execute: execute_settings(execute, &select.libtest, &layer, &files, facts),
         fleet: fleet_settings(fleet, env, &layer, &files)?,
+        travel: travel::settings(travel, &layer),
         report: report_settings(report, &layer, &files, &profile, facts),
         history: history_settings(history, env, facts),
         profile,
@@ -182,7 +184,8 @@ impl Files {
 }
 
 fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
-    let RunArgs { select, build: _, execute, fleet, report, history: _, config: _ } = args;
+    let RunArgs { select, build: _, execute, fleet, travel: _, report, history: _, config: _ } =
+        args;
     let max_fail = match (execute.fail_fast, execute.no_fail_fast) {
         (true, _) => Some(MaxFail::Count { failures: 1, immediate: false }),
         (_, true) => Some(MaxFail::All),
@@ -213,6 +216,7 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         junit_name: None,
         junit_success_output: None,
         junit_failure_output: None,
+        travel: TravelLayer::default(),
     }
 }
 

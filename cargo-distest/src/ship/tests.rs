@@ -9,8 +9,9 @@ use distest_worker::store::{Store, Upload};
 use tarpc::server::{BaseChannel, Channel};
 
 use super::*;
+use crate::tree::copies::Copies;
 use crate::tree::statcache::StatCache;
-use crate::tree::{TreeRoots, collect};
+use crate::tree::{TreeRoots, TreeRules, collect};
 
 /// A worker with a real store and sandbox, that does wrong when it is told to.
 #[derive(Clone)]
@@ -223,8 +224,11 @@ fn a_tree_arrives() {
         }
         std::os::unix::fs::symlink("d1", bench.path("link")).unwrap();
         let roots = TreeRoots { workspace: bench.dir.path().join("files"), ..Default::default() };
-        let cache = StatCache::open(&bench.dir.path().join("stats"));
-        let tree = collect(&roots, &cache).unwrap();
+        let stats = Arc::new(StatCache::open(&bench.dir.path().join("stats")));
+        let copies = Copies::new(&bench.dir.path().join("target"), stats);
+        let tree = collect(&roots, &TreeRules::new(1000, 1 << 30), &copies).unwrap();
+        // What was copied travels, whatever has become of the files.
+        fs::write(bench.path("d1/f134"), "changed").unwrap();
         bench.shipper.tree(&tree).await.unwrap();
         assert_eq!(bench.laid("link/f134"), b"content 67");
         assert_eq!(bench.shipper.shipped().blobs, 150, "equal contents travel once");

@@ -2,7 +2,7 @@
 //! folders, hashes files on several threads.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use distest_worker::protocol::{OsText, TreeEntry, TreeNode};
+use distest_worker::digest::Digest;
+use distest_worker::protocol::{TreeEntry, TreeNode};
 
-use super::statcache::StatCache;
-use super::{Found, Notices, TREE_FILES_MAX, Tree, TreeRoots, too_many};
+use super::copies::{Copies, Taken};
+use super::include::{is_system, plain};
+use super::statcache::Stamp;
+use super::{Found, Notices, Tree, TreeRoots, TreeRules, too_many};
 use crate::failure::Failure;
 
 /// More threads than this only wait for the disk.
@@ -42,6 +45,14 @@ struct Folder {
 /// What lies at a path.
 pub(super) enum Looked {
     Node(TreeNode),
+    /// A file, and what it was when it was read. `restless`: it was being written to.
+    File {
+        digest: Digest,
+        size: u64,
+        mode: u32,
+        stamp: Stamp,
+        restless: bool,
+    },
     /// Nothing any more, or still tracked although deleted.
     Gone,
     /// Something that can't travel, and why.
@@ -52,32 +63,56 @@ pub(super) fn assemble(
     mut found: Vec<Found>,
     mut notices: Notices,
     roots: &TreeRoots,
-    cache: &StatCache,
+    rules: &TreeRules,
+    copies: &Copies,
 ) -> Result<Tree, Failure> {
     let mut folders = Folders::new(roots);
     // What is both counts as tracked. In the order of bytes a folder comes before what is in it.
     found.sort_unstable_by(|a, b| a.path.cmp(&b.path).then(b.tracked.cmp(&a.tracked)));
     found.dedup_by(|later, first| later.path == first.path);
-    found.retain(|found| folders.travels(found));
-    if found.len() > TREE_FILES_MAX {
-        return Err(too_many(&roots.workspace));
+    found.retain(|found| folders.travels(found) && !excluded(&found.path, roots, rules));
+    if found.len() > rules.files_max {
+        return Err(too_many(&roots.workspace, rules.files_max));
     }
     let mut nodes = folders.nodes(&found);
-    let paths: Vec<OsString> = found.into_iter().map(|found| found.path).collect();
+    let mut seen_things: Vec<_> = parallel(&found, |found| fs::symlink_metadata(&found.path));
+    for left_out in beyond(&seen_things, rules.bytes_max) {
+        let size = seen_things[left_out].as_ref().map_or(0, fs::Metadata::len);
+        let why = format!(
+            "it has {}, and all workspace files may have {} (`tree-bytes-max` in the profile)",
+            in_units(size),
+            in_units(rules.bytes_max)
+        );
+        seen_things[left_out] = Err(io::Error::other(why));
+    }
+    let things: Vec<_> = found.into_iter().map(|found| found.path).zip(seen_things).collect();
+    let looked = parallel(&things, |(path, seen)| look(Path::new(path), seen, copies));
     let mut tree = Tree::default();
-    for (path, looked) in look_at_all(paths, cache) {
+    for ((path, _), looked) in things.into_iter().zip(looked) {
+        let shown = Path::new(&path).display();
         match looked {
+            Looked::File { digest, size, mode, stamp, restless } => {
+                if restless {
+                    let text = "is being written to, and travels as it was read last";
+                    notices.add(format!("{shown} {text}"));
+                }
+                tree.bytes += size;
+                tree.files.entry(digest).or_insert_with(|| copies.path(digest));
+                tree.seen.push((path.clone().into(), stamp));
+                nodes.insert(path, TreeNode::File { digest, size, mode });
+            }
             Looked::Node(node) => {
-                if let TreeNode::File { digest, size, .. } = &node {
-                    tree.bytes += size;
-                    tree.files.entry(*digest).or_insert_with(|| PathBuf::from(&path));
+                if let TreeNode::Link { target } = &node
+                    && let Some(outside) = leads_out(Path::new(&path), target.as_path(), roots)
+                {
+                    let text = "does not travel; `include` in the profile can name it";
+                    notices
+                        .add(format!("{shown} is a link to {}, which {text}", outside.display()));
                 }
                 nodes.insert(path, node);
             }
             Looked::Gone => {}
-            Looked::Unusable(why) => {
-                notices.add(format!("{} does not travel: {why}", Path::new(&path).display()));
-            }
+            Looked::Unusable(why) => notices.add(format!("{shown} does not travel: {why}")),
         }
     }
     let entries = nodes.into_iter();
@@ -86,10 +121,70 @@ pub(super) fn assemble(
     Ok(tree)
 }
 
+/// Files that are no longer what they were.
+pub(super) fn changed(seen: &[(PathBuf, Stamp)]) -> Vec<&Path> {
+    let same = parallel(seen, |(path, stamp)| {
+        fs::symlink_metadata(path).is_ok_and(|metadata| Stamp::of(&metadata) == *stamp)
+    });
+    let changed = seen.iter().zip(same).filter(|(_, same)| !same);
+    changed.map(|((path, _), _)| path.as_path()).collect()
+}
+
+/// Whether the user wants it to stay here.
+fn excluded(path: &OsStr, roots: &TreeRoots, rules: &TreeRules) -> bool {
+    let path = Path::new(path);
+    let relative = || path.strip_prefix(&roots.workspace).ok();
+    !rules.exclude.is_empty() && rules.exclude.matches(path, relative())
+}
+
+/// The largest files, until the others have at most `bytes_max` bytes.
+fn beyond(seen: &[io::Result<fs::Metadata>], bytes_max: u64) -> Vec<usize> {
+    let size = |seen: &io::Result<fs::Metadata>| match seen {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        _ => 0,
+    };
+    let mut total: u64 = seen.iter().map(size).fold(0, u64::saturating_add);
+    if total <= bytes_max {
+        return Vec::new();
+    }
+    let mut sizes: Vec<_> = seen.iter().map(size).enumerate().collect();
+    sizes.sort_by_key(|(index, size)| (std::cmp::Reverse(*size), *index));
+    let mut left_out = Vec::new();
+    for (index, size) in sizes {
+        if total <= bytes_max {
+            break;
+        }
+        total -= size;
+        left_out.push(index);
+    }
+    left_out
+}
+
+/// Where a link leads, if that is something here that workers won't have.
+fn leads_out(link: &Path, target: &Path, roots: &TreeRoots) -> Option<PathBuf> {
+    let target = plain(&link.parent()?.join(target));
+    let mut inside = [&roots.workspace]
+        .into_iter()
+        .chain(&roots.packages)
+        .chain(&roots.included)
+        .chain(&roots.excluded);
+    let stays = inside.any(|root| target.starts_with(root)) || is_system(&target);
+    (!stays && target.exists()).then_some(target)
+}
+
+/// `3.0 GiB`.
+fn in_units(bytes: u64) -> String {
+    let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
 impl Folders {
     fn new(roots: &TreeRoots) -> Self {
         let mut outer: Vec<&PathBuf> =
-            [&roots.workspace].into_iter().chain(&roots.packages).collect();
+            [&roots.workspace].into_iter().chain(&roots.packages).chain(&roots.included).collect();
         outer.sort_unstable();
         outer.dedup_by(|inner, outer| inner.starts_with(outer));
         let root = |path: &PathBuf| {
@@ -164,62 +259,69 @@ pub(super) fn is_build_directory(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "target") && path.join("CACHEDIR.TAG").exists()
 }
 
-/// Looks at each path, on several threads; answers in any order.
-pub(super) fn look_at_all(paths: Vec<OsString>, cache: &StatCache) -> Vec<(OsString, Looked)> {
+/// Looks at each path, on several threads.
+pub(super) fn look_at_all(paths: &[PathBuf], copies: &Copies) -> Vec<Looked> {
+    parallel(paths, |path| look(path, &fs::symlink_metadata(path), copies))
+}
+
+/// Does `work` for each item, on several threads; answers in the items' order.
+fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let next = AtomicUsize::new(0);
-    let work = || {
-        let mut looked = Vec::new();
+    let take = || {
+        let mut done = Vec::new();
         loop {
             let start = next.fetch_add(BATCH, Ordering::Relaxed);
-            let Some(batch) = paths.get(start..paths.len().min(start + BATCH)) else { break };
+            let Some(batch) = items.get(start..items.len().min(start + BATCH)) else { break };
             if batch.is_empty() {
                 break;
             }
-            looked.extend(batch.iter().map(|path| look(Path::new(path), cache)).zip(start..));
+            done.extend((start..).zip(batch.iter().map(&work)));
         }
-        looked
+        done
     };
-    let mut looked: Vec<(Looked, usize)> = thread::scope(|scope| {
+    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
         let others: Vec<_> =
-            (1..threads.min(paths.len().div_ceil(BATCH))).map(|_| scope.spawn(work)).collect();
-        let mut looked = work();
+            (1..threads.min(items.len().div_ceil(BATCH))).map(|_| scope.spawn(take)).collect();
+        let mut done = take();
         for other in others {
-            looked.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-        looked
+        done
     });
-    looked.sort_unstable_by_key(|(_, index)| *index);
-    paths.into_iter().zip(looked.into_iter().map(|(looked, _)| looked)).collect()
+    done.sort_unstable_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
-fn look(path: &Path, cache: &StatCache) -> Looked {
-    let node = fs::symlink_metadata(path).and_then(|metadata| {
-        let (kind, mode) = (metadata.file_type(), metadata.mode() & 0o777);
-        if kind.is_symlink() {
-            let target: OsText = fs::read_link(path)?.into();
-            Ok(Looked::Node(TreeNode::Link { target }))
-        } else if kind.is_dir() {
-            Ok(Looked::Node(TreeNode::Folder { mode }))
-        } else if kind.is_file() {
-            let (digest, size) = cache.digest_with(path, &metadata)?;
-            Ok(Looked::Node(TreeNode::File { digest, size, mode }))
-        } else if kind.is_fifo() {
-            Ok(Looked::Unusable("it is a named pipe".to_owned()))
-        } else if kind.is_socket() {
-            Ok(Looked::Unusable("it is a socket".to_owned()))
-        } else {
-            Ok(Looked::Unusable("it is a device".to_owned()))
-        }
-    });
-    match node {
-        Ok(looked) => looked,
+fn look(path: &Path, seen: &io::Result<fs::Metadata>, copies: &Copies) -> Looked {
+    let metadata = match seen {
+        Ok(metadata) => metadata,
+        Err(error) => return unusable(error),
+    };
+    let (kind, mode) = (metadata.file_type(), metadata.mode() & 0o777);
+    let looked = if kind.is_symlink() {
+        fs::read_link(path).map(|target| Looked::Node(TreeNode::Link { target: target.into() }))
+    } else if kind.is_dir() {
+        Ok(Looked::Node(TreeNode::Folder { mode }))
+    } else if kind.is_file() {
+        copies.take(path, metadata).map(|taken| {
+            let Taken { digest, size, stamp, restless } = taken;
+            Looked::File { digest, size, mode, stamp, restless }
+        })
+    } else if kind.is_fifo() {
+        Ok(Looked::Unusable("it is a named pipe".to_owned()))
+    } else if kind.is_socket() {
+        Ok(Looked::Unusable("it is a socket".to_owned()))
+    } else {
+        Ok(Looked::Unusable("it is a device".to_owned()))
+    };
+    looked.unwrap_or_else(|error| unusable(&error))
+}
+
+fn unusable(error: &io::Error) -> Looked {
+    match error.kind() {
         // Also if what was a folder is none any more.
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            Looked::Gone
-        }
-        Err(error) => Looked::Unusable(error.to_string()),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Looked::Gone,
+        _ => Looked::Unusable(error.to_string()),
     }
 }

@@ -34,6 +34,9 @@ pub(super) struct Listing {
     pub(super) untracked: Vec<OsString>,
     /// Repositories that are neither tracked nor ignored.
     pub(super) nested: Vec<OsString>,
+    /// Folders in which nothing is tracked and that are not ignored: git lists no empty ones, but
+    /// tests may count on them. Outermost only.
+    pub(super) folders: Vec<OsString>,
     /// Folders that git could not read.
     pub(super) warnings: Vec<String>,
 }
@@ -49,13 +52,18 @@ pub(super) enum Problem {
 
 /// What git says lies in `dir`, which may be any folder of a repository.
 pub(super) fn list(dir: &Path) -> Result<Listing, Problem> {
-    let (cached, others) = thread::scope(|scope| {
+    let (cached, others, folders) = thread::scope(|scope| {
         let cached = scope.spawn(|| ls_files(dir, &["--cached", "--stage"]));
+        let directory = ["--others", "--exclude-standard", "--directory"];
+        let folders = scope.spawn(move || ls_files(dir, &directory));
         let others = ls_files(dir, &["--others", "--exclude-standard"]);
-        let cached = cached.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (cached, others)
+        let join = |thread: thread::ScopedJoinHandle<'_, io::Result<Output>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        (join(cached), others, join(folders))
     });
     let (cached, others) = (accept(dir, cached)?, accept(dir, others)?);
+    let folders = accept(dir, folders)?;
     let mut listing = Listing::default();
     for record in records(&cached.stdout) {
         // `MODE HASH STAGE<tab>PATH`; a conflict has up to three stages.
@@ -72,6 +80,10 @@ pub(super) fn list(dir: &Path) -> Result<Listing, Problem> {
             None => listing.untracked.push(OsStr::from_bytes(record).to_owned()),
         }
     }
+    let named = |record: &OsString| listing.nested.contains(record);
+    let folders = records(&folders.stdout).filter_map(|record| record.strip_suffix(b"/"));
+    let folders = folders.map(|path| OsStr::from_bytes(path).to_owned());
+    listing.folders = folders.filter(|path| !named(path)).collect();
     let stderr = String::from_utf8_lossy(&others.stderr);
     let warnings = stderr.lines().filter_map(|line| line.strip_prefix("warning: "));
     listing.warnings = warnings.map(str::to_owned).collect();

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use distest_worker::digest::Digest;
 
+use super::copies::Copies;
 use super::statcache::{Stamp, StatCache};
 
 /// What is kept at most, in bytes.
@@ -35,6 +36,7 @@ const BLOB: &str = "blob";
 pub struct ClientStore {
     dir: PathBuf,
     stats: Arc<StatCache>,
+    copies: Arc<Copies>,
     /// What this process has taken, also what is too young for the stat cache.
     taken: Mutex<BTreeMap<PathBuf, (Stamp, Digest)>>,
 }
@@ -57,11 +59,12 @@ impl ClientStore {
     ///
     /// # Errors
     /// The folder can't be created or read.
-    pub fn open(target_dir: &Path, stats: Arc<StatCache>) -> io::Result<Self> {
+    pub fn open(target_dir: &Path, copies: Arc<Copies>) -> io::Result<Self> {
         let dir = target_dir.join("distest").join("store");
         fs::create_dir_all(&dir)?;
         prune(&dir, SystemTime::now(), KEPT_BYTES_MAX)?;
-        Ok(Self { dir, stats, taken: Mutex::default() })
+        let stats = Arc::clone(copies.stats());
+        Ok(Self { dir, stats, copies, taken: Mutex::default() })
     }
 
     /// Keeps a file's contents as they are now. A file that has not changed since it was last
@@ -89,9 +92,9 @@ impl ClientStore {
         Ok(Blob { digest, size: metadata.len(), path: self.copy(digest), mode })
     }
 
-    /// The means to hash what needn't be kept.
-    pub fn stats(&self) -> &StatCache {
-        &self.stats
+    /// Where what is no executable is kept.
+    pub fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     fn taken(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, (Stamp, Digest)>> {
@@ -203,7 +206,8 @@ mod tests {
     fn bench() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let stats = Arc::new(StatCache::open(&dir.path().join("stats")));
-        let store = ClientStore::open(dir.path(), stats).unwrap();
+        let copies = Arc::new(Copies::new(dir.path(), stats));
+        let store = ClientStore::open(dir.path(), copies).unwrap();
         let built = dir.path().join("built");
         Bench { dir, store, built }
     }
@@ -251,7 +255,8 @@ mod tests {
 
         let stats = Arc::new(StatCache::open(&dir.path().join("stats")));
         assert_eq!(stats.lookup(&built, &fs::metadata(&built).unwrap()), Some(blob.digest));
-        assert_eq!(ClientStore::open(dir.path(), stats).unwrap().take(&built).unwrap(), blob);
+        let copies = Arc::new(Copies::new(dir.path(), stats));
+        assert_eq!(ClientStore::open(dir.path(), copies).unwrap().take(&built).unwrap(), blob);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use distest_worker::protocol::{TreeEntry, TreeNode};
 
 use super::assemble::{Looked, look_at_all};
 use super::keep::{Blob, ClientStore};
-use super::{TREE_FILES_MAX, too_many};
+use super::{PAYLOAD_FILES_MAX, too_many};
 use crate::failure::{ExitCode, Failure};
 use crate::model::TestBinary;
 
@@ -52,17 +52,21 @@ pub fn gather(binary: &TestBinary, store: &ClientStore) -> Result<Payload, Failu
     for folder in &binary.companion_dirs {
         let mut paths = Vec::new();
         everything_in(folder, &mut paths).map_err(|error| fail(folder, error))?;
-        if paths.len() > TREE_FILES_MAX {
-            return Err(too_many(folder));
+        if paths.len() > PAYLOAD_FILES_MAX {
+            return Err(too_many(folder, PAYLOAD_FILES_MAX));
         }
-        let paths = paths.into_iter().map(PathBuf::into_os_string).collect();
-        for (path, looked) in look_at_all(paths, store.stats()) {
-            // Nobody can ship a socket; what is gone is nothing a test may rely on.
-            let Looked::Node(node) = looked else { continue };
-            if let TreeNode::File { digest, .. } = &node {
-                files.entry(*digest).or_insert_with(|| PathBuf::from(&path));
-            }
-            nodes.entry(path).or_insert(node);
+        let looked = look_at_all(&paths, store.copies());
+        for (path, looked) in paths.into_iter().zip(looked) {
+            let node = match looked {
+                Looked::File { digest, size, mode, .. } => {
+                    files.entry(digest).or_insert_with(|| store.copies().path(digest));
+                    TreeNode::File { digest, size, mode }
+                }
+                Looked::Node(node) => node,
+                // Nobody can ship a socket; what is gone is nothing a test may rely on.
+                Looked::Gone | Looked::Unusable(_) => continue,
+            };
+            nodes.entry(path.into_os_string()).or_insert(node);
         }
     }
     let nodes = nodes.into_iter();
@@ -80,7 +84,7 @@ fn everything_in(folder: &Path, paths: &mut Vec<PathBuf>) -> io::Result<()> {
         } else {
             paths.push(entry.path());
         }
-        if paths.len() > TREE_FILES_MAX {
+        if paths.len() > PAYLOAD_FILES_MAX {
             break;
         }
     }
@@ -93,6 +97,7 @@ mod tests {
 
     use super::*;
     use crate::model::{BinaryId, BinaryKind, Harness, Triple};
+    use crate::tree::copies::Copies;
     use crate::tree::statcache::StatCache;
 
     #[test]
@@ -100,7 +105,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let stats = Arc::new(StatCache::open(&at("stats")));
-        let store = ClientStore::open(&at("target"), stats).unwrap();
+        let copies = Arc::new(Copies::new(&at("target"), stats));
+        let store = ClientStore::open(&at("target"), copies).unwrap();
         for file in ["exe", "program", "out/deep/generated.rs"] {
             fs::create_dir_all(at(file).parent().unwrap()).unwrap();
             fs::write(at(file), file).unwrap();

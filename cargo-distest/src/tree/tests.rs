@@ -3,14 +3,17 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
+use std::sync::Arc;
 
 use distest_worker::protocol::TreeNode;
 
+use super::statcache::StatCache;
 use super::*;
 
 struct Bench {
     dir: tempfile::TempDir,
     roots: TreeRoots,
+    rules: TreeRules,
 }
 
 /// A workspace `ws` in a temporary folder, with its target directory.
@@ -18,7 +21,8 @@ fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let workspace = dir.path().join("ws");
     let excluded = vec![workspace.join("target")];
-    let bench = Bench { dir, roots: TreeRoots { workspace, packages: vec![], excluded } };
+    let roots = TreeRoots { workspace, excluded, ..TreeRoots::default() };
+    let bench = Bench { dir, roots, rules: TreeRules::new(1000, 1 << 30) };
     bench.write("ws/Cargo.toml", "[package]");
     bench.write("ws/target/debug/exe", "built");
     bench
@@ -60,7 +64,25 @@ impl Bench {
     }
 
     fn collect(&self) -> Tree {
-        collect(&self.roots, &StatCache::open(&self.at("stats"))).unwrap()
+        self.try_collect().unwrap()
+    }
+
+    fn try_collect(&self) -> Result<Tree, Failure> {
+        collect(&self.roots, &self.rules, &self.copies())
+    }
+
+    fn copies(&self) -> Copies {
+        let stats = Arc::new(StatCache::open(&self.at("stats")));
+        Copies::new(&self.at("ws/target"), stats)
+    }
+
+    fn include(&mut self, patterns: &[&str]) {
+        for pattern in patterns {
+            let include = Include::parse(pattern, &self.roots.workspace).unwrap();
+            let roots = [self.roots.workspace.clone()];
+            self.roots.included.extend(include.root(&roots).unwrap());
+            self.rules.include.push(include);
+        }
     }
 
     /// The tree's paths, relative to the temporary folder: folders end in `/`, links in `@`.
@@ -108,6 +130,7 @@ fn git_says_what_travels() {
         "ws/.gitignore",
         "ws/Cargo.toml",
         "ws/dangling@",
+        "ws/empty/",
         "ws/forced.log",
         "ws/new file é",
         "ws/\u{fffd}",
@@ -117,7 +140,7 @@ fn git_says_what_travels() {
     let content = "ignored but tracked";
     let (digest, size) = (Digest::of(content.as_bytes()), content.len() as u64);
     assert_eq!(forced.unwrap().node, TreeNode::File { digest, size, mode: 0o754 });
-    assert_eq!(tree.files[&digest], bench.at("ws/forced.log"));
+    assert_eq!(fs::read_to_string(&tree.files[&digest]).unwrap(), content);
     let last = &tree.entries[tree.entries.len() - 1];
     assert!(last.path.as_bytes().ends_with(b"/\xff"));
 }
@@ -212,7 +235,8 @@ fn without_git_all_but_the_ignored_travels() {
         "ws/link@",
         "ws/sub/",
     ]);
-    let [pipe, socket] = &tree.notices[..] else { panic!("{:?}", tree.notices) };
+    let [link, pipe, socket] = &tree.notices[..] else { panic!("{:?}", tree.notices) };
+    assert!(link.contains("link is a link to") && link.contains("include"), "{link}");
     assert!(pipe.ends_with("pipe does not travel: it is a named pipe"), "{pipe}");
     assert!(socket.ends_with("socket does not travel: it is a socket"), "{socket}");
 }
@@ -266,7 +290,134 @@ fn an_unreadable_file_is_a_notice() {
 fn a_workspace_that_is_not_there_is_an_error() {
     let mut bench = bench();
     bench.roots.workspace = bench.at("nowhere");
-    let failure = collect(&bench.roots, &StatCache::open(&bench.at("stats"))).unwrap_err();
+    let failure = bench.try_collect().unwrap_err();
     assert_eq!(failure.code, ExitCode::Setup);
     assert!(failure.to_string().contains("nowhere"), "{failure}");
+}
+
+#[test]
+fn empty_folders_travel_unless_they_are_ignored() {
+    let bench = bench();
+    bench.init("ws");
+    bench.write("ws/.gitignore", "target\nignored\n/scratch/*\n");
+    bench.write("ws/tests/data/file", "");
+    bench.git("ws", &["add", "tests", "Cargo.toml"]);
+    bench.write("ws/new/file", "");
+    bench.write("ws/scratch/old", "ignored");
+    for folder in [
+        "tests/data/empty",
+        "outer/inner",
+        "new/deep/empty",
+        "new/ignored/x",
+        "ignored/x",
+        "sub.git/x",
+    ] {
+        fs::create_dir_all(bench.at("ws").join(folder)).unwrap();
+    }
+    bench.check(&[
+        "ws/",
+        "ws/.gitignore",
+        "ws/Cargo.toml",
+        "ws/new/",
+        "ws/new/deep/",
+        "ws/new/deep/empty/",
+        "ws/new/file",
+        "ws/outer/",
+        "ws/outer/inner/",
+        "ws/scratch/",
+        "ws/sub.git/",
+        "ws/sub.git/x/",
+        "ws/tests/",
+        "ws/tests/data/",
+        "ws/tests/data/empty/",
+        "ws/tests/data/file",
+    ]);
+}
+
+#[test]
+fn the_user_includes_and_excludes() {
+    let mut bench = bench();
+    bench.init("ws");
+    bench.write("ws/.gitignore", "target\n/data\n*.env\n");
+    bench.write("ws/data/a.bin", "ignored");
+    bench.write("ws/data/a.txt", "ignored");
+    bench.write("ws/data/deep/b.bin", "ignored");
+    bench.write("ws/test.env", "ignored");
+    bench.write("ws/target/fixtures/x", "built");
+    bench.write("ws/docs/huge", "");
+    bench.write("ws/docs/small", "");
+    bench.write("shared/set/one", "");
+    bench.write("shared/set/two", "");
+    bench.write("shared/other", "");
+    bench.include(&["data/**/*.bin", "target/fixtures", "**/*.env", "../shared/set/o*"]);
+    bench.rules.exclude = Globs::new(["docs/h*", "**/.gitignore"]).unwrap();
+    bench.check(&[
+        "shared/set/",
+        "shared/set/one",
+        "ws/",
+        "ws/Cargo.toml",
+        "ws/data/",
+        "ws/data/a.bin",
+        "ws/data/deep/",
+        "ws/data/deep/b.bin",
+        "ws/docs/",
+        "ws/docs/small",
+        "ws/target/",
+        "ws/target/fixtures/",
+        "ws/target/fixtures/x",
+        "ws/test.env",
+    ]);
+}
+
+#[test]
+fn names_that_differ_only_in_case_are_two() {
+    let bench = bench();
+    bench.write("ws/Name", "upper");
+    bench.write("ws/name", "lower");
+    let tree = bench.check(&["ws/", "ws/Cargo.toml", "ws/Name", "ws/name"]);
+    assert_eq!(tree.files.len(), 3);
+}
+
+#[test]
+fn a_file_that_is_too_large_stays_here_unread() {
+    let mut bench = bench();
+    bench.write("ws/small", "1234");
+    let huge = fs::File::create(bench.at("ws/huge")).unwrap();
+    huge.set_len(3 << 30).unwrap();
+    let tree = bench.check(&["ws/", "ws/Cargo.toml", "ws/small"]);
+    let [notice] = &tree.notices[..] else { panic!("{:?}", tree.notices) };
+    assert!(notice.contains("huge does not travel: it has 3.0 GiB"), "{notice}");
+    assert!(notice.contains("1.0 GiB (`tree-bytes-max`"), "{notice}");
+
+    bench.rules.bytes_max = 12;
+    assert_eq!(bench.check(&["ws/", "ws/small"]).notices.len(), 2);
+}
+
+#[test]
+fn too_many_files_are_an_error_that_names_the_key() {
+    let mut bench = bench();
+    for name in ["a", "b", "c"] {
+        bench.write(format!("ws/{name}"), "");
+    }
+    bench.rules.files_max = 3;
+    let failure = bench.try_collect().unwrap_err();
+    assert_eq!(failure.code, ExitCode::Setup);
+    assert!(failure.hint.is_some_and(|hint| hint.contains("`tree-files-max`")));
+    bench.rules.files_max = 4;
+    bench.check(&["ws/", "ws/Cargo.toml", "ws/a", "ws/b", "ws/c"]);
+}
+
+#[test]
+fn what_travels_is_what_was_read() {
+    let bench = bench();
+    bench.write("ws/file", "first");
+    let tree = bench.collect();
+    assert_eq!(tree.changed(), <[&Path; 0]>::default());
+    // In place, as some editors do: a hard link would show it.
+    fs::write(bench.at("ws/file"), "other").unwrap();
+    fs::remove_file(bench.at("ws/Cargo.toml")).unwrap();
+    let first = Digest::of(b"first");
+    assert_eq!(fs::read_to_string(&tree.files[&first]).unwrap(), "first");
+    assert_eq!(tree.changed(), [bench.at("ws/Cargo.toml"), bench.at("ws/file")]);
+    assert!(bench.collect().files.contains_key(&Digest::of(b"other")));
 }

@@ -18,6 +18,27 @@ pub(super) struct Walked {
     pub(super) problems: Vec<String>,
 }
 
+/// The folders in a folder of a repository of which git tracks nothing: itself and those below
+/// that are not ignored, without repositories and what is built.
+pub(super) fn folders(dir: &Path, excluded: &[PathBuf]) -> Vec<PathBuf> {
+    let excluded = excluded.to_vec();
+    let walk = WalkBuilder::new(dir)
+        .standard_filters(false)
+        .parents(true)
+        .git_ignore(true)
+        .git_global(true)
+        .git_exclude(true)
+        .filter_entry(move |entry| {
+            let path = entry.path();
+            let folder = entry.file_type().is_some_and(|kind| kind.is_dir());
+            let foreign = entry.file_name() == ".git" || excluded.iter().any(|dir| path == dir);
+            let repository = || path.join(".git").symlink_metadata().is_ok();
+            folder && !foreign && !is_build_directory(path) && !repository()
+        })
+        .build();
+    walk.filter_map(Result::ok).map(ignore::DirEntry::into_path).collect()
+}
+
 /// Everything in `dir` but what its `.gitignore` files exclude, `.git`, and what is built.
 pub(super) fn walk(dir: &Path, excluded: &[PathBuf]) -> Walked {
     let nested = Arc::new(Mutex::new(Vec::new()));

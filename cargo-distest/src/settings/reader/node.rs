@@ -10,11 +10,11 @@ use crate::failure::{ExitCode, Failure};
 use crate::settings::{ConfigText, Dialect};
 
 /// A value, where it lies, and what it is called.
-pub(super) struct Node<'a> {
+pub(in crate::settings) struct Node<'a> {
     /// Dotted name: `profile.ci.retries`. Empty for the file itself.
-    pub(super) name: String,
+    pub(in crate::settings) name: String,
     /// What the file may contain.
-    pub(super) dialect: Dialect,
+    pub(in crate::settings) dialect: Dialect,
     file: &'a ConfigText,
     /// Bytes of the key, or of the value where there is no key.
     span: Range<usize>,
@@ -27,14 +27,14 @@ enum Value<'a> {
 }
 
 /// The document in a file.
-pub(super) fn parse(file: &ConfigText) -> Result<Spanned<DeTable<'_>>, Failure> {
+pub(in crate::settings) fn parse(file: &ConfigText) -> Result<Spanned<DeTable<'_>>, Failure> {
     DeTable::parse(&file.text)
         .map_err(|error| failure_at(file, error.span().unwrap_or(0..0), error.message()))
 }
 
 impl<'a> Node<'a> {
     /// The file itself.
-    pub(super) fn root(
+    pub(in crate::settings) fn root(
         file: &'a ConfigText,
         dialect: Dialect,
         document: &'a Spanned<DeTable<'a>>,
@@ -44,12 +44,12 @@ impl<'a> Node<'a> {
     }
 
     /// Whether this is a table.
-    pub(super) fn is_table(&self) -> bool {
+    pub(in crate::settings) fn is_table(&self) -> bool {
         self.table().is_some()
     }
 
     /// A table's entries.
-    pub(super) fn entries(&self) -> Result<Vec<(&'a str, Node<'a>)>, Failure> {
+    pub(in crate::settings) fn entries(&self) -> Result<Vec<(&'a str, Node<'a>)>, Failure> {
         let table = self.table().ok_or_else(|| self.wrong("a table"))?;
         let entries = table.iter().map(|(key, value)| {
             let name = match self.name.as_str() {
@@ -65,7 +65,7 @@ impl<'a> Node<'a> {
     }
 
     /// An array's items.
-    pub(super) fn items(&self) -> Result<Vec<Node<'a>>, Failure> {
+    pub(in crate::settings) fn items(&self) -> Result<Vec<Node<'a>>, Failure> {
         let Value::Inner(DeValue::Array(array)) = self.value else {
             return Err(self.wrong("an array"));
         };
@@ -80,7 +80,7 @@ impl<'a> Node<'a> {
     }
 
     /// A string.
-    pub(super) fn text(&self) -> Result<&'a str, Failure> {
+    pub(in crate::settings) fn text(&self) -> Result<&'a str, Failure> {
         match self.value {
             Value::Inner(DeValue::String(text)) => Ok(text),
             _ => Err(self.wrong("a string")),
@@ -88,7 +88,7 @@ impl<'a> Node<'a> {
     }
 
     /// A whole number.
-    pub(super) fn number(&self) -> Result<i64, Failure> {
+    pub(in crate::settings) fn number(&self) -> Result<i64, Failure> {
         match self.value {
             Value::Inner(DeValue::Integer(number)) => {
                 i64::from_str_radix(number.as_str(), number.radix()).ok()
@@ -99,7 +99,7 @@ impl<'a> Node<'a> {
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&self) -> Result<bool, Failure> {
+    pub(in crate::settings) fn flag(&self) -> Result<bool, Failure> {
         match self.value {
             Value::Inner(DeValue::Boolean(flag)) => Ok(*flag),
             _ => Err(self.wrong("`true` or `false`")),
@@ -107,7 +107,7 @@ impl<'a> Node<'a> {
     }
 
     /// A string that means something.
-    pub(super) fn parse<T, E: Display>(
+    pub(in crate::settings) fn parse<T, E: Display>(
         &self,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<T, Failure> {
@@ -118,7 +118,7 @@ impl<'a> Node<'a> {
     }
 
     /// A number or a string that means something.
-    pub(super) fn number_or<T>(
+    pub(in crate::settings) fn number_or<T>(
         &self,
         number: impl FnOnce(i64) -> Option<T>,
         text: impl FnOnce(&str) -> Result<T, String>,
@@ -134,12 +134,12 @@ impl<'a> Node<'a> {
     }
 
     /// A value that makes no sense here.
-    pub(super) fn wrong(&self, expected: &str) -> Failure {
+    pub(in crate::settings) fn wrong(&self, expected: &str) -> Failure {
         self.failure(format!("invalid value of `{}`: expected {expected}", self.name))
     }
 
     /// A key that is not known here: an error, except in a file of cargo-nextest's.
-    pub(super) fn unknown(&self, known: &[&str]) -> Result<(), Failure> {
+    pub(in crate::settings) fn unknown(&self, known: &[&str]) -> Result<(), Failure> {
         if self.dialect == Dialect::Nextest {
             return Ok(());
         }

@@ -42,6 +42,12 @@ success-output = "final"
 failure-output = "immediate-final"
 isolation = "process"
 local-slots = 3
+include = ["data/*.bin", "/opt/models"]
+exclude = ["*.iso"]
+tree-files-max = 1000
+tree-bytes-max = "4 GiB"
+env = { pass = ["DATABASE_URL", "APP_*"] }
+collect = ["*.snap.new"]
 
 [profile.ci.junit]
 path = "junit.xml"
@@ -144,7 +150,7 @@ fn errors_name_the_line_and_the_nearest_key() {
     distest.toml:2: invalid value `soon` of `profile.ci.slow-timeout`: expected a duration such as `90s` or `1m 30s` (expected number at 0)
     distest.toml:2: invalid value `loud` of `profile.ci.status-level`: expected one of `none`, `fail`, `retry`, `flaky`, `slow`, `leak`, `pass`, `skip`, `all`
     distest.toml:2: invalid value of `profile.ci.fail-fast.max-fail`: expected a number from 1 or `"all"`
-    distest.toml:2: unknown key `overrides` in [profile.ci] (known keys: inherits, retries, flaky-result, fail-fast, max-fail, test-threads, slow-timeout, leak-timeout, global-timeout, default-filter, status-level, final-status-level, success-output, failure-output, junit, isolation, local-slots)
+    distest.toml:2: unknown key `overrides` in [profile.ci] (known keys: inherits, retries, flaky-result, fail-fast, max-fail, test-threads, slow-timeout, leak-timeout, global-timeout, default-filter, status-level, final-status-level, success-output, failure-output, junit, isolation, local-slots, include, exclude, tree-files-max, tree-bytes-max, env, collect)
     distest.toml:2: unknown key `pth` in [profile.ci.junit] (did you mean `path`?)
     distest.toml:1: invalid value of `profile`: expected a table
     distest.toml:4: invalid value `ssh://b` of `fleet.workers`: this version does not support `ssh` addresses yet; expected tcp://HOST:PORT[#FINGERPRINT], such as tcp://10.0.0.7:7077 or tcp://[::1]:7077

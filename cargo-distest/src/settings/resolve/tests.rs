@@ -98,6 +98,21 @@ fn defaults() {
             local_slots: Auto,
             fallback: Embedded,
         },
+        travel: TravelSettings {
+            include: [],
+            exclude: [],
+            tree_files_max: 200000,
+            tree_bytes_max: 2147483648,
+            pass: [],
+            collect: [
+                "*.snap.new",
+                "*.pending-snap",
+                "proptest-regressions",
+                "*.proptest-regressions",
+                "**/wip/*.stderr",
+                "*.profraw",
+            ],
+        },
         report: ReportSettings {
             format: Human,
             color: Auto,
@@ -313,5 +328,37 @@ fn a_wrong_variable_is_named() {
         let (code, what) = refusal(Given { env: &[(name, value)], ..Given::default() });
         assert_eq!(code, ExitCode::Usage);
         assert!(what.contains(name) && what.contains("expected"), "{what}");
+    }
+}
+
+#[test]
+fn what_travels_and_what_comes_back() {
+    let distest = r#"
+        [profile.default]
+        include = ["data/*.bin"]
+        tree-files-max = 10
+        tree-bytes-max = "1 MiB"
+        env = { pass = ["DATABASE_URL"] }
+        collect = ["*.out"]
+        [profile.ci]
+        include = []
+    "#;
+    let travel = |args| settings(Given { args, distest, ..Given::default() }).travel;
+    let plain = travel("--collect *.log --collect x/y");
+    assert_eq!(plain.include, ["data/*.bin"]);
+    assert_eq!((plain.tree_files_max, plain.tree_bytes_max), (10, 1 << 20));
+    assert_eq!(plain.pass, ["DATABASE_URL"]);
+    assert_eq!(plain.collect, ["*.out", "*.log", "x/y"], "flags add");
+    let ci = travel("-P ci");
+    assert_eq!((ci.include, ci.collect), (vec![], vec!["*.out".to_owned()]));
+    let flag = of_args("--collect *.log").travel.collect;
+    assert!(flag.contains(&"*.snap.new".to_owned()) && flag.contains(&"*.log".to_owned()));
+
+    for wrong in ["include = [\"a[\"]", "tree-files-max = 0", "env = { past = [] }", "collect = 3"]
+    {
+        let distest = format!("[profile.default]\n{wrong}");
+        let given = Given { distest: &distest, ..Given::default() };
+        let (code, what) = refusal(given);
+        assert!(code == ExitCode::Setup && what.contains("distest.toml:2"), "{wrong}: {what}");
     }
 }

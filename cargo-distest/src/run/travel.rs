@@ -1,0 +1,111 @@
+//! What travels to workers: which folders, which files in them, and whether they stayed the same.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distest_worker::globs::Globs;
+use distest_worker::protocol::OsText;
+
+use super::blocking;
+use crate::compile::Workspace;
+use crate::failure::{ExitCode, Failure};
+use crate::settings::{TravelSettings, Warning};
+use crate::tree::copies::Copies;
+use crate::tree::include::Include;
+use crate::tree::{self, Tree, TreeRoots, TreeRules};
+
+/// Where workspace files are looked for, and by which rules.
+#[derive(Clone, Debug)]
+pub(super) struct Travel {
+    roots: TreeRoots,
+    rules: TreeRules,
+}
+
+impl Travel {
+    /// Checked before the build.
+    pub(super) fn new(settings: &TravelSettings, workspace: &Workspace) -> Result<Self, Failure> {
+        let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, .. } = settings;
+        let mut roots = TreeRoots {
+            workspace: workspace.root.clone(),
+            packages: workspace.local_roots.clone(),
+            excluded: vec![workspace.target_dir.clone(), workspace.build_dir.clone()],
+            included: Vec::new(),
+        };
+        let include = include.iter().map(|pattern| Include::parse(pattern, &workspace.root));
+        let include = include.collect::<Result<Vec<_>, _>>()?;
+        let known = [&roots.packages[..], &roots.excluded[..]].concat();
+        for include in &include {
+            roots.included.extend(include.root(&known)?);
+        }
+        let exclude = Globs::new(exclude).map_err(|why| {
+            let what = "could not use the patterns of `exclude`";
+            Failure::new(ExitCode::Setup, what).because(why)
+        })?;
+        let files_max = usize::try_from(*tree_files_max).unwrap_or(usize::MAX / 8);
+        let rules = TreeRules { include, exclude, ..TreeRules::new(files_max, *tree_bytes_max) };
+        Ok(Self { roots, rules })
+    }
+
+    /// Folders that a worker lays out, outermost first, none within another.
+    pub(super) fn session_roots(&self, workspace: &Workspace) -> Vec<OsText> {
+        let mut folders = workspace.local_roots.clone();
+        folders.extend(
+            [&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone),
+        );
+        // The standard library as a shared library, for tests that are linked to it.
+        folders.extend([workspace.sysroot.join("lib"), workspace.rust_libdir(&workspace.host)]);
+        folders.extend(self.roots.included.iter().cloned());
+        folders.sort();
+        folders.dedup_by(|inner, outer| inner.starts_with(outer));
+        folders.into_iter().map(OsText::from).collect()
+    }
+
+    /// Takes stock of the workspace's files.
+    pub(super) async fn collect(&self, copies: &Arc<Copies>) -> Result<Tree, Failure> {
+        let (this, copies) = (self.clone(), Arc::clone(copies));
+        blocking(move || tree::collect(&this.roots, &this.rules, &copies)).await
+    }
+}
+
+/// Whether the workspace is still what travelled, in one line if not; then tidies the copies.
+pub(super) async fn look_back(
+    tree: Arc<Tree>,
+    copies: Arc<Copies>,
+    ours: Vec<PathBuf>,
+    workspace: PathBuf,
+) -> Option<Warning> {
+    blocking(move || {
+        copies.tidy(tree.files.keys().copied());
+        let changed = tree.changed().into_iter().filter(|path| !ours.iter().any(|it| it == path));
+        differs(&changed.collect::<Vec<_>>(), &workspace)
+    })
+    .await
+}
+
+fn differs(changed: &[&Path], workspace: &Path) -> Option<Warning> {
+    let first = changed.first()?.strip_prefix(workspace).unwrap_or(changed[0]).display();
+    let others = match changed.len() - 1 {
+        0 => String::new(),
+        1 => " and 1 other file".to_owned(),
+        more => format!(" and {more} other files"),
+    };
+    let text = format!("{first}{others} changed during the run; workers had what was there before");
+    Some(Warning { text, hint: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_names_one_file() {
+        let told = |paths: &[&str]| {
+            let paths: Vec<_> = paths.iter().map(Path::new).collect();
+            differs(&paths, Path::new("/w")).map(|warning| warning.text)
+        };
+        let rest = " changed during the run; workers had what was there before";
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["/w/a"]), Some(format!("a{rest}")));
+        assert_eq!(told(&["/x/a", "/w/b", "/w/c"]), Some(format!("/x/a and 2 other files{rest}")));
+    }
+}
