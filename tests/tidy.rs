@@ -16,6 +16,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("ui", &["failure", "settings"]),
     ("compile", &["failure", "model", "settings"]),
     ("parse", &["model"]),
+    ("clues", &[]),
     ("tree", &["failure", "model"]),
     ("inventory", &["compile", "failure", "model", "parse", "settings"]),
     ("cost", &["model"]),
@@ -30,6 +31,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     (
         "dispatch",
         &[
+            "clues",
             "event",
             "fleet",
             "model",
@@ -82,6 +84,7 @@ const PURE: &[(&str, &[&str])] = &[
         &[
             "model",
             "event",
+            "clues",
             "parse",
             "plan",
             "cost",

@@ -3,6 +3,7 @@
 //! The only state here is what the scheduler has no business knowing: clients, outputs, clocks.
 
 mod gather;
+mod hints;
 mod judge;
 mod worker;
 
@@ -29,6 +30,8 @@ use crate::settings::Fallback;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
 use gather::Gather;
+pub use hints::Here;
+use hints::Hints;
 use worker::{Connected, Outcome};
 
 /// Messages taken at a time before effects are performed.
@@ -102,6 +105,8 @@ pub struct DispatchSettings {
     pub output_folder: PathBuf,
     /// The run's start.
     pub origin: Instant,
+    /// What a test that fails on a worker may have lacked.
+    pub here: Here,
 }
 
 /// How dispatching ended.
@@ -144,6 +149,7 @@ pub struct Dispatch {
     in_flight: BTreeMap<AttemptId, InFlight>,
     endings: BTreeMap<AttemptId, (InFlight, Ending)>,
     tree: watch::Sender<Option<Arc<Tree>>>,
+    hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
     gate: Gate,
     /// Workers that joined and that the user was waiting for.
@@ -197,6 +203,7 @@ impl Dispatch {
         events: mpsc::Sender<RunEvent>,
         outcomes: mpsc::Sender<Outcome>,
     ) -> Self {
+        let hints = Hints::new(settings.here.clone());
         Self {
             scheduler: Scheduler::new(settings.rules),
             settings,
@@ -208,6 +215,7 @@ impl Dispatch {
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
             tree: watch::Sender::new(None),
+            hints,
             outcomes,
             gate: Gate { planned: false, workers: false, opened: false },
             waited_for: 0,
@@ -469,7 +477,8 @@ impl Dispatch {
             }
             Effect::AttemptEnded { attempt, result, will_retry, .. } => {
                 if let Some((flight, ending)) = self.endings.remove(&attempt) {
-                    let ended = self.attempt_ended(flight, ending, result, will_retry);
+                    let mut ended = self.attempt_ended(flight, ending, result, will_retry);
+                    ended.hints = self.hints_for(&ended).await;
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
                 }
             }
@@ -540,7 +549,20 @@ impl Dispatch {
             stdout,
             stderr,
             reproduce,
+            hints: Vec::new(),
         }
+    }
+
+    /// What a test that failed elsewhere may have lacked there.
+    async fn hints_for(&mut self, ended: &AttemptEnded) -> Vec<String> {
+        let failed = matches!(ended.result, AttemptResult::Fail | AttemptResult::Crashed);
+        let here = self.workers.get(&ended.worker).is_none_or(Connected::embedded);
+        if !failed || here {
+            return Vec::new();
+        }
+        let runnable = &self.tests[ended.test.0 as usize].runnable;
+        let tree = self.tree.borrow().clone();
+        self.hints.of(runnable, tree, [&ended.stdout, &ended.stderr]).await
     }
 
     /// Tests are left that no worker takes: the embedded one, if it may and has not been tried.

@@ -230,6 +230,8 @@ pub struct AttemptEnded {
     pub stderr: CapturedOutput,
     /// What a shell needs to run this again by hand, in the client's paths.
     pub reproduce: String,
+    /// What may have made it fail there and not here, for people.
+    pub hints: Vec<String>,
 }
 
 /// What an attempt wrote to one stream.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use distest_worker::globs::Globs;
 use distest_worker::protocol::{OsText, OutputChunk, Report};
 use tokio::sync::{mpsc, oneshot};
 
@@ -83,6 +84,8 @@ pub struct SessionFacts {
     pub roots: Vec<OsText>,
     /// The client's own environment.
     pub environment: Vec<(OsString, OsString)>,
+    /// Variables that remote tests get beside those that always travel.
+    pub pass: Globs,
 }
 
 /// Makes connections, numbers workers.
@@ -156,7 +159,7 @@ impl Fleet {
 
     fn environment(&self, embedded: bool) -> Vec<(OsText, OsText)> {
         let facts = &self.shared.facts;
-        testenv::session(&facts.run, facts.environment.iter().cloned(), embedded)
+        testenv::session(&facts.run, facts.environment.iter().cloned(), embedded, &facts.pass)
     }
 
     async fn say(&self, message: FleetMessage) {

@@ -3,6 +3,7 @@
 //! [`model`] and [`event`] are the words; the stages follow the order in which data flows.
 
 pub mod cli;
+pub mod clues;
 pub mod compile;
 pub mod cost;
 pub mod dispatch;

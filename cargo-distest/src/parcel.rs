@@ -1,7 +1,7 @@
 //! What a worker is told of a test binary, and what travels with it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use distest_worker::digest::Digest;
@@ -58,6 +58,20 @@ impl Parcel {
             Ok(Packed { spec: Arc::new(self.spec(entries)), files: Arc::new(files) })
         };
         self.packed.get_or_try_init(pack).await.cloned()
+    }
+
+    /// Whether a file or folder travels with it, or is its own.
+    pub fn contains(&self, path: &Path) -> bool {
+        let binary = &self.binary;
+        let packed = self.packed.get().is_some_and(|packed| {
+            let files = &packed.spec.files;
+            files
+                .binary_search_by(|entry| entry.path.as_path().as_os_str().cmp(path.as_os_str()))
+                .is_ok()
+        });
+        packed
+            || path == binary.executable
+            || binary.writable_dirs.iter().any(|dir| path.starts_with(dir))
     }
 
     fn spec(&self, files: Vec<TreeEntry>) -> BinarySpec {

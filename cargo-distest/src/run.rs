@@ -308,6 +308,7 @@ impl Line {
             wait_for: fleet.wait_for,
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
             origin: self.origin,
+            here: self.travel.here(&self.workspace),
         }
     }
 
@@ -316,6 +317,7 @@ impl Line {
             run: self.facts.clone(),
             roots: self.travel.session_roots(&self.workspace),
             environment: std::env::vars_os().collect(),
+            pass: self.travel.pass().clone(),
         }
     }
 

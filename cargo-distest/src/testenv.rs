@@ -6,7 +6,9 @@
 //! worker, which alone knows the slot.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
+use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
 
 use crate::model::{TestBinary, TestCase};
@@ -50,15 +52,23 @@ pub struct RunFacts {
 /// The environment of every process of a session, before the binary's and the attempt's own.
 ///
 /// An embedded worker passes on the client's whole environment, as cargo does; elsewhere only what
-/// is meant for tests travels.
+/// is meant for tests travels, and what `pass` names.
 pub fn session(
     facts: &RunFacts,
     client: impl Iterator<Item = (OsString, OsString)>,
     embedded: bool,
+    pass: &Globs,
 ) -> Vec<(OsText, OsText)> {
-    let kept_back = |name: &OsStr| KEPT_BACK.iter().any(|kept| name == *kept);
-    let passed = client.filter(|(name, _)| !kept_back(name) && (embedded || travels(name)));
+    let passed = client.filter(|(name, _)| match embedded {
+        true => !is_kept_back(name),
+        false => travels(name, pass),
+    });
     let mut env: Vec<_> = passed.map(|(name, value)| (name.into(), value.into())).collect();
+    // insta would ask cargo, which a worker needn't have.
+    let insta = OsText::from("INSTA_WORKSPACE_ROOT");
+    if !embedded && !env.iter().any(|(name, _): &(OsText, OsText)| *name == insta) {
+        env.push((insta, facts.workspace_root.clone().into()));
+    }
     let ours = [
         ("DISTEST", OsString::from("1")),
         ("NEXTEST", "1".into()),
@@ -139,6 +149,10 @@ fn filterset_literal(name: &str) -> String {
     literal
 }
 
+fn is_kept_back(name: &OsStr) -> bool {
+    KEPT_BACK.iter().any(|kept| name == *kept)
+}
+
 /// A word as a POSIX shell takes it.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
@@ -148,7 +162,14 @@ pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn travels(name: &OsStr) -> bool {
+/// Whether remote tests get a variable of the client's.
+pub fn travels(name: &OsStr, pass: &Globs) -> bool {
+    if is_kept_back(name) {
+        return false;
+    }
+    if pass.matches(Path::new(name), Some(Path::new(name))) {
+        return true;
+    }
     let Some(name) = name.to_str() else { return false };
     TRAVELLING.iter().any(|pattern| match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),
@@ -183,9 +204,18 @@ mod tests {
     fn only_what_is_meant_for_tests_travels_and_the_key_never_does() {
         let client = ["DISTEST_KEY", "SECRET", "RUST_LOG", "LC_ALL", "CI"];
         let client = client.map(|name| (OsString::from(name), OsString::from("x")));
-        let remote = session(&facts(), client.clone().into_iter(), false);
-        assert_eq!(names(&remote)[..4], ["RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
-        let embedded = session(&facts(), client.into_iter(), true);
+        let none = Globs::default();
+        let remote = session(&facts(), client.clone().into_iter(), false, &none);
+        let travelling = ["RUST_LOG", "LC_ALL", "CI", "INSTA_WORKSPACE_ROOT", "DISTEST"];
+        assert_eq!(names(&remote)[..5], travelling);
+        let all = Globs::new(["*"]).unwrap();
+        let passed = session(&facts(), client.clone().into_iter(), false, &all);
+        assert_eq!(names(&passed)[..4], ["SECRET", "RUST_LOG", "LC_ALL", "CI"]);
+        let insta = [("INSTA_WORKSPACE_ROOT".into(), "/mine".into())];
+        let given = session(&facts(), insta.into_iter(), false, &none);
+        assert_eq!(given[0].1, OsText::from("/mine"));
+        assert_eq!(names(&given).iter().filter(|name| name.starts_with("INSTA")).count(), 1);
+        let embedded = session(&facts(), client.into_iter(), true, &none);
         assert_eq!(names(&embedded)[..5], ["SECRET", "RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
     }
 

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
 use self::driver::Driver;
+pub use self::environment::FROM_WORKER;
 use self::files::Files;
 use self::handler::Handler;
 use self::permits::Permits;

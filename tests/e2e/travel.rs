@@ -21,6 +21,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("travel::odd_files_arrive_or_are_told", odd_files),
         case("travel::the_user_includes_and_excludes", include_and_exclude),
         case("travel::a_workspace_that_changes_is_told", changing_workspace),
+        case("travel::a_failure_names_what_did_not_travel", hints),
+        case("travel::passed_values_are_written_nowhere", passed_values),
     ]
 }
 
@@ -151,4 +153,110 @@ fn changing_workspace(scratch: &Scratch) {
     let finished = running.finish();
     assert_eq!(finished.transcript(0).summary.passed, 2);
     finished.complains(0, &["data changed during the run; workers had what was there before"]);
+}
+
+/// A value that would be found wherever it is written.
+const SECRET: &str = "hunter2-must-stay-in-memory";
+
+fn hints(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        #[test]
+        fn reads() {
+            let path = concat!("data/", "model.bin");
+            std::fs::read(path).unwrap_or_else(|error| panic!("could not read {path}: {error}"));
+        }
+        #[test]
+        fn asks() {
+            std::env::var("SERVICE_URL").unwrap();
+        }
+        "#,
+    );
+    scratch.write("subject/.gitignore", "/target\n/data\n");
+    scratch.write("subject/data/model.bin", "ignored by git");
+    let workers = Worker::fleet(scratch, 1, 1);
+    let junit = scratch.join("junit.xml");
+    let finished = on_a_worker(scratch, &folder, &workers)
+        .args(["--no-fail-fast".as_ref(), "--junit".as_ref(), junit.as_os_str()])
+        .env("SERVICE_URL", SECRET)
+        .finish();
+    assert_eq!(finished.transcript(100).summary.failed, 2);
+    let include = "data/model.bin exists here but did not travel: include = [\"data/model.bin\"]";
+    let pass =
+        "names SERVICE_URL, which is set here but was not passed: env.pass = [\"SERVICE_URL\"]";
+    let junit = fs::read_to_string(junit).unwrap();
+    for text in [include, pass] {
+        assert!(finished.stdout.contains(&text.replace('"', "\\\"")), "{}", finished.stdout);
+        assert!(junit.contains(text), "{junit}");
+    }
+    let human = Client::call(scratch, &folder, &["run", "--offline", "--no-fail-fast"])
+        .only_on(&workers)
+        .env("SERVICE_URL", SECRET);
+    human.finish().complains(100, &[include, pass, "hint:"]);
+
+    // Both hints help.
+    scratch.write(
+        "subject/.config/distest.toml",
+        "[profile.default]\ninclude = [\"data/model.bin\"]\nenv.pass = [\"SERVICE_URL\"]\n",
+    );
+    let helped = on_a_worker(scratch, &folder, &workers).env("SERVICE_URL", SECRET).finish();
+    assert_eq!(helped.transcript(0).summary.passed, 2);
+}
+
+fn passed_values(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        &format!(
+            r#"
+            #[test]
+            fn has_it() {{
+                let value = std::env::var("APP_TOKEN").unwrap();
+                // The value itself must not stand in the executable.
+                let reversed: String = value.chars().rev().collect();
+                assert!(reversed == {reversed:?} && std::env::var_os("OTHER").is_none());
+            }}
+            #[test]
+            fn fails() {{
+                panic!("for the report");
+            }}
+            "#,
+            reversed = SECRET.chars().rev().collect::<String>()
+        ),
+    );
+    let config = "[profile.default]\nenv = { pass = [\"APP_*\"] }\n";
+    scratch.write("subject/.config/distest.toml", config);
+    let workers = Worker::fleet(scratch, 1, 1);
+    let (junit, history) = (scratch.join("junit.xml"), scratch.join("history.sqlite"));
+    let finished = on_a_worker(scratch, &folder, &workers)
+        .args(["--no-fail-fast".as_ref(), "--junit".as_ref(), junit.as_os_str()])
+        .args(["--history".as_ref(), history.as_os_str()])
+        .env("APP_TOKEN", SECRET)
+        .env("OTHER", "stays here")
+        .finish();
+    let summary = finished.transcript(100).summary;
+    assert_eq!((summary.passed, summary.failed), (1, 1));
+    assert!(junit.exists() && history.exists());
+    drop(workers);
+    let found = files_with(scratch.path(), SECRET.as_bytes());
+    assert!(found.is_empty(), "files with the value: {found:?}");
+    assert!(!finished.stdout.contains(SECRET) && !finished.stderr.contains(SECRET));
+}
+
+/// Files below a folder that contain some bytes.
+fn files_with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            found.extend(files_with(&path, bytes));
+        } else if kind.is_file() {
+            let content = fs::read(&path).unwrap();
+            if content.windows(bytes.len()).any(|window| window == bytes) {
+                found.push(path);
+            }
+        }
+    }
+    found
 }

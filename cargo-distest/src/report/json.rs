@@ -38,6 +38,8 @@ struct TestLine<'a> {
     attempt: u32,
     result: AttemptResult,
     reason: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    hints: &'a [String],
     worker: String,
     isolation: &'static str,
     duration_s: f64,
@@ -142,6 +144,7 @@ fn test_line<'a>(ended: &'a AttemptEnded, summary: &'a Summary) -> TestLine<'a> 
         attempt: ended.attempt,
         result: ended.result,
         reason: &ended.reason,
+        hints: &ended.hints,
         worker: summary.worker_name(ended.worker),
         isolation: "process",
         duration_s: seconds(ended.duration),

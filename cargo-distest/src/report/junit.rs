@@ -150,6 +150,10 @@ impl Writer<'_> {
             let full = last.and_then(|last| last.full.as_ref());
             let full = full.filter(|_| verdict == Verdict::Fail && self.contents.failure_output);
             *cause = full.and_then(|full| panic_text(full)).map(unbroken);
+            for hint in full.into_iter().flat_map(|full| &full.hints) {
+                let text = cause.get_or_insert_default();
+                *text += &unbroken(format!("\nhint: {}", legal(hint)));
+            }
         }
         case.set_classname(&legal(&test.case.binary.0));
         case.system_out = self.stdout(last, failed);

@@ -131,6 +131,7 @@ impl Script {
             stdout: CapturedOutput::default(),
             stderr: CapturedOutput::default(),
             reproduce: format!("cd /w && target/debug/deps/x-1 --exact {}", case.name),
+            hints: Vec::new(),
         };
         change(&mut ended);
         let worker = ended.worker;

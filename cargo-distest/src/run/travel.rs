@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
+use distest_worker::server::FROM_WORKER;
 
 use super::blocking;
 use crate::compile::Workspace;
+use crate::dispatch::Here;
 use crate::failure::{ExitCode, Failure};
 use crate::settings::{TravelSettings, Warning};
+use crate::testenv;
 use crate::tree::copies::Copies;
-use crate::tree::include::Include;
+use crate::tree::include::{Include, SYSTEM};
 use crate::tree::{self, Tree, TreeRoots, TreeRules};
 
 /// Where workspace files are looked for, and by which rules.
@@ -19,12 +22,14 @@ use crate::tree::{self, Tree, TreeRoots, TreeRules};
 pub(super) struct Travel {
     roots: TreeRoots,
     rules: TreeRules,
+    pass: Globs,
 }
 
 impl Travel {
     /// Checked before the build.
     pub(super) fn new(settings: &TravelSettings, workspace: &Workspace) -> Result<Self, Failure> {
-        let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, .. } = settings;
+        let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, pass, collect: _ } =
+            settings;
         let mut roots = TreeRoots {
             workspace: workspace.root.clone(),
             packages: workspace.local_roots.clone(),
@@ -37,13 +42,10 @@ impl Travel {
         for include in &include {
             roots.included.extend(include.root(&known)?);
         }
-        let exclude = Globs::new(exclude).map_err(|why| {
-            let what = "could not use the patterns of `exclude`";
-            Failure::new(ExitCode::Setup, what).because(why)
-        })?;
+        let (exclude, pass) = (globs("exclude", exclude)?, globs("env.pass", pass)?);
         let files_max = usize::try_from(*tree_files_max).unwrap_or(usize::MAX / 8);
         let rules = TreeRules { include, exclude, ..TreeRules::new(files_max, *tree_bytes_max) };
-        Ok(Self { roots, rules })
+        Ok(Self { roots, rules, pass })
     }
 
     /// Folders that a worker lays out, outermost first, none within another.
@@ -58,6 +60,36 @@ impl Travel {
         folders.sort();
         folders.dedup_by(|inner, outer| inner.starts_with(outer));
         folders.into_iter().map(OsText::from).collect()
+    }
+
+    /// Variables that remote tests get beside those that always travel.
+    pub(super) fn pass(&self) -> &Globs {
+        &self.pass
+    }
+
+    /// What is here, for a test that fails elsewhere.
+    pub(super) fn here(&self, workspace: &Workspace) -> Here {
+        let homes = ["CARGO_HOME", "RUSTUP_HOME"].into_iter().filter_map(std::env::var_os);
+        let homes = homes.map(PathBuf::from).chain(
+            std::env::home_dir()
+                .into_iter()
+                .flat_map(|home| [home.join(".cargo"), home.join(".rustup")]),
+        );
+        let own = [workspace.sysroot.clone(), workspace.target_dir.join("distest")];
+        let system = SYSTEM.iter().map(PathBuf::from);
+        let mut roots = vec![workspace.root.clone()];
+        roots.extend(self.roots.packages.iter().chain(&self.roots.excluded).cloned());
+        let names = std::env::vars_os().map(|(name, _)| name);
+        let unpassed = names.filter(|name| !testenv::travels(name, &self.pass));
+        let own_there = |name: &String| !FROM_WORKER.contains(&name.as_str());
+        Here {
+            roots,
+            foreign: own.into_iter().chain(homes).chain(system).collect(),
+            variables: unpassed
+                .filter_map(|name| name.into_string().ok())
+                .filter(own_there)
+                .collect(),
+        }
     }
 
     /// Takes stock of the workspace's files.
@@ -91,6 +123,13 @@ fn differs(changed: &[&Path], workspace: &Path) -> Option<Warning> {
     };
     let text = format!("{first}{others} changed during the run; workers had what was there before");
     Some(Warning { text, hint: None })
+}
+
+fn globs(key: &str, patterns: &[String]) -> Result<Globs, Failure> {
+    Globs::new(patterns).map_err(|why| {
+        let what = format!("could not use the patterns of `{key}`");
+        Failure::new(ExitCode::Setup, what).because(why)
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use distest_worker::globs::Globs;
 use crate::failure::{ExitCode, Failure};
 
 /// Folders that every machine has for itself. What is laid out there would hide a worker's own.
-const SYSTEM: [&str; 12] = [
+pub const SYSTEM: [&str; 12] = [
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys",
     "/usr",
 ];

@@ -7,7 +7,7 @@ use crate::protocol::OsText;
 use crate::sandbox::Sandbox;
 
 /// Variables of the worker's own environment that tests of a remote client get.
-const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"];
+pub const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"];
 
 /// Variables by name.
 pub(super) type Environment = BTreeMap<OsString, OsString>;

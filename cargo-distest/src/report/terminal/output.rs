@@ -28,6 +28,12 @@ pub(super) fn sections(paint: Paint, case: &TestCase, ended: &AttemptEnded) -> V
     if !ended.reason.is_empty() && (lines.is_empty() || !usual) {
         lines.push(format!("    ({})", ended.reason));
     }
+    lines.extend(
+        ended
+            .hints
+            .iter()
+            .map(|hint| format!("    hint: {}", clean(hint.as_bytes(), Escapes::None))),
+    );
     if !lines.is_empty() {
         lines.push(String::new());
     }

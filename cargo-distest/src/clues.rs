@@ -1,0 +1,181 @@
+//! What a failed test's output and executable say of things that it lacked. Pure.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+/// Paths that are looked at of one output.
+const PATHS_MAX: usize = 200;
+/// Bytes of output that are looked through, from either end.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// The longest path that Linux takes.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Variables that executables name because the standard library or libtest does, or that every
+/// machine has its own of.
+const COMMON: &[&str] = &[
+    "CARGO",
+    "COLUMNS",
+    "DISPLAY",
+    "EDITOR",
+    "HOSTNAME",
+    "LINES",
+    "MAIL",
+    "OLDPWD",
+    "SHLVL",
+    "TERM",
+    "TERMINFO",
+    "TERMINFO_DIRS",
+    "VISUAL",
+];
+
+/// Paths that a text mentions, as it spells them, each once: what has a slash or a dot in it.
+pub fn paths(text: &[u8]) -> Vec<String> {
+    let (head, tail) = match text.len() > 2 * OUTPUT_BYTES_MAX {
+        true => (&text[..OUTPUT_BYTES_MAX], &text[text.len() - OUTPUT_BYTES_MAX..]),
+        false => (text, &text[..0]),
+    };
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for part in [head, tail] {
+        let part = String::from_utf8_lossy(part);
+        let quoted = part.lines().flat_map(quoted);
+        let words = part.split(|c: char| c.is_whitespace() || "\"'`()[]{}<>,;|=".contains(c));
+        for word in quoted.chain(words) {
+            let word = trimmed(word);
+            let path = word.len() <= PATH_BYTES_MAX && word.contains(['/', '.']);
+            if path && word.contains(char::is_alphanumeric) && seen.insert(word.to_owned()) {
+                found.push(word.to_owned());
+                if found.len() == PATHS_MAX {
+                    return found;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Where a mentioned path may lie here: `roots` are folders that workers lay out, perhaps below a
+/// folder of their own; a relative path starts at `cwd` or at the first root.
+pub fn places(path: &str, cwd: &Path, roots: &[PathBuf]) -> Vec<PathBuf> {
+    if !path.starts_with('/') {
+        let first = roots.first().map(PathBuf::as_path);
+        let mut places: Vec<PathBuf> =
+            [Some(cwd), first].into_iter().flatten().map(|at| plain(&at.join(path))).collect();
+        places.dedup();
+        return places;
+    }
+    // Behind a folder of the worker's: `/var/lib/worker/session-1/root/work/proj/x`.
+    let ours = roots.iter().filter_map(|root| {
+        let root = root.to_str()?;
+        let at = path.find(root).filter(|at| *at > 0)?;
+        let rest = &path[at + root.len()..];
+        (rest.is_empty() || rest.starts_with('/')).then(|| plain(Path::new(&path[at..])))
+    });
+    ours.chain([plain(Path::new(path))]).collect()
+}
+
+/// Which of `names` an executable's constants name. Short and common names say nothing.
+pub fn named<'a>(constants: &[u8], names: &'a [String]) -> Vec<&'a str> {
+    let telling: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| is_telling(name)).collect();
+    let Ok(search) = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&telling) else {
+        return Vec::new();
+    };
+    let mut found = BTreeSet::new();
+    for hit in search.find_overlapping_iter(constants) {
+        let name = telling[hit.pattern().as_usize()];
+        // Constants lie side by side without anything between them, so what is around a long name
+        // may belong to another constant; of a short one it would make another word.
+        let part_of_word = |byte: Option<&u8>| {
+            byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+        };
+        let before = hit.start().checked_sub(1).and_then(|at| constants.get(at));
+        let alone = !part_of_word(before) && !part_of_word(constants.get(hit.end()));
+        if alone || name.contains('_') || name.len() >= 8 {
+            found.insert(name);
+        }
+    }
+    found.into_iter().collect()
+}
+
+fn is_telling(name: &str) -> bool {
+    let tools = ["CARGO_", "RUSTUP_", "DISTEST", "NEXTEST", "XDG_", "LS_"];
+    name.len() >= 4 && !COMMON.contains(&name) && !tools.iter().any(|tool| name.starts_with(tool))
+}
+
+/// What stands between quotes, which may contain blanks.
+fn quoted(line: &str) -> impl Iterator<Item = &str> {
+    ['"', '\'', '`'].into_iter().flat_map(|quote| line.split(quote).skip(1).step_by(2))
+}
+
+/// Without punctuation around it and `:LINE:COLUMN` behind it.
+fn trimmed(word: &str) -> &str {
+    let mut word = word.trim_end_matches(['.', ':', '!', '?']);
+    while let Some((path, number)) = word.rsplit_once(':')
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        word = path;
+    }
+    word.strip_prefix("file://").unwrap_or(word)
+}
+
+/// Without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => _ = plain.pop(),
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_looks_like_a_path() {
+        let text = "thread 'a::b' panicked at tests/it.rs:10:5:\n\
+                    called `unwrap()`: could not open data/model.bin: no such file\n\
+                    see \"/w/two words/x.txt\", file:///w/y and (./z). 3.14 took 2s. --conf=a/b";
+        let found = paths(text.as_bytes());
+        for path in ["tests/it.rs", "data/model.bin", "/w/two words/x.txt", "/w/y", "./z", "a/b"] {
+            assert!(found.iter().any(|found| found == path), "{path} in {found:?}");
+        }
+        assert!(!found.iter().any(|found| found == "2s"), "{found:?}");
+        assert_eq!(paths(&vec![b'/'; 1 << 20]), [""; 0]);
+        let many: String = (0..500).map(|number| format!("a/{number} ")).collect();
+        assert_eq!(paths(many.as_bytes()).len(), PATHS_MAX);
+    }
+
+    #[test]
+    fn a_path_has_its_places() {
+        let roots = [PathBuf::from("/work/proj"), PathBuf::from("/target")];
+        let check = |path: &str, expected: &[&str]| {
+            let found = places(path, Path::new("/work/proj/member"), &roots);
+            assert_eq!(found, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}");
+        };
+        check("data/x", &["/work/proj/member/data/x", "/work/proj/data/x"]);
+        check("../x", &["/work/proj/x", "/work/x"]);
+        check("/work/proj/x", &["/work/proj/x"]);
+        let theirs = "/var/s-1/root/work/proj/./x";
+        check(theirs, &["/work/proj/x", "/var/s-1/root/work/proj/x"]);
+        check("/old/work/proj-2/x", &["/old/work/proj-2/x"]);
+    }
+
+    #[test]
+    fn finds_variables_among_constants() {
+        let names = ["DATABASE_URL", "TOKEN", "TERM", "HOST", "ENDPOINT", "CARGO_HOME", "APP"];
+        let names = names.map(str::to_owned);
+        let constants =
+            b"not setDATABASE_URLsrc/lib.rs\0HOST\0TERM TOKENS CARGO_HOME xENDPOINTx APP";
+        assert_eq!(named(constants, &names), ["DATABASE_URL", "ENDPOINT", "HOST"]);
+        assert_eq!(named(b"", &names), [""; 0]);
+        assert_eq!(named(constants, &[]), [""; 0]);
+    }
+}
