@@ -412,12 +412,17 @@ fn ending_the_slots_leaves_no_process() {
     });
 }
 
+/// Starts itself again as the worker that is to be killed.
 #[test]
 fn a_killed_worker_leaves_no_process() {
+    const TO_BE_KILLED: &str = "DISTEST_TEST_TO_BE_KILLED";
+    if std::env::var_os(TO_BE_KILLED).is_some() {
+        return run_until_killed();
+    }
     // It can't clean up after itself.
     let folder = tempfile::tempdir().unwrap();
     let mut worker = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_worker_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "a_killed_worker_leaves_no_process", "--nocapture"])
         .env("TMPDIR", folder.path())
         .env(TO_BE_KILLED, "yes")
         .stdout(Stdio::piped())
@@ -434,13 +439,8 @@ fn a_killed_worker_leaves_no_process() {
     pids.into_iter().for_each(wait_until_dead);
 }
 
-const TO_BE_KILLED: &str = "DISTEST_TEST_TO_BE_KILLED";
-
-/// Runs a test that never ends, and one that left its session, until it is killed.
-#[test]
-#[ignore = "a helper of a_killed_worker_leaves_no_process, which runs it"]
-fn a_worker_to_be_killed() {
-    assert!(std::env::var_os(TO_BE_KILLED).is_some(), "this test is for another test to run");
+/// Runs a test that never ends, and one that left its session.
+fn run_until_killed() {
     with_slot(async |rig| {
         let script = "setsid sleep 1000 & echo pid $!; echo pid $$; echo pid $PPID; wait";
         let request = rig.script(script, Streams::Live);

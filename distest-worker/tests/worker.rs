@@ -404,31 +404,3 @@ fn a_worker_that_anyone_could_reach_is_refused() {
     assert_eq!(output.status.code(), Some(96));
     assert!(String::from_utf8_lossy(&output.stderr).contains("hint: "));
 }
-
-/// Run it with `--release -- --ignored --nocapture`.
-#[tokio::test]
-#[ignore = "prints a throughput, checks nothing"]
-async fn throughput_of_one_blob_into_the_store_of_another_process() {
-    let served = Served::start();
-    let stream = tokio::net::TcpStream::connect(&served.address).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    let peer = connect(stream).await;
-    for round in 0..5u8 {
-        let blob: Bytes = vec![round; 100_000_000].into();
-        let (digest, size) = (Digest::of(&blob), blob.len() as u64);
-        let began = std::time::Instant::now();
-        let mut calls = link::Pipeline::new(8);
-        for start in (0..blob.len()).step_by(CHUNK_BYTES_MAX) {
-            let data = blob.slice(start..blob.len().min(start + CHUNK_BYTES_MAX));
-            let last = start + data.len() == blob.len();
-            let chunk = BlobChunk { digest, size, encoding: Encoding::Raw, data, last };
-            calls.push(peer.worker.put(link::context(DEADLINE), chunk)).await;
-        }
-        let mut reply = None;
-        while let Some(next) = calls.next().await {
-            reply = Some(next.unwrap().unwrap());
-        }
-        assert_eq!(reply, Some(PutReply::Stored));
-        println!("{:.0} MB/s", 100.0 / began.elapsed().as_secs_f64());
-    }
-}
