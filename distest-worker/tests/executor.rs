@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -446,7 +446,7 @@ fn run_until_killed() {
         let request = rig.script(script, Streams::Live);
         rig.spawn(request);
         for line in rig.lines(3).await {
-            println!("\n{line}");
+            writeln!(std::io::stdout(), "\n{line}").unwrap();
         }
         rig.exit().await;
     });
