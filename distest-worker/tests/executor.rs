@@ -445,8 +445,9 @@ fn run_until_killed() {
         let script = "setsid sleep 1000 & echo pid $!; echo pid $$; echo pid $PPID; wait";
         let request = rig.script(script, Streams::Live);
         rig.spawn(request);
+        let mut stdout = std::io::stdout();
         for line in rig.lines(3).await {
-            writeln!(std::io::stdout(), "\n{line}").unwrap();
+            writeln!(stdout, "\n{line}").unwrap();
         }
         rig.exit().await;
     });
