@@ -58,6 +58,8 @@ const WORKER: &[(&str, &[&str])] = &[
     ("globs", &[]),
     ("protocol", &["digest", "hello", "link", "sandbox", "session"]),
     ("hello", &["protocol"]),
+    ("identity", &[]),
+    ("tls", &["identity"]),
     ("link", &["protocol"]),
     ("session", &["protocol"]),
     ("evict", &["digest"]),
@@ -69,12 +71,15 @@ const WORKER: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "digest", "executor", "hello", "link", "output", "protocol", "sandbox", "serve",
-            "session", "store", "zygote",
+            "digest", "executor", "hello", "identity", "link", "output", "protocol", "sandbox",
+            "serve", "session", "store", "zygote",
         ],
     ),
-    ("serve", &["executor", "hello", "link", "protocol", "server", "store", "zygote"]),
-    ("cli", &["protocol", "serve", "server", "store", "zygote"]),
+    (
+        "serve",
+        &["executor", "hello", "identity", "link", "protocol", "server", "store", "tls", "zygote"],
+    ),
+    ("cli", &["identity", "protocol", "serve", "server", "store", "zygote"]),
 ];
 
 /// Modules that decide: no IO, no clock, no environment.

@@ -7,6 +7,7 @@
 mod callbacks;
 mod connection;
 mod embedded;
+mod keys;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use distest_worker::globs::Globs;
 use distest_worker::protocol::{OsText, OutputChunk, Report};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use self::keys::Keys;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
@@ -100,6 +102,8 @@ struct Shared {
     messages: mpsc::Sender<FleetMessage>,
     workers: AtomicU32,
     slots: AtomicU32,
+    /// Read when the first worker needs them.
+    keys: OnceCell<Result<Keys, Unusable>>,
 }
 
 impl Fleet {
@@ -110,7 +114,9 @@ impl Fleet {
     ) -> (Self, mpsc::Receiver<FleetMessage>) {
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
-        (Self { shared: Arc::new(Shared { facts, settings, messages, workers, slots }) }, inbox)
+        let keys = OnceCell::new();
+        let shared = Shared { facts, settings, messages, workers, slots, keys };
+        (Self { shared: Arc::new(shared) }, inbox)
     }
 
     /// Connects to every address and starts the embedded worker if the settings want one. Ends
@@ -153,6 +159,12 @@ impl Fleet {
         }
     }
 
+    async fn keys(&self) -> Result<&Keys, Unusable> {
+        let identity = &self.shared.settings.identity;
+        let keys = self.shared.keys.get_or_init(|| async { Keys::load(identity) }).await;
+        keys.as_ref().map_err(Clone::clone)
+    }
+
     fn next_id(&self) -> WorkerId {
         WorkerId(self.shared.workers.fetch_add(1, Ordering::Relaxed))
     }
@@ -169,6 +181,7 @@ impl Fleet {
 }
 
 /// Why an address yields no worker.
+#[derive(Clone, Debug)]
 struct Unusable {
     reason: String,
     hint: Option<String>,

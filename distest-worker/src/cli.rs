@@ -1,19 +1,30 @@
 //! The worker's command line, and running it. Also `cargo distest worker …`.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use nix::ifaddrs::getifaddrs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
+use crate::identity::{Folder, Gate, IdentityError, PrivateKey};
 use crate::protocol::Labels;
-use crate::serve::{self, ConnectionEnd, Listening, WorkerConfig, WorkerShared, serve_connection};
+use crate::serve::{
+    self, ConnectionEnd, Listening, Reception, WorkerConfig, WorkerShared, serve_connection,
+};
 use crate::store::Store;
 
 /// Blobs that a worker keeps by default.
 const STORE_BYTES: u64 = 10 << 30;
+/// Told when nobody may use a worker that others could reach.
+const NOBODY: &str = "nobody is let in yet, except this user on this machine\n\
+                      hint: add a line `KEY run NAME` to authorized_keys; `cargo distest key show` \
+                      on the other machine prints its key";
 /// Exit code of a set-up that doesn't work, as in `cargo distest`.
 const SETUP: u8 = 96;
 
@@ -29,9 +40,12 @@ pub enum WorkerCommand {
 /// `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Where to listen; port 0 picks a free one. Loopback only: workers don't check keys yet
+    /// Where to listen; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// Whom it lets in.
+    #[command(flatten)]
+    pub keys: KeyArgs,
     /// What the worker is.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -40,9 +54,28 @@ pub struct ServeArgs {
 /// `stdio`.
 #[derive(Clone, Debug, Args)]
 pub struct StdioArgs {
+    /// Check no key: whoever started this process could do everything anyway
+    #[arg(long)]
+    pub trusted: bool,
+    /// Whom it lets in.
+    #[command(flatten)]
+    pub keys: KeyArgs,
     /// What the worker is.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// Whom a worker lets in, and how it proves who it is.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// This worker's private key, made on first use [default: worker-key in the folder
+    /// ~/.config/distest]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The keys that are let in, a line each: KEY PERMISSIONS NAME [default: authorized_keys in
+    /// the folder ~/.config/distest]
+    #[arg(long, value_name = "FILE")]
+    pub authorized_keys: Option<PathBuf>,
 }
 
 /// What a worker is.
@@ -84,27 +117,31 @@ pub fn run(command: WorkerCommand) -> ExitCode {
 async fn perform(command: WorkerCommand) -> Result<(), String> {
     raise_descriptor_limit();
     match command {
-        WorkerCommand::Serve(ServeArgs { listen, common }) => {
-            if !is_loopback(listen.ip()) {
-                return Err(format!(
-                    "could not listen at {listen}: this version doesn't check who connects, so it \
-                     serves this machine only\nhint: listen at 127.0.0.1:{}, and forward the port \
-                     through ssh: ssh -L {0}:127.0.0.1:{0} HOST",
-                    listen.port()
-                ));
-            }
-            let worker = worker(common)?;
-            let name = worker.config().name.clone();
+        WorkerCommand::Serve(ServeArgs { listen, keys, common }) => {
+            let reception = reception(keys, worker(common)?)?;
+            let name = reception.worker().config().name.clone();
             let could_not = |error| format!("could not listen at {listen}: {error}");
-            let listening = Listening::at(listen, worker).await.map_err(could_not)?;
-            let address = listening.address().map_err(could_not)?;
-            ready(&format!("ready {name} tcp://{address}"))?;
+            let listening =
+                Listening::at(listen, Arc::clone(&reception)).await.map_err(could_not)?;
+            let address = reachable(listening.address().map_err(could_not)?);
+            reception.gate().refresh().iter().for_each(|told| say(told));
+            ready(&format!("ready {name} tcp://{address}#{}", reception.key()))?;
+            if reception.gate().is_empty() && !address.ip().is_loopback() {
+                say(NOBODY);
+            }
             listening.serve(|text| say(&text)).await;
             Ok(())
         }
-        WorkerCommand::Stdio(StdioArgs { common }) => {
+        WorkerCommand::Stdio(StdioArgs { trusted, keys, common }) => {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-            let end = serve_connection(stream, worker(common)?).await;
+            let end = if trusted {
+                not_the_internet()?;
+                serve_connection(stream, worker(common)?).await
+            } else {
+                let reception = reception(keys, worker(common)?)?;
+                let served = reception.serve_stream(stream, false).await;
+                served.map_err(|error| format!("no client on stdin is let in: {error}"))?
+            };
             match end {
                 ConnectionEnd::NoHello(error) => Err(format!("no client on stdin: {error}")),
                 ConnectionEnd::Link(_) => Ok(()),
@@ -113,7 +150,54 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     }
 }
 
-fn worker(args: CommonArgs) -> Result<std::sync::Arc<WorkerShared>, String> {
+fn reception(args: KeyArgs, worker: Arc<WorkerShared>) -> Result<Arc<Reception>, String> {
+    let KeyArgs { key, authorized_keys } = args;
+    let folder = Folder::of_user();
+    let of_folder = |path: fn(&Folder) -> PathBuf| folder.as_ref().map(path);
+    let told = |error: IdentityError| format!("{error}\nhint: {}", error.hint());
+    let path = key.or_else(|| of_folder(Folder::worker_key)).ok_or_else(|| {
+        "could not find a folder for this worker's key: this user has no home\n\
+         hint: name a file with --key"
+            .to_owned()
+    })?;
+    let key = PrivateKey::load_or_make(&path).map_err(told)?;
+    let authorized_keys = authorized_keys.or_else(|| of_folder(Folder::authorized_keys));
+    let gate = Gate::new(authorized_keys, of_folder(Folder::client_key));
+    Ok(Reception::new(key, gate, worker))
+}
+
+/// `--trusted` is for a process that ssh started, never for a port that inetd opened.
+fn not_the_internet() -> Result<(), String> {
+    let name = getsockname::<SockaddrStorage>(io::stdin().as_raw_fd());
+    let family = name.ok().and_then(|name| name.family());
+    match family {
+        None | Some(AddressFamily::Unix) => Ok(()),
+        Some(_) => Err("stdin is a network socket, and with --trusted no key would be checked\n\
+                        hint: leave out --trusted"
+            .to_owned()),
+    }
+}
+
+/// An address that others can dial, for one that means all of this machine's.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    let ours = getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let storage = interface.address?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    });
+    // Link-local addresses mean nothing without the name of an interface.
+    let usable = ours.filter(|ip| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => address.is_ipv6() && !v6.is_loopback() && !v6.is_unicast_link_local(),
+    });
+    let ip = usable.min_by_key(IpAddr::is_ipv6);
+    SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), address.port())
+}
+
+fn worker(args: CommonArgs) -> Result<Arc<WorkerShared>, String> {
     let CommonArgs { slots, name, store, store_max, labels } = args;
     let folder = store.or_else(default_store).ok_or(
         "could not find a folder for received files: this user has no home\nhint: name one with --store",
@@ -151,10 +235,6 @@ fn raise_descriptor_limit() {
         // A limit that can't be raised is told when it is met.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

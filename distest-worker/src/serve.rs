@@ -3,20 +3,31 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
+mod half_open;
+mod reception;
+
+use self::half_open::HalfOpen;
+pub use self::reception::Reception;
 pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
+use crate::tls::TlsError;
 use crate::zygote::ZygoteProgram;
 
-/// Connections at once, greeted or not.
-pub const CONNECTIONS_MAX: usize = 1024;
+/// Sessions at once. Connections whose peer has not proved its key yet have a bound of their own.
+pub const SESSIONS_MAX: usize = 1024;
 
 /// How long sessions may take to end when the worker shuts down, before they are dropped.
 const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
+/// Between two looks at whether `authorized_keys` has changed.
+const REFRESH: Duration = Duration::from_millis(500);
+/// Refused connections that are told of within [`TOLD_WITHIN`]; a stranger must not fill our log.
+const REFUSED_TOLD_MAX: u32 = 20;
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// A worker that has no connection yet. It starts attempts through this process's own executable,
 /// whose `main` must call [`crate::zygote::enter_if_asked`] first.
@@ -32,8 +43,18 @@ pub fn share(config: WorkerConfig) -> io::Result<Arc<WorkerShared>> {
 /// A worker that waits for clients.
 pub struct Listening {
     listener: TcpListener,
-    worker: Arc<WorkerShared>,
+    reception: Arc<Reception>,
     signals: Signals,
+}
+
+/// How a connection ended.
+enum End {
+    /// Before its peer had proved a key that is let in.
+    Refused(TlsError),
+    /// Later.
+    Served(ConnectionEnd),
+    /// There were too many sessions.
+    Full,
 }
 
 impl Listening {
@@ -42,9 +63,9 @@ impl Listening {
     ///
     /// # Errors
     /// The address is taken or not ours.
-    pub async fn at(address: SocketAddr, worker: Arc<WorkerShared>) -> io::Result<Self> {
+    pub async fn at(address: SocketAddr, reception: Arc<Reception>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, worker, signals: Signals::listen()? })
+        Ok(Self { listener, reception, signals: Signals::listen()? })
     }
 
     /// Where.
@@ -55,39 +76,42 @@ impl Listening {
         self.listener.local_addr()
     }
 
-    /// Serves every client until SIGINT or SIGTERM; then ends all sessions. `tell` gets what an
-    /// operator should know.
+    /// Serves every client that is let in until SIGINT or SIGTERM; then ends all sessions. `tell`
+    /// gets what an operator should know.
     pub async fn serve(mut self, mut tell: impl FnMut(String)) {
         let mut connections = JoinSet::new();
+        let mut refresh = tokio::time::interval(REFRESH);
+        let mut told = Told::default();
+        let half_open = HalfOpen::new();
         loop {
             tokio::select! {
                 () = self.signals.next() => break,
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                    match accepted {
-                        Ok((stream, peer)) => {
-                            // Answers are small and awaited: they must not wait for company.
-                            let _ = stream.set_nodelay(true);
-                            let worker = Arc::clone(&self.worker);
-                            connections.spawn(async move {
-                                (peer, serve_connection(stream, worker).await)
-                            });
-                        }
-                        Err(error) => {
-                            tell(format!("could not accept a connection: {error}"));
-                            // Out of descriptors: one must come free first.
-                            if connections.join_next().await.is_none() {
-                                tokio::task::yield_now().await;
-                            }
+                _ = refresh.tick() => self.reception.gate().refresh().into_iter().for_each(&mut tell),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        // Answers are small and awaited: they must not wait for company.
+                        let _ = stream.set_nodelay(true);
+                        let reception = Arc::clone(&self.reception);
+                        half_open.spawn(&mut connections, move |place| async move {
+                            let loopback = peer.ip().to_canonical().is_loopback();
+                            (peer, reception.receive(stream, loopback, place).await)
+                        });
+                    }
+                    Err(error) => {
+                        tell(format!("could not accept a connection: {error}"));
+                        // Out of descriptors: one must come free first.
+                        if connections.join_next().await.is_none() {
+                            tokio::task::yield_now().await;
                         }
                     }
-                }
+                },
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
-                    told(&mut tell, peer, &end);
+                    told.about(&mut tell, peer, &end);
                 },
             }
         }
         drop(self.listener);
-        self.worker.shut_down();
+        self.reception.worker().shut_down();
         let ended = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
         // Dropping a connection kills what it runs.
@@ -95,10 +119,31 @@ impl Listening {
     }
 }
 
-fn told(tell: &mut impl FnMut(String), peer: SocketAddr, end: &ConnectionEnd) {
-    match end {
-        ConnectionEnd::NoHello(error) => tell(format!("{peer}: refused: {error}")),
-        ConnectionEnd::Link(end) => tell(format!("{peer}: {end}")),
+/// Tells of connections' ends, of strangers' only now and then.
+#[derive(Default)]
+struct Told {
+    since: Option<Instant>,
+    refused: u32,
+}
+
+impl Told {
+    fn about(&mut self, tell: &mut impl FnMut(String), peer: SocketAddr, end: &End) {
+        let text = match end {
+            End::Served(ConnectionEnd::NoHello(error)) => format!("{peer}: refused: {error}"),
+            End::Served(ConnectionEnd::Link(end)) => return tell(format!("{peer}: {end}")),
+            End::Full => format!("{peer}: refused: there are {SESSIONS_MAX} sessions already"),
+            End::Refused(error) => format!("{peer}: refused: {error}"),
+        };
+        if self.since.is_none_or(|since| since.elapsed() > TOLD_WITHIN) {
+            if self.refused > REFUSED_TOLD_MAX {
+                tell(format!("{} more connections were refused", self.refused - REFUSED_TOLD_MAX));
+            }
+            *self = Self { since: Some(Instant::now()), refused: 0 };
+        }
+        self.refused += 1;
+        if self.refused <= REFUSED_TOLD_MAX {
+            tell(text);
+        }
     }
 }
 

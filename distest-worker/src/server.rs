@@ -26,6 +26,7 @@ use self::files::Files;
 use self::handler::Handler;
 use self::permits::Permits;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role};
+use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
 use crate::protocol::Labels;
 use crate::store::Store;
@@ -108,8 +109,22 @@ impl WorkerShared {
 }
 
 /// Greets a client and serves it until the connection ends; then everything that it started has
-/// ended, and its files are gone.
-pub async fn serve_connection<S>(mut stream: S, worker: Arc<WorkerShared>) -> ConnectionEnd
+/// ended, and its files are gone. For streams whose other end could do everything without us.
+pub async fn serve_connection<S>(stream: S, worker: Arc<WorkerShared>) -> ConnectionEnd
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let gate = Arc::new(Gate::new(None, None));
+    serve_peer(stream, worker, Peer::ourselves(), gate).await
+}
+
+/// The same for a peer that may do what it may do, for as long as `gate` lets it.
+pub async fn serve_peer<S>(
+    mut stream: S,
+    worker: Arc<WorkerShared>,
+    peer: Peer,
+    gate: Arc<Gate>,
+) -> ConnectionEnd
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -123,14 +138,15 @@ where
     let (requests, requests_in) = mpsc::unbounded_channel();
     let config = worker.config();
     let files = Arc::new(Files::new(config.store.clone(), config.in_place));
+    let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
     let link = link::worker_end(stream, |client| {
         caller = Some(client);
-        let handler = Handler::new(requests, Arc::clone(&files));
+        let handler = Handler::new(requests, Arc::clone(&files), permissions);
         move |context, request| handler.clone().answer(context, request)
     });
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
-    let driver = Driver::new(worker, Arc::clone(&files), client);
+    let driver = Driver::new(worker, Arc::clone(&files), client, Admission { peer, gate });
     let (end, last_word) = driver.run(requests_in, &link).await;
     match last_word {
         Some(why) => link.close(why).await,
@@ -139,4 +155,17 @@ where
     // Removing a sandbox takes time; handlers that still hold it end with the link.
     let _ = tokio::task::spawn_blocking(move || drop(files)).await;
     ConnectionEnd::Link(end)
+}
+
+/// Who is served, and until when.
+struct Admission {
+    peer: Peer,
+    gate: Arc<Gate>,
+}
+
+impl Admission {
+    /// When something that the peer might do is no longer allowed.
+    async fn withdrawn(&self) {
+        self.gate.revoked(&self.peer).await;
+    }
 }

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distest_worker::digest::Digest;
-use distest_worker::hello::{HELLO_TIMEOUT, Hello, Role, exchange};
+use distest_worker::hello::{HELLO_TIMEOUT, Hello, HelloError, Role, exchange};
+use distest_worker::identity::{Folder, PrivateKey, PublicKey};
 use distest_worker::link::{self, DEADLINE, Link, LinkEnd, client_end};
 use distest_worker::protocol::*;
 use distest_worker::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use distest_worker::store::Store;
+use distest_worker::tls;
 use distest_worker::zygote::ZygoteProgram;
 use tarpc::context::Context;
 use tarpc::server::Serve;
@@ -346,27 +348,50 @@ async fn an_upload_left_half_way_is_refused_once_and_then_taken() {
     assert_eq!(peer.put(&blob, &packed, encoding).await, Ok(PutReply::Stored));
 }
 
-/// A `distest-worker serve` of its own. Ended when dropped.
+/// A `distest-worker serve` of its own, and a key that it lets in. Ended when dropped.
 struct Served {
     process: Child,
     address: String,
-    _store: tempfile::TempDir,
+    worker_key: PublicKey,
+    our_key: PrivateKey,
+    folder: tempfile::TempDir,
 }
 
 impl Served {
     fn start() -> Self {
-        let store = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        // What a client of the same user has: on loopback it needs no telling.
+        let config = Folder::at(folder.path().join("config/distest"));
+        let our_key = PrivateKey::load_or_make(&config.client_key()).unwrap();
         let mut process = Command::new(WORKER)
             .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--name", "w2", "--store"])
-            .arg(store.path())
+            .arg(folder.path().join("store"))
+            .env("XDG_CONFIG_HOME", folder.path().join("config"))
+            .env("XDG_STATE_HOME", folder.path().join("state"))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("ready w2 tcp://").unwrap().to_owned();
-        Self { process, address, _store: store }
+        let address = line.trim().strip_prefix("ready w2 tcp://").unwrap();
+        let (address, worker_key) = address.split_once('#').unwrap();
+        let (address, worker_key) = (address.to_owned(), worker_key.parse().unwrap());
+        Self { process, address, worker_key, our_key, folder }
+    }
+
+    /// The list of keys that it lets in.
+    fn authorized_keys(&self) -> std::path::PathBuf {
+        Folder::at(self.folder.path().join("config/distest")).authorized_keys()
+    }
+
+    /// A secured stream of whoever has `key`.
+    async fn stream_of(&self, key: &PrivateKey) -> tls::Stream<tokio::net::TcpStream> {
+        let stream = tokio::net::TcpStream::connect(&self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let worker_key = self.worker_key;
+        let trust: tls::Trust = Arc::new(move |key| *key == worker_key);
+        tls::connect(stream, key, tls::Purpose::Session, trust).await.unwrap().stream
     }
 }
 
@@ -380,8 +405,7 @@ impl Drop for Served {
 #[tokio::test]
 async fn the_executable_serves_and_ends_in_order() {
     let mut served = Served::start();
-    let stream = tokio::net::TcpStream::connect(&served.address).await.unwrap();
-    let mut peer = connect(stream).await;
+    let mut peer = connect(served.stream_of(&served.our_key).await).await;
     assert_eq!((peer.hello.name.as_str(), peer.hello.slots), ("w2", 2));
     let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
     peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
@@ -398,9 +422,137 @@ async fn the_executable_serves_and_ends_in_order() {
     assert!(!alive(&pid));
 }
 
+/// What a hello of whoever has `key` comes to.
+async fn greets(served: &Served, key: &PrivateKey) -> Result<(), HelloError> {
+    let mut stream = served.stream_of(key).await;
+    let hello = exchange(&mut stream, &Hello::new(Role::Client, "test"), HELLO_TIMEOUT).await;
+    hello.map(|_| ())
+}
+
+fn refused(result: Result<(), HelloError>) -> bool {
+    matches!(result, Err(HelloError::Io(error)) if tls::refusal(&error))
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_refused_and_a_withdrawn_one_is_out_at_once() {
+    let served = Served::start();
+    let key = PrivateKey::generate().unwrap();
+    assert!(refused(greets(&served, &key).await), "nobody knows this key");
+
+    let line = format!("{} run a colleague\n", key.public());
+    std::fs::write(served.authorized_keys(), &line).unwrap();
+    let mut peer = connect(served.stream_of(&key).await).await;
+    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer.prepare_sh("/", vec![], vec![]).await.unwrap();
+    peer.lease(&[(7, "echo $$; sleep 1000", Streams::Live)]).await;
+    peer.started(7).await;
+    let pid = String::from_utf8(peer.output(2).await).unwrap();
+
+    std::fs::write(served.authorized_keys(), "").unwrap();
+    let end = peer.link.ended().await;
+    assert_eq!(end, LinkEnd::Goodbye("this key's permission was withdrawn".to_owned()));
+    assert!(!alive(&pid), "what it ran has ended");
+    assert!(refused(greets(&served, &key).await), "the same process, a second connection");
+    assert!(greets(&served, &served.our_key).await.is_ok(), "others are none the worse");
+}
+
+#[tokio::test]
+async fn a_key_without_the_permission_runs_nothing() {
+    let served = Served::start();
+    let key = PrivateKey::generate().unwrap();
+    std::fs::write(served.authorized_keys(), format!("{} view,copy x\n", key.public())).unwrap();
+    let peer = connect(served.stream_of(&key).await).await;
+    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    let refusal = peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Forbidden);
+    assert!(refusal.message.contains("`run`"), "{refusal}");
+    let digest = Digest::of(b"x");
+    let missing = peer.worker.missing(link::context(DEADLINE), vec![digest]).await.unwrap();
+    assert_eq!(missing.unwrap_err().kind, RefusalKind::Forbidden);
+    let refusal = peer.prepare_sh("/", vec![], vec![]).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Forbidden);
+}
+
+/// Descriptors of a process.
+fn descriptors(process: &Child) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_thousand_silent_strangers_keep_nobody_out() {
+    let served = Served::start();
+    let before = descriptors(&served.process);
+    let mut strangers = Vec::new();
+    for number in 0..1000 {
+        let mut stream = tokio::net::TcpStream::connect(&served.address).await.unwrap();
+        if number % 2 == 0 {
+            // Half a ClientHello.
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"\x16\x03\x01\x02\x00")
+                .await
+                .unwrap();
+        }
+        strangers.push(stream);
+    }
+    assert!(greets(&served, &served.our_key).await.is_ok());
+    let open = descriptors(&served.process) - before;
+    assert!(open <= 256 + 8, "{open} descriptors for strangers");
+}
+
+#[tokio::test]
+async fn a_known_peer_that_breaks_the_rules_is_cut_and_others_are_none_the_worse() {
+    let served = Served::start();
+    let mut other = connect(served.stream_of(&served.our_key).await).await;
+    let spec = || SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    other.worker.open(link::context(DEADLINE), spec()).await.unwrap().unwrap();
+    other.prepare_sh("/", vec![], vec![]).await.unwrap();
+    // After the greeting: a frame of 4 GiB, and garbage.
+    let garbage: Vec<u8> =
+        (3..4096u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for bytes in [vec![0xff; 64], garbage] {
+        let mut stream = served.stream_of(&served.our_key).await;
+        exchange(&mut stream, &Hello::new(Role::Client, "liar"), HELLO_TIMEOUT).await.unwrap();
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await;
+        let mut rest = Vec::new();
+        // Closed by the worker, whatever it says before.
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await;
+    }
+    // A greeting that declares 4 GiB, and one of another version.
+    for head in [[0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff], [0, 0, 0, 0, 0, 0, 0, 1]] {
+        let mut stream = served.stream_of(&served.our_key).await;
+        let bytes = [b"\xd1distest".as_slice(), &head].concat();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await.unwrap();
+        tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await;
+    }
+    other.lease(&[(1, "true", Streams::Capture)]).await;
+    other.started(1).await;
+    assert_eq!(other.finished(1).await.exit, Exit::Code(0));
+}
+
 #[test]
-fn a_worker_that_anyone_could_reach_is_refused() {
-    let output = Command::new(WORKER).args(["serve", "--listen", "0.0.0.0:0"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(96));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("hint: "));
+fn stdio_checks_keys_and_its_exception_is_not_for_networks() {
+    let folder = tempfile::tempdir().unwrap();
+    let stdio = |stdin: Stdio, args: &[&str]| {
+        let mut command = Command::new(WORKER);
+        command.arg("stdio").args(args).arg("--store").arg(folder.path().join("store"));
+        command.env("XDG_CONFIG_HOME", folder.path().join("config")).stdin(stdin).output().unwrap()
+    };
+    // As inetd would start it, with somebody at the other end who greets without a key.
+    let socket = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut near, b"\xd1distest\0\x01\0\0\0\0\0\x01\x80").unwrap();
+        (near, std::os::fd::OwnedFd::from(far))
+    };
+    let (_near, far) = socket();
+    let refused = stdio(Stdio::from(far), &["--trusted"]);
+    assert_eq!(refused.status.code(), Some(96));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("network socket"), "{refused:?}");
+    let (_near, far) = socket();
+    let refused = stdio(Stdio::from(far), &[]);
+    assert_eq!(refused.status.code(), Some(96));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no client"), "{refused:?}");
 }

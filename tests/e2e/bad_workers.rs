@@ -10,9 +10,9 @@ use libtest_mimic::Trial;
 
 use crate::case;
 
-/// The greeting of a worker from a far future: magic, major and minor version, length, a map.
-const OTHER_VERSION: [u8; 17] =
-    [0xd1, b'd', b'i', b's', b't', b'e', b's', b't', 0, 99, 0, 0, 0, 0, 0, 1, 0x80];
+/// The greeting of a worker that uses no keys: magic, version, length, a map.
+const WITHOUT_KEYS: [u8; 17] =
+    [0xd1, b'd', b'i', b's', b't', b'e', b's', b't', 0, 1, 0, 0, 0, 0, 0, 1, 0x80];
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -27,9 +27,9 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("bad_worker::stays_silent", |scratch| {
             poses(scratch, &Impostor::start(Manner::Silent), &[]);
         }),
-        case("bad_worker::speaks_another_version", |scratch| {
-            let greeting = Manner::Says(OTHER_VERSION.to_vec());
-            poses(scratch, &Impostor::start(greeting), &["version", "99"]);
+        case("bad_worker::has_no_key", |scratch| {
+            let greeting = Manner::Says(WITHOUT_KEYS.to_vec());
+            poses(scratch, &Impostor::start(greeting), &["distest peer"]);
         }),
         case("bad_worker::beside_a_good_one", beside_a_good_one),
         case("bad_worker::fallback_forbidden", fallback_forbidden),

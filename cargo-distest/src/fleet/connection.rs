@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distest_worker::hello::{self, Hello, Role};
+use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::link::{self, Link, LinkStats};
 use distest_worker::protocol::{Client, SessionSpec, WorkerClient};
+use distest_worker::tls;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::callbacks::Callbacks;
+use super::keys::Place;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
 use crate::model::{Triple, WorkerId};
 use crate::settings::WorkerAddress;
@@ -50,15 +52,10 @@ impl Drop for Connection {
 
 /// Connects to an address and opens a session there.
 pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Connection, Unusable> {
-    let WorkerAddress::Tcp { host, port, fingerprint } = address;
-    if fingerprint.is_some() {
-        return Err(Unusable::new("this version can't check the key that the address names")
-            .hint("leave out what follows the # on a network that you trust"));
-    }
+    let WorkerAddress::Tcp { host, port, key } = address;
+    let keys = fleet.keys().await?;
     let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
-    let mut stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port)))
-        .await
-    {
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
@@ -70,7 +67,15 @@ pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Conne
         }
     };
     stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;
-    let theirs = greet(&mut stream).await?;
+    let peer = stream.peer_addr().map_err(|error| Unusable::new(error.to_string()))?;
+    let loopback = peer.ip().to_canonical().is_loopback();
+    let place = format_place(host, *port);
+    let place = Place { address: &place, pinned: *key, loopback };
+    let mut stream = keys.secure(stream, place).await?;
+    let theirs = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
+        Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused()),
+        answer => answer.map_err(not_greeted)?,
+    };
     if let Some(on) = fleet.shared.settings.on.as_deref().filter(|on| *on != theirs.name) {
         return Err(Unusable::new(format!(
             "its name is {:?}, and --on asks for {on:?}",
@@ -87,11 +92,21 @@ pub(super) async fn greet<S>(stream: &mut S) -> Result<Hello, Unusable>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let ours = Hello::new(Role::Client, "cargo-distest");
-    hello::exchange(stream, &ours, CONNECT_TIMEOUT).await.map_err(|error| {
-        let hint = error.hint();
-        Unusable { reason: error.to_string(), hint }
-    })
+    hello::exchange(stream, &ours(), CONNECT_TIMEOUT).await.map_err(not_greeted)
+}
+
+fn ours() -> Hello {
+    Hello::new(Role::Client, "cargo-distest")
+}
+
+fn not_greeted(error: HelloError) -> Unusable {
+    let hint = error.hint();
+    Unusable { reason: error.to_string(), hint }
+}
+
+/// `HOST:PORT`.
+fn format_place(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// What is asked of a greeted worker.

@@ -31,9 +31,11 @@ fn not_yet(scheme: &str) -> String {
 }
 
 fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
-    let (place, fingerprint) = match rest.split_once('#') {
-        Some((_, "")) => return Err("the fingerprint after `#` is empty".to_owned()),
-        Some((place, fingerprint)) => (place, Some(fingerprint.to_owned())),
+    let (place, key) = match rest.split_once('#') {
+        Some((place, key)) => {
+            let key = key.parse().map_err(|error| format!("what follows the `#`: {error}"))?;
+            (place, Some(key))
+        }
         None => (rest, None),
     };
     let (host, port) =
@@ -49,19 +51,19 @@ fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
         return Err(format!("`{host}` is no host name or IP address; expected {FORMS}"));
     }
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(WorkerAddress::Tcp { host: host.to_owned(), port, fingerprint }),
+        Ok(port) if port > 0 => Ok(WorkerAddress::Tcp { host: host.to_owned(), port, key }),
         _ => Err(format!("`{port}` is no port from 1 to 65535; expected {FORMS}")),
     }
 }
 
 impl fmt::Display for WorkerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Tcp { host, port, fingerprint } = self;
+        let Self::Tcp { host, port, key } = self;
         match host.contains(':') {
             true => write!(f, "tcp://[{host}]:{port}")?,
             false => write!(f, "tcp://{host}:{port}")?,
         }
-        fingerprint.iter().try_for_each(|fingerprint| write!(f, "#{fingerprint}"))
+        key.iter().try_for_each(|key| write!(f, "#{key}"))
     }
 }
 
@@ -69,14 +71,17 @@ impl fmt::Display for WorkerAddress {
 mod tests {
     use super::*;
 
+    const KEY: &str = "ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE";
+
     #[test]
     fn accepted_addresses_print_as_they_were_written() {
-        for text in ["tcp://build-1:7077", "tcp://10.0.0.7:1", "tcp://[::1]:65535#SHA256:ab/c="] {
+        let pinned = format!("tcp://[::1]:65535#{KEY}");
+        for text in ["tcp://build-1:7077", "tcp://10.0.0.7:1", &pinned] {
             assert_eq!(text.parse::<WorkerAddress>().unwrap().to_string(), text);
         }
         assert_eq!(
             "tcp://[::1]:80".parse(),
-            Ok(WorkerAddress::Tcp { host: "::1".to_owned(), port: 80, fingerprint: None })
+            Ok(WorkerAddress::Tcp { host: "::1".to_owned(), port: 80, key: None })
         );
     }
 
@@ -90,7 +95,8 @@ mod tests {
             ("tcp://:80", "no host name"),
             ("tcp://::1:80", "brackets"),
             ("tcp://u@h:80", "no host name"),
-            ("tcp://h:80#", "fingerprint"),
+            ("tcp://h:80#", "ed25519:"),
+            ("tcp://h:80#SHA256:abc", "ed25519:"),
             ("ssh://h", "does not support `ssh` addresses yet"),
             ("mdns", "does not support `mdns` addresses yet"),
             ("registry://h:1", "does not support `registry`"),

@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::WorkerShared;
 use super::environment::{self, Environment};
 use super::files::Files;
 use super::handler::Request;
 use super::outbox::{self, Outbox};
 use super::permits::{Permit, Permits};
+use super::{Admission, WorkerShared};
 use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
@@ -39,6 +39,7 @@ const END_TIME: Duration = Duration::from_secs(5);
 /// Drives one connection's session.
 pub(super) struct Driver {
     worker: Arc<WorkerShared>,
+    admission: Arc<Admission>,
     files: Arc<Files>,
     outbox: Outbox,
     /// Empties the outbox; sends long outputs.
@@ -92,13 +93,19 @@ struct Stdin {
 }
 
 impl Driver {
-    pub(super) fn new(worker: Arc<WorkerShared>, files: Arc<Files>, client: ClientClient) -> Self {
+    pub(super) fn new(
+        worker: Arc<WorkerShared>,
+        files: Arc<Files>,
+        client: ClientClient,
+        admission: Admission,
+    ) -> Self {
         let (events_to, events) = mpsc::channel(EVENTS_MAX);
         let (outbox, emptying) = Outbox::new(client);
         let mut telling = JoinSet::new();
         telling.spawn(async move { emptying.await.is_ok() });
         Self {
             worker,
+            admission: Arc::new(admission),
             files,
             outbox,
             telling,
@@ -120,7 +127,9 @@ impl Driver {
         link: &Link,
     ) -> (LinkEnd, Option<&'static str>) {
         let worker = Arc::clone(&self.worker);
+        let admission = Arc::clone(&self.admission);
         let mut shutting_down = pin!(worker.shutting_down());
+        let mut withdrawn = pin!(admission.withdrawn());
         loop {
             tokio::select! {
                 end = link.ended() => {
@@ -130,6 +139,10 @@ impl Driver {
                 () = &mut shutting_down => {
                     self.end(true).await;
                     return (LinkEnd::Closed, Some("the worker is shutting down"));
+                }
+                () = &mut withdrawn => {
+                    self.end(false).await;
+                    return (LinkEnd::Closed, Some("this key's permission was withdrawn"));
                 }
                 Some(request) = requests.recv() => self.on_request(request),
                 () = self.happening() => {}

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::files::Files;
 use crate::digest::Digest;
+use crate::identity::{Permission, Permissions};
 use crate::protocol::{
     AttemptId, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind, SessionReady,
     SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
@@ -38,11 +39,27 @@ pub(super) enum Request {
 pub(super) struct Handler {
     requests: mpsc::UnboundedSender<Request>,
     files: Arc<Files>,
+    permissions: Arc<Permissions>,
 }
 
 impl Handler {
-    pub(super) fn new(requests: mpsc::UnboundedSender<Request>, files: Arc<Files>) -> Self {
-        Self { requests, files }
+    pub(super) fn new(
+        requests: mpsc::UnboundedSender<Request>,
+        files: Arc<Files>,
+        permissions: Arc<Permissions>,
+    ) -> Self {
+        Self { requests, files, permissions }
+    }
+
+    /// Whether this connection's key may do that.
+    fn need(&self, permission: Permission) -> Result<(), Refusal> {
+        if self.permissions.allow(permission) {
+            return Ok(());
+        }
+        let word = permission.word();
+        let message = format!("this key does not have the permission `{word}` on this worker");
+        let hint = format!("add `{word}` to its line in the worker's authorized_keys");
+        Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
     }
 
     pub(super) async fn answer(
@@ -77,32 +94,38 @@ impl Worker for Handler {
     }
 
     async fn open(self, _: Context, spec: SessionSpec) -> Result<SessionReady, Refusal> {
+        self.need(Permission::Run)?;
         self.files.open(&spec).await?;
         answered(self.ask(|answer| Request::Open(spec, answer))).await
     }
 
     async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
+        self.need(Permission::Run)?;
         self.word();
         self.files.missing(digests).await
     }
 
     async fn put(self, _: Context, chunk: BlobChunk) -> Result<PutReply, Refusal> {
+        self.need(Permission::Run)?;
         self.word();
         self.files.put(chunk).await
     }
 
     async fn lay_tree(self, _: Context, tree: TreeSpec) -> Result<(), Refusal> {
+        self.need(Permission::Run)?;
         self.word();
         self.files.lay(tree.entries).await
     }
 
     async fn prepare(self, _: Context, binary: BinarySpec) -> Result<(), Refusal> {
+        self.need(Permission::Run)?;
         self.word();
         self.files.prepare(&binary).await?;
         answered(self.ask(|answer| Request::Prepared(binary, answer))).await
     }
 
     async fn lease(self, _: Context, lease: Lease) -> Result<(), Refusal> {
+        self.need(Permission::Run)?;
         answered(self.ask(|answer| Request::Lease(lease, answer))).await
     }
 
@@ -115,6 +138,7 @@ impl Worker for Handler {
     }
 
     async fn stdin(self, _: Context, chunk: StdinChunk) -> Result<(), Refusal> {
+        self.need(Permission::Run)?;
         answered(self.ask(|answer| Request::Stdin(chunk, answer))).await
     }
 

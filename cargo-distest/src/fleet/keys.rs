@@ -1,0 +1,140 @@
+//! Who we are to workers, and which of them we trust.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use distest_worker::identity::{Folder, IdentityError, KnownWorkers, PrivateKey, PublicKey};
+use distest_worker::tls::{self, Purpose, TlsError, Trust};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Unusable;
+use crate::settings::{IdentitySettings, KeySource};
+
+/// Our key and the keys that we know.
+#[derive(Debug)]
+pub(super) struct Keys {
+    ours: PrivateKey,
+    known: KnownWorkers,
+    /// Whose public half is the key of this user's workers on this machine.
+    own_worker: Option<PathBuf>,
+}
+
+/// Where a worker was dialled, and what its key must be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// `HOST:PORT`, as in `known_workers`.
+    pub(super) address: &'a str,
+    /// The address names the key.
+    pub(super) pinned: Option<PublicKey>,
+    /// It is on this machine.
+    pub(super) loopback: bool,
+}
+
+impl Keys {
+    /// Reads what the settings name; makes our key on first use.
+    pub(super) fn load(settings: &IdentitySettings) -> Result<Self, Unusable> {
+        let folder = Folder::of_user();
+        let ours = match &settings.key {
+            KeySource::Nowhere => return Err(Unusable::new("DISTEST_KEY is empty")),
+            KeySource::Text(text) => text.parse().map_err(|error| {
+                Unusable::new(format!("could not read DISTEST_KEY: {error}"))
+                    .hint("`cargo distest key new` makes a key")
+            })?,
+            KeySource::File(path) => {
+                PrivateKey::load(path).map_err(unusable)?.ok_or_else(|| {
+                    Unusable::new(format!(
+                        "DISTEST_KEY names {}, and there is no such file",
+                        path.display()
+                    ))
+                    .hint("`cargo distest key new` makes a key")
+                })?
+            }
+            KeySource::User => {
+                let path = folder.as_ref().map(Folder::client_key);
+                let path = path.ok_or(IdentityError::NoFolder).map_err(unusable)?;
+                PrivateKey::load_or_make(&path).map_err(unusable)?
+            }
+        };
+        let mut known = KnownWorkers::default();
+        if let Some(folder) = &folder {
+            known = read_known(&folder.known_workers())?;
+        }
+        if let Some(text) = &settings.known_workers {
+            known = known.with(known_in_environment(text)?);
+        }
+        Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
+    }
+
+    /// Secures a stream to a worker that we trust.
+    pub(super) async fn secure<S>(
+        &self,
+        stream: S,
+        place: Place<'_>,
+    ) -> Result<tls::Stream<S>, Unusable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let secured = tls::connect(stream, &self.ours, Purpose::Session, self.trust(place)).await;
+        secured.map(|secured| secured.stream).map_err(|error| self.explain(&error, place))
+    }
+
+    /// That the worker doesn't let us in shows only once we talk.
+    pub(super) fn refused(&self) -> Unusable {
+        let error = TlsError::Refused;
+        let unusable = Unusable::new("the worker does not let this key in");
+        match error.hint(&self.ours.public()) {
+            Some(hint) => unusable.hint(hint),
+            None => unusable,
+        }
+    }
+
+    fn trust(&self, place: Place<'_>) -> Trust {
+        if let Some(pinned) = place.pinned {
+            return Arc::new(move |key| *key == pinned);
+        }
+        let own = self.own_worker.as_deref().filter(|_| place.loopback).and_then(PublicKey::load);
+        let (known, address) = (self.known.clone(), place.address.to_owned());
+        Arc::new(move |key| known.trust(key, &address) || own.as_ref() == Some(key))
+    }
+
+    fn explain(&self, error: &TlsError, place: Place<'_>) -> Unusable {
+        let mut reason = error.to_string();
+        let mut hint = error.hint(&self.ours.public());
+        if let TlsError::UnknownKey(key) = error {
+            let expected = place.pinned.or_else(|| self.known.of_address(place.address).copied());
+            if let Some(expected) = expected {
+                reason = format!("its key is {key}, and {expected} is expected there");
+                hint = Some(
+                    "somebody else may answer there; if the worker has got a new key, take a new \
+                     invitation: run `distest-worker invite` there"
+                        .to_owned(),
+                );
+            }
+        }
+        Unusable { reason, hint }
+    }
+}
+
+fn known_in_environment(text: &str) -> Result<KnownWorkers, Unusable> {
+    if !text.contains("ed25519:") {
+        return read_known(std::path::Path::new(text));
+    }
+    let (known, wrong) = KnownWorkers::parse(text);
+    match wrong.first() {
+        Some(wrong) => Err(Unusable::new(format!("DISTEST_KNOWN_WORKERS, {wrong}"))),
+        None => Ok(known),
+    }
+}
+
+fn read_known(path: &std::path::Path) -> Result<KnownWorkers, Unusable> {
+    let (known, wrong) = KnownWorkers::load(path).map_err(unusable)?;
+    match wrong.first() {
+        Some(wrong) => Err(Unusable::new(format!("{}, {wrong}", path.display()))
+            .hint("correct the line, or remove it")),
+        None => Ok(known),
+    }
+}
+
+fn unusable(error: IdentityError) -> Unusable {
+    Unusable::new(error.to_string()).hint(error.hint())
+}
