@@ -14,6 +14,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("settings", &["failure", "model", "cli"]),
     ("cli", &["failure", "settings"]),
     ("ui", &["failure", "settings"]),
+    ("key", &["cli", "failure"]),
     ("compile", &["failure", "model", "settings"]),
     ("parse", &["model"]),
     ("clues", &[]),

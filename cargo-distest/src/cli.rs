@@ -5,6 +5,7 @@
 
 mod build;
 mod execute;
+mod fleet;
 mod report;
 mod select;
 mod travel;
@@ -19,6 +20,7 @@ use distest_worker::cli::WorkerCommand;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
+pub use fleet::KeyCommand;
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
 pub use travel::TravelArgs;
@@ -48,6 +50,9 @@ pub enum Command {
     /// Be a worker: the same as `distest-worker`.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// This user's key, by which workers know it.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Print a script that completes this command line in a shell.
     Completions {
         /// For which shell.
@@ -174,7 +179,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     let select = match &mut cli.command {
         Command::Run(run) => Some(&mut run.select),
         Command::List(list) => Some(&mut list.select),
-        Command::Worker(_) | Command::Completions { .. } | Command::Man => None,
+        Command::Worker(_) | Command::Key(_) | Command::Completions { .. } | Command::Man => None,
     };
     if let Some(select) = select {
         select.parse_libtest_args()?;

@@ -13,6 +13,7 @@ pub mod filter;
 pub mod fleet;
 pub mod history;
 pub mod inventory;
+pub mod key;
 pub mod model;
 pub mod parcel;
 pub mod parse;

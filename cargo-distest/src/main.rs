@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use cargo_distest::cli::{self, Cli, Command};
 use cargo_distest::failure::{self, Failure};
+use cargo_distest::key;
 use cargo_distest::run;
 use cargo_distest::settings::{Color, ShowProgress};
 use cargo_distest::ui::{self, Ui};
@@ -31,6 +32,10 @@ fn main() -> ExitCode {
                 ),
             }
         }
+        Command::Key(command) => match key::key(&command) {
+            Ok(text) => print(text.as_bytes()),
+            Err(failure) => tell(failure),
+        },
         Command::Worker(command) => return distest_worker::cli::run(command),
         Command::Run(args) => perform(run::run(&args)),
         Command::List(args) => perform(run::list(&args)),

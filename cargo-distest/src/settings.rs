@@ -8,6 +8,7 @@
 mod address;
 mod cargo_args;
 mod config;
+mod identity;
 mod layer;
 mod reader;
 mod resolve;
@@ -16,7 +17,6 @@ mod values;
 mod writable;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use clap::ValueEnum;
 use distest_worker::identity::PublicKey;
 
 pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
+pub use identity::{IdentitySettings, KeySource};
 pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
 pub use travel::TravelSettings;
 pub(crate) use travel::parse_pattern;
@@ -219,41 +220,6 @@ pub struct FleetSettings {
     pub fallback: Fallback,
     /// Who we are to workers, and which of them we know.
     pub identity: IdentitySettings,
-}
-
-/// Who we are to workers, and which of them we know.
-#[derive(Clone, Debug, Default)]
-pub struct IdentitySettings {
-    /// `DISTEST_KEY`.
-    pub key: KeySource,
-    /// `DISTEST_KNOWN_WORKERS`: keys, or the path of a file with keys. Beside the user's file.
-    pub known_workers: Option<String>,
-}
-
-/// Where our private key is.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub enum KeySource {
-    /// In the user's configuration; made on first use.
-    #[default]
-    User,
-    /// In this file.
-    File(PathBuf),
-    /// Here.
-    Text(String),
-    /// Nowhere: `DISTEST_KEY` is empty, as in a CI job that gets no secrets.
-    Nowhere,
-}
-
-impl fmt::Debug for KeySource {
-    /// Never the key itself.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::User => f.write_str("User"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Text(_) => f.write_str("Text(…)"),
-            Self::Nowhere => f.write_str("Nowhere"),
-        }
-    }
 }
 
 /// Where a worker is found.

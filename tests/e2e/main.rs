@@ -10,6 +10,7 @@ mod bad_input;
 mod bad_workers;
 mod environment;
 mod faults;
+mod keys;
 mod models;
 mod output;
 mod selection;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         faults::cases(),
         bad_input::cases(),
         bad_workers::cases(),
+        keys::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }

@@ -97,6 +97,10 @@ fn defaults() {
             on: None,
             local_slots: Auto,
             fallback: Embedded,
+            identity: IdentitySettings {
+                key: User,
+                known_workers: None,
+            },
         },
         travel: TravelSettings {
             include: [],
