@@ -18,6 +18,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("compile", &["failure", "model", "settings"]),
     ("parse", &["model"]),
     ("clues", &[]),
+    ("suits", &["model"]),
     ("tree", &["failure", "model"]),
     ("inventory", &["compile", "failure", "model", "parse", "settings"]),
     ("cost", &["model"]),
@@ -41,6 +42,7 @@ const CLIENT: &[(&str, &[&str])] = &[
             "scheduler",
             "settings",
             "ship",
+            "suits",
             "testenv",
             "tree",
         ],
@@ -57,6 +59,8 @@ const WHOLE_LINE: &[&str] = &["run", "main", "lib"];
 const WORKER: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("globs", &[]),
+    ("tools", &[]),
+    ("compat", &[]),
     ("protocol", &["digest", "hello", "link", "sandbox", "session"]),
     ("hello", &["protocol"]),
     ("identity", &[]),
@@ -72,8 +76,8 @@ const WORKER: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "digest", "executor", "hello", "identity", "link", "output", "protocol", "sandbox",
-            "serve", "session", "store", "zygote",
+            "compat", "digest", "executor", "hello", "identity", "link", "output", "protocol",
+            "sandbox", "serve", "session", "store", "tools", "zygote",
         ],
     ),
     (
@@ -91,6 +95,7 @@ const PURE: &[(&str, &[&str])] = &[
             "model",
             "event",
             "clues",
+            "suits",
             "parse",
             "plan",
             "cost",

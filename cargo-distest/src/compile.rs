@@ -22,6 +22,7 @@ use crate::settings::CompileSettings;
 
 mod assemble;
 mod cargo_config;
+mod cpu;
 mod dep_info;
 mod harness;
 mod layout;
@@ -59,6 +60,8 @@ pub struct Workspace {
     pub local_roots: Vec<PathBuf>,
     /// The compiler's `--print sysroot`.
     pub sysroot: PathBuf,
+    /// Processor features that the user's flags put in force, if there are such flags.
+    cpu_features: Vec<String>,
     /// What cargo tells tests in `CARGO`.
     cargo: PathBuf,
     /// What `[env]` of cargo's configuration adds to the client's environment.
@@ -100,6 +103,7 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
             .because(error)
     })?;
 
+    let cpu_features = cpu::features(&rustc, &config, &targets).await?;
     let target_dir = metadata.target_directory.clone().into_std_path_buf();
     let build_dir = metadata.build_directory.clone();
     Ok(Workspace {
@@ -114,6 +118,7 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
         raw,
         host,
         sysroot,
+        cpu_features,
     })
 }
 

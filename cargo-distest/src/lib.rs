@@ -25,6 +25,7 @@ pub mod scheduler;
 pub mod settings;
 pub mod shard;
 pub mod ship;
+pub mod suits;
 pub mod testenv;
 pub mod tree;
 pub mod ui;

@@ -101,6 +101,19 @@ pub struct TestBinary {
     pub companion_dirs: Vec<PathBuf>,
     /// Folders that must exist and be writable: `CARGO_TARGET_TMPDIR`.
     pub writable_dirs: Vec<PathBuf>,
+    /// What not every machine has.
+    pub needs: BinaryNeeds,
+}
+
+/// What a test binary needs of a machine beyond its target triple.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BinaryNeeds {
+    /// The oldest glibc that it runs with.
+    pub glibc: Option<(u32, u32)>,
+    /// Processor features that the user's flags put in force, the baseline's included.
+    pub cpu_features: Vec<String>,
+    /// The library that calls cargo when its tests run, if it is linked with one.
+    pub cargo_for: Option<String>,
 }
 
 /// What a test binary says it contains.
@@ -180,6 +193,30 @@ impl Verdict {
             Self::Crashed => "crashed",
             Self::Skipped => "skipped",
             Self::Lost => "lost",
+        }
+    }
+}
+
+#[cfg(test)]
+impl TestBinary {
+    /// One that needs nothing, for tests.
+    pub(crate) fn sample() -> Self {
+        Self {
+            id: BinaryId::new("a::b"),
+            package: "a".into(),
+            package_id: "a".into(),
+            target_name: "b".into(),
+            kind: BinaryKind::Test,
+            harness: Harness::Libtest,
+            triple: Triple::new("x"),
+            for_host: false,
+            executable: "/target/a".into(),
+            cwd: "/".into(),
+            env: BTreeMap::new(),
+            companions: vec![],
+            companion_dirs: vec![],
+            writable_dirs: vec![],
+            needs: BinaryNeeds::default(),
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct Hello {
     pub sandbox_level: u32,
     /// Slots of a worker.
     pub slots: u32,
+    /// Programs of a worker's that some tests need: `cargo`.
+    pub tools: Vec<String>,
 }
 
 /// Why there is no connection.
@@ -194,6 +196,7 @@ impl Hello {
             labels: BTreeMap::new(),
             sandbox_level: 0,
             slots: 0,
+            tools: Vec::new(),
         }
     }
 }
@@ -212,6 +215,7 @@ impl Default for Hello {
             labels: BTreeMap::new(),
             sandbox_level: 0,
             slots: 0,
+            tools: Vec::new(),
         }
     }
 }
@@ -354,38 +358,61 @@ fn shown(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes.escape_ascii())
 }
 
-#[cfg(target_arch = "x86_64")]
-fn cpu_features() -> Vec<String> {
-    macro_rules! detected {
-        ($($feature:tt),*) => {
-            [$(($feature, std::arch::is_x86_feature_detected!($feature))),*]
-        };
-    }
-    let features = detected![
-        "sse3",
-        "ssse3",
-        "sse4.1",
-        "sse4.2",
-        "popcnt",
-        "aes",
-        "pclmulqdq",
-        "avx",
-        "avx2",
-        "bmi1",
-        "bmi2",
-        "f16c",
-        "fma",
-        "lzcnt",
-        "movbe",
-        "sha",
-        "avx512f",
-        "avx512bw",
-        "avx512cd",
-        "avx512dq",
-        "avx512vl"
-    ];
-    features.iter().filter(|(_, there)| *there).map(|(name, _)| (*name).to_owned()).collect()
+/// Defines what is looked for and the looking.
+macro_rules! cpu_features {
+    ($($feature:tt),* $(,)?) => {
+        /// Processor features that a greeting can tell of, in the compiler's spelling. What every
+        /// processor of a target has is not among them.
+        #[cfg(target_arch = "x86_64")]
+        pub const KNOWN_CPU_FEATURES: &[&str] = &[$($feature),*];
+
+        #[cfg(target_arch = "x86_64")]
+        fn cpu_features() -> Vec<String> {
+            let features = [$(($feature, std::arch::is_x86_feature_detected!($feature))),*];
+            let there = features.iter().filter(|(_, there)| *there);
+            there.map(|(name, _)| (*name).to_owned()).collect()
+        }
+    };
 }
+
+cpu_features!(
+    "sse3",
+    "ssse3",
+    "sse4.1",
+    "sse4.2",
+    "popcnt",
+    "aes",
+    "pclmulqdq",
+    "avx",
+    "avx2",
+    "bmi1",
+    "bmi2",
+    "f16c",
+    "fma",
+    "lzcnt",
+    "movbe",
+    "sha",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "adx",
+    "gfni",
+    "rdrand",
+    "rdseed",
+    "vaes",
+    "vpclmulqdq",
+    "xsave",
+    "avx512vbmi",
+    "avx512ifma",
+    "avx512vnni",
+    "avx512bf16",
+);
+
+/// None are known.
+#[cfg(not(target_arch = "x86_64"))]
+pub const KNOWN_CPU_FEATURES: &[&str] = &[];
 
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_features() -> Vec<String> {

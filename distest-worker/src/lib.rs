@@ -4,6 +4,7 @@
 //! client (`cargo-distest`), which depends on it for the protocol and for its embedded worker.
 
 pub mod cli;
+pub mod compat;
 pub mod digest;
 pub mod evict;
 pub mod executor;
@@ -19,4 +20,5 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod tls;
+pub mod tools;
 pub mod zygote;

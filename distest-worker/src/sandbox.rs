@@ -86,6 +86,14 @@ impl Sandbox {
         }
     }
 
+    /// Where a path of the client lies on this machine's disks, whatever its tests will see.
+    pub fn on_disk(&self, client: &Path) -> PathBuf {
+        match (&self.place, client.strip_prefix("/")) {
+            (Place::At(at), Ok(suffix)) if at.contains(client) => at.base.join(suffix),
+            _ => client.to_owned(),
+        }
+    }
+
     /// A variable's value or an argument with all paths in it translated.
     ///
     /// A root counts where a path begins and one of its components ends: in `/work/proj`,

@@ -30,6 +30,7 @@ use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
 use crate::protocol::Labels;
 use crate::store::Store;
+use crate::tools;
 use crate::zygote::ZygoteProgram;
 
 /// What a worker is.
@@ -103,6 +104,7 @@ impl WorkerShared {
         Hello {
             slots: self.slots(),
             labels: self.config.labels.clone(),
+            tools: tools::present(),
             ..Hello::new(Role::Worker, &*self.config.name)
         }
     }

@@ -556,3 +556,54 @@ fn stdio_checks_keys_and_its_exception_is_not_for_networks() {
     assert_eq!(refused.status.code(), Some(96));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no client"), "{refused:?}");
 }
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[tokio::test]
+async fn what_cannot_be_loaded_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let compile = |args: &[&str], code: &str| {
+        std::fs::write(dir.path().join("source.c"), code).unwrap();
+        let status = Command::new("cc").current_dir(dir.path()).args(args).arg("source.c").status();
+        assert!(status.unwrap().success());
+    };
+    compile(&["-shared", "-fPIC", "-o", "libmine.so"], "int f(void) { return 0; }");
+    std::fs::write(dir.path().join("source.c"), "int f(void); int main(void) { return f(); }")
+        .unwrap();
+    let linked = Command::new("cc")
+        .current_dir(dir.path())
+        .args(["-o", "program", "source.c", "-L.", "-lmine"])
+        .status();
+    assert!(linked.unwrap().success());
+
+    let store = Store::open(&dir.path().join("store"), u64::MAX).unwrap();
+    let (peer, _) = peer_of(&shared(1, Some(store))).await;
+    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    let send = async |name: &str| {
+        let bytes = std::fs::read(dir.path().join(name)).unwrap();
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        let chunk =
+            BlobChunk { digest, size, encoding: Encoding::Raw, data: bytes.into(), last: true };
+        let stored = peer.worker.put(link::context(DEADLINE), chunk).await.unwrap();
+        assert_eq!(stored, Ok(PutReply::Stored));
+        let path = format!("/client/{name}").as_str().into();
+        TreeEntry { path, node: TreeNode::File { digest, size, mode: 0o755 } }
+    };
+    let (program, library) = (send("program").await, send("libmine.so").await);
+    let prepare = async |files: Vec<TreeEntry>| {
+        let binary = BinarySpec {
+            key: BinaryKey(1),
+            label: "mine".to_owned(),
+            program: "/client/program".into(),
+            cwd: "/client".into(),
+            env: vec![("LD_LIBRARY_PATH".into(), "/client:/nowhere".into())],
+            files,
+            writable: vec![],
+        };
+        peer.worker.prepare(link::context(DEADLINE), binary).await.unwrap()
+    };
+    let refusal = prepare(vec![program.clone()]).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Incompatible);
+    assert!(refusal.message.contains("program needs the library libmine.so"), "{refusal}");
+    assert_eq!(prepare(vec![library, program]).await, Ok(()));
+}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use distest_tests::client::Client;
 use distest_tests::scratch::Scratch;
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -22,6 +22,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("travel::the_user_includes_and_excludes", include_and_exclude),
         case("travel::a_workspace_that_changes_is_told", changing_workspace),
         case("travel::a_failure_names_what_did_not_travel", hints),
+        case("travel::tests_that_call_cargo_run_where_it_is", needs_cargo),
         case("travel::passed_values_are_written_nowhere", passed_values),
     ]
 }
@@ -259,4 +260,49 @@ fn files_with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+fn needs_cargo(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        #[test]
+        fn calls_cargo() {
+            assert!(trybuild::cargo_is_there());
+        }
+        "#,
+    );
+    // Stands for the real one, which is known by its name.
+    scratch.write(
+        "subject/trybuild/Cargo.toml",
+        "[package]\nname = \"trybuild\"\nversion = \"1.0.0\"\nedition = \"2024\"\n",
+    );
+    scratch.write(
+        "subject/trybuild/src/lib.rs",
+        "pub fn cargo_is_there() -> bool {\n\
+         let cargo = std::env::var_os(\"CARGO\").expect(\"it is set\");\n\
+         std::process::Command::new(cargo).arg(\"-V\").status().is_ok_and(|it| it.success())\n}\n",
+    );
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let dependency = "[dev-dependencies]\ntrybuild = { path = \"trybuild\" }\n";
+    fs::write(folder.join("Cargo.toml"), manifest + dependency).unwrap();
+
+    let without = |scratch: &Scratch| {
+        let store = scratch.join("store-bare");
+        Worker::start_changed(scratch, "bare", 1, &store, Executable::Worker, |command| {
+            command.env("PATH", "/no/cargo/here");
+        })
+    };
+    let workers = [without(scratch), Worker::start(scratch, "w1", 1)];
+    let finished = on_a_worker(scratch, &folder, &workers).finish();
+    let transcript = finished.transcript(0);
+    let ran: Vec<_> = transcript.summary.workers.iter().filter(|it| it.tests > 0).collect();
+    assert_eq!(ran.iter().map(|worker| &*worker.name).collect::<Vec<_>>(), ["w1"]);
+    let reason = "worker bare takes no tests of subject::it: its tests call cargo (trybuild does)";
+    finished.complains(0, &[reason]);
+
+    // Nowhere but here: it runs here.
+    let client = Client::call(scratch, &folder, &["run", "--offline"]).json();
+    let transcript = client.worker(&workers[0].address).finish().transcript(0);
+    assert!(transcript.summary.workers.iter().any(|it| it.name == "local" && it.tests == 1));
 }

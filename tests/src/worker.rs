@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 
@@ -50,6 +50,18 @@ impl Worker {
         store: &Path,
         executable: Executable,
     ) -> Self {
+        Self::start_changed(scratch, name, slots, store, executable, |_| {})
+    }
+
+    /// The same with a last word about the command.
+    pub fn start_changed(
+        scratch: &Scratch,
+        name: &str,
+        slots: u32,
+        store: &Path,
+        executable: Executable,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let log = scratch.join(format!("worker-{name}.log"));
         let mut command = match executable {
             Executable::Worker => scratch.command(&product().worker),
@@ -75,6 +87,7 @@ impl Worker {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a folder of ours can be written"));
+        change(&mut command);
         let mut process = Owned::start(&mut command).expect("a worker can be started");
         let stdout = process.streams().stdout.take().expect("it is a pipe");
         let (sender, lines) = channel();

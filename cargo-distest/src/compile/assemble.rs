@@ -18,7 +18,10 @@ use super::harness::CustomHarnesses;
 use super::layout::Layout;
 use super::needed;
 use super::runtime_env::{self, Inputs, link_search_folder, package_root};
-use crate::model::{BinaryId, BinaryKind, TestBinary, Triple};
+use crate::model::{BinaryId, BinaryKind, BinaryNeeds, TestBinary, Triple};
+
+/// Libraries for tests that build something: they call cargo when the tests run.
+const CALL_CARGO: [&str; 3] = ["trybuild", "ui_test", "escargot"];
 
 /// What cargo has reported so far.
 pub(super) struct Assembler {
@@ -174,6 +177,11 @@ impl Assembler {
             rust_libdir: self.workspace.rust_libdir(&triple),
             programs,
         });
+        let needs = BinaryNeeds {
+            glibc: needed::glibc(&executable),
+            cpu_features: self.workspace.cpu_features.clone(),
+            cargo_for: self.calls_cargo(&dependencies, &executable),
+        };
         Some(TestBinary {
             id: binary_id(&package.name, kind, &artifact.target.name),
             package: package.name.to_string(),
@@ -189,6 +197,7 @@ impl Assembler {
             cwd: package_root(package).to_path_buf(),
             env,
             writable_dirs,
+            needs,
         })
     }
 
@@ -286,6 +295,16 @@ impl Assembler {
             }
         }
         found
+    }
+
+    /// A library among `dependencies` that calls cargo when tests run, if the executable is really
+    /// linked with it.
+    fn calls_cargo(&self, dependencies: &BTreeSet<&str>, executable: &Path) -> Option<String> {
+        let names = dependencies.iter().filter_map(|id| Some(self.package(id)?.name.as_str()));
+        names
+            .filter(|name| CALL_CARGO.contains(name))
+            .find(|name| needed::mentions(executable, name))
+            .map(str::to_owned)
     }
 
     fn package(&self, id: &str) -> Option<&Package> {

@@ -49,7 +49,11 @@ impl CargoConfig {
         Self::load_from(cwd, home.as_deref(), cli)
     }
 
-    fn load_from(cwd: &Path, home: Option<&Path>, cli: &[String]) -> Result<Self, String> {
+    pub(super) fn load_from(
+        cwd: &Path,
+        home: Option<&Path>,
+        cli: &[String],
+    ) -> Result<Self, String> {
         let mut folders: Vec<PathBuf> =
             cwd.ancestors().map(|folder| folder.join(".cargo")).collect();
         folders.extend(home.map(Path::to_path_buf));
@@ -101,13 +105,20 @@ impl CargoConfig {
 
     /// A string, or a list of them.
     pub(super) fn strings(&self, table: &str, key: &str) -> Vec<String> {
-        match self.get(table, key).map(|node| &node.kind) {
-            Some(Kind::Leaf(Value::String(text))) => vec![text.clone()],
-            Some(Kind::Leaf(Value::Array(list))) => {
-                list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
-            }
-            _ => Vec::new(),
-        }
+        self.get(table, key).map(Node::strings).unwrap_or_default()
+    }
+
+    /// `rustflags` of `[target]` for any of these targets or by a condition, each as written.
+    pub(super) fn target_rustflags(&self, targets: &[String]) -> Vec<String> {
+        let Some(Kind::Table(tables)) = self.root.get("target").map(|node| &node.kind) else {
+            return Vec::new();
+        };
+        let applies = |name: &String| name.starts_with("cfg(") || targets.contains(name);
+        let flags = tables.iter().filter(|(name, _)| applies(name)).filter_map(|(_, node)| {
+            let Kind::Table(entries) = &node.kind else { return None };
+            Some(entries.get("rustflags")?.strings())
+        });
+        flags.flatten().collect()
     }
 
     fn get(&self, table: &str, key: &str) -> Option<&Node> {
@@ -150,6 +161,16 @@ impl Node {
                 self.base = other.base;
             }
             _ => {}
+        }
+    }
+
+    fn strings(&self) -> Vec<String> {
+        match &self.kind {
+            Kind::Leaf(Value::String(text)) => vec![text.clone()],
+            Kind::Leaf(Value::Array(list)) => {
+                list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -1,39 +1,35 @@
-//! Which shared libraries an executable asks the dynamic loader for.
+//! What an executable asks for: shared libraries of the dynamic loader, a C library, cargo.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
-use object::elf::{DT_NEEDED, FileHeader32, FileHeader64};
-use object::read::elf::FileHeader;
-use object::read::{ReadCache, ReadRef};
-use object::{Endianness, FileKind};
+use aho_corasick::AhoCorasick;
+use distest_worker::compat::elf::Elf;
+use object::ReadCache;
 
 /// File names of the libraries that `file` names itself (`DT_NEEDED`); empty for anything but ELF.
 pub(super) fn libraries(file: &Path) -> BTreeSet<String> {
-    let read = || {
-        // Reads a few pages, however large the file is.
-        let data = ReadCache::new(File::open(file).ok()?);
-        match FileKind::parse(&data).ok()? {
-            FileKind::Elf64 => elf::<FileHeader64<Endianness>, _>(&data),
-            FileKind::Elf32 => elf::<FileHeader32<Endianness>, _>(&data),
-            _ => None,
-        }
-    };
-    read().unwrap_or_default()
+    read(file).map(|elf| elf.needed.into_iter().collect()).unwrap_or_default()
 }
 
-fn elf<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
-    data: R,
-) -> Option<BTreeSet<String>> {
-    let header = Elf::parse(data).ok()?;
-    let endian = header.endian().ok()?;
-    let table = header.sections(endian, data).ok()?.dynamic_table(endian, data).ok()?;
-    let names = table.iter().filter(|entry| entry.tag == DT_NEEDED).filter_map(|entry| {
-        let name = table.string(entry).ok()?;
-        Some(String::from_utf8_lossy(name).into_owned())
-    });
-    Some(names.collect())
+/// The oldest glibc that `file` runs with.
+pub(super) fn glibc(file: &Path) -> Option<(u32, u32)> {
+    read(file)?.glibc()
+}
+
+/// Whether a name stands anywhere in `file`; if that can't be found out, it does.
+pub(super) fn mentions(file: &Path, name: &str) -> bool {
+    let found = || {
+        let search = AhoCorasick::new([name]).ok()?;
+        Some(search.stream_find_iter(File::open(file).ok()?).next().is_some())
+    };
+    found().unwrap_or(true)
+}
+
+fn read(file: &Path) -> Option<Elf> {
+    // Reads a few pages, however large the file is.
+    Elf::parse(&ReadCache::new(File::open(file).ok()?))
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -46,5 +42,7 @@ mod tests {
         assert!(own.iter().any(|name| name.starts_with("libc.")), "{own:?}");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         assert_eq!(libraries(&manifest), BTreeSet::new());
+        assert!(glibc(&std::env::current_exe().unwrap()).is_some() == cfg!(target_env = "gnu"));
+        assert!(mentions(&manifest, "aho-corasick") && !mentions(&manifest, "trybuild"));
     }
 }

@@ -80,9 +80,11 @@ pub(super) fn cannot_run(what: &str, program: impl AsRef<Path>, error: io::Error
     failure.because(error)
 }
 
-async fn ask(rustc: &OsStr, args: &[&str]) -> Result<String, Failure> {
+/// What the compiler prints.
+pub(super) async fn ask<S: AsRef<str>>(rustc: &OsStr, args: &[S]) -> Result<String, Failure> {
+    let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
     let output = Command::new(rustc)
-        .args(args)
+        .args(&args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -16,6 +16,7 @@ use super::Runnable;
 use crate::fleet::Connection;
 use crate::model::WorkerId;
 use crate::ship::{ShipError, Shipped, Shipper};
+use crate::suits;
 use crate::tree::Tree;
 
 /// An answer to a short request.
@@ -74,13 +75,15 @@ impl Connected {
     pub(super) fn prepare(&self, runnable: Arc<Runnable>) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
         let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
-        let (outcomes, triple) = (self.outcomes.clone(), self.connection.triple.clone());
+        let outcomes = self.outcomes.clone();
+        let obstacle = match embedded {
+            true => None,
+            false => suits::obstacle(&runnable.binary, &self.connection.hello),
+        };
         tokio::spawn(async move {
             let binary = runnable.key;
-            if !embedded && runnable.binary.triple != triple {
-                let reason = format!("built for {}, it runs {triple}", runnable.binary.triple);
-                let _ =
-                    outcomes.send(Outcome::Refused { worker, binary, reason, hint: None }).await;
+            if let Some((reason, hint)) = obstacle {
+                let _ = outcomes.send(Outcome::Refused { worker, binary, reason, hint }).await;
                 return;
             }
             let outcome = match place(&shipper, &runnable, &mut tree, embedded).await {

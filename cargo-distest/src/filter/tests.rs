@@ -23,6 +23,7 @@ fn binary(id: &str, target: &str, kind: BinaryKind) -> TestBinary {
         companions: Vec::new(),
         companion_dirs: Vec::new(),
         writable_dirs: Vec::new(),
+        needs: Default::default(),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::callbacks::Callbacks;
 use super::keys::Place;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
-use crate::model::{Triple, WorkerId};
+use crate::model::WorkerId;
 use crate::settings::WorkerAddress;
 
 /// A worker with an open session. Dropping it ends the session.
@@ -33,8 +33,8 @@ pub struct Connection {
     pub slots: u32,
     /// It lives in this process and uses the client's files where they lie.
     pub embedded: bool,
-    /// What it runs.
-    pub triple: Triple,
+    /// What it says of itself.
+    pub hello: Arc<Hello>,
     /// From a request to its answer.
     pub round_trip: Duration,
     /// For calling it.
@@ -160,11 +160,11 @@ impl Open {
         }
         Ok(Connection {
             id: self.id,
-            name: theirs.name,
+            name: theirs.name.clone(),
             address: self.address,
             slots: ready.slots,
             embedded,
-            triple: Triple::new(theirs.target),
+            hello: Arc::new(theirs),
             round_trip,
             worker,
             stats,

@@ -21,6 +21,7 @@ fn binary(id: &str, harness: Harness, executable: &Path) -> Arc<TestBinary> {
         companions: Vec::new(),
         companion_dirs: Vec::new(),
         writable_dirs: Vec::new(),
+        needs: Default::default(),
     })
 }
 

@@ -96,7 +96,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{BinaryId, BinaryKind, Harness, Triple};
     use crate::tree::copies::Copies;
     use crate::tree::statcache::StatCache;
 
@@ -113,20 +112,11 @@ mod tests {
         }
         std::os::unix::fs::symlink("deep", at("out/link")).unwrap();
         let mut binary = TestBinary {
-            id: BinaryId::new("a::b"),
-            package: "a".into(),
-            package_id: "a".into(),
-            target_name: "b".into(),
-            kind: BinaryKind::Test,
-            harness: Harness::Libtest,
-            triple: Triple::new("x"),
-            for_host: false,
             executable: at("exe"),
             cwd: dir.path().to_owned(),
-            env: BTreeMap::new(),
             companions: vec![at("program")],
             companion_dirs: vec![at("out")],
-            writable_dirs: vec![],
+            ..TestBinary::sample()
         };
         let payload = gather(&binary, &store).unwrap();
         assert_eq!(payload.executable, Digest::of(b"exe"));

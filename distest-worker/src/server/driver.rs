@@ -251,7 +251,11 @@ impl Driver {
         let prepared = Prepared {
             program: opened.sandbox.path(binary.program.as_path()),
             cwd: opened.sandbox.path(binary.cwd.as_path()),
-            env: environment::with(&opened.env, &binary.env, &opened.sandbox),
+            env: environment::with_own_cargo(environment::with(
+                &opened.env,
+                &binary.env,
+                &opened.sandbox,
+            )),
         };
         opened.binaries.insert(binary.key, prepared);
         Ok(())

@@ -1,10 +1,12 @@
 //! The environment of an attempt: later parts win.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use crate::protocol::OsText;
 use crate::sandbox::Sandbox;
+use crate::tools;
 
 /// Variables of the worker's own environment that tests of a remote client get.
 pub const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"];
@@ -22,6 +24,17 @@ pub(super) fn base(in_place: bool) -> Environment {
         .iter()
         .filter_map(|name| std::env::var_os(name).map(|value| (OsString::from(name), value)));
     from_worker.collect()
+}
+
+/// Lets tests that call cargo find the one that is here, if the client's path of it leads nowhere.
+pub(super) fn with_own_cargo(mut environment: Environment) -> Environment {
+    if let Some(cargo) = environment.get_mut(OsStr::new("CARGO"))
+        && !tools::is_executable(Path::new(&*cargo))
+        && let Some(own) = tools::find("cargo")
+    {
+        *cargo = own.into();
+    }
+    environment
 }
 
 /// `base` with `more` over it, its paths translated.

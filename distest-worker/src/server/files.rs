@@ -1,14 +1,16 @@
 //! The files of a connection: blobs that come in, the sandbox that they are laid out in.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::compat::Loader;
 use crate::digest::Digest;
 use crate::protocol::{
-    BinarySpec, BlobChunk, PutReply, Refusal, RefusalKind, SessionSpec, TreeEntry,
+    BinarySpec, BlobChunk, OsText, PutReply, Refusal, RefusalKind, SessionSpec, TreeEntry, TreeNode,
 };
 use crate::sandbox::Sandbox;
 use crate::store::{Pin, Store, Upload};
@@ -142,8 +144,13 @@ impl Files {
         if !binary.files.is_empty() {
             self.lay(binary.files.clone()).await?;
         }
-        let writable = binary.writable.clone();
-        blocking(move || sandbox.make_writable(&writable)).await
+        let binary = binary.clone();
+        blocking(move || {
+            sandbox.make_writable(&binary.writable)?;
+            // What an embedded worker runs was listed here, or is about to be.
+            if binary.files.is_empty() { Ok(()) } else { loadable(&binary, &sandbox) }
+        })
+        .await
     }
 
     pub(super) fn sandbox(&self) -> Result<Arc<Sandbox>, Refusal> {
@@ -173,6 +180,42 @@ fn take_piece(mut upload: Box<Upload>, chunk: &BlobChunk) -> Progress {
         Ok(()) => upload.finish().map_or_else(Progress::Refused, |()| Progress::Stored),
         Err(refusal) => Progress::Refused(refusal),
     }
+}
+
+/// Whether the binary and the programs that travel with it find all that they are linked with.
+fn loadable(binary: &BinarySpec, sandbox: &Sandbox) -> Result<(), Refusal> {
+    let named = |(name, _): &&(OsText, OsText)| name.as_os_str() == "LD_LIBRARY_PATH";
+    let library_path = binary.env.iter().find(named).map(|(_, value)| value.as_os_str());
+    let loader = Loader {
+        library_path: library_path
+            .map(|path| std::env::split_paths(path).collect())
+            .unwrap_or_default(),
+        on_disk: &|path| sandbox.on_disk(path),
+    };
+    for program in programs(binary) {
+        loader.check(program).map_err(|why| {
+            let message = format!("it can't be started here: {why}");
+            let hint = "install what is missing on that worker, or run these tests elsewhere";
+            Refusal::new(RefusalKind::Incompatible, message).with_hint(hint)
+        })?;
+    }
+    Ok(())
+}
+
+/// The binary, and executables beside it. What lies in folders that travel as a whole is data.
+fn programs(binary: &BinarySpec) -> impl Iterator<Item = &Path> {
+    let folders: Vec<&Path> = binary
+        .files
+        .iter()
+        .filter(|entry| matches!(entry.node, TreeNode::Folder { .. }))
+        .map(|entry| entry.path.as_path())
+        .collect();
+    let executables = binary.files.iter().filter(move |entry| {
+        let executable = matches!(entry.node, TreeNode::File { mode, .. } if mode & 0o111 != 0);
+        executable && !folders.iter().any(|folder| entry.path.as_path().starts_with(folder))
+    });
+    let beside = executables.map(|entry| entry.path.as_path());
+    [binary.program.as_path()].into_iter().chain(beside)
 }
 
 /// Runs what blocks or computes without holding up everything else.
