@@ -71,8 +71,8 @@ const WORKER: &[(&str, &[&str])] = &[
     ("store", &["digest", "evict", "protocol"]),
     ("sandbox", &["protocol", "store", "digest"]),
     ("output", &["protocol"]),
-    ("zygote", &["protocol"]),
-    ("executor", &["output", "protocol", "zygote"]),
+    ("zygote", &["protocol", "sandbox"]),
+    ("executor", &["output", "protocol", "sandbox", "zygote"]),
     (
         "server",
         &[
@@ -80,11 +80,15 @@ const WORKER: &[(&str, &[&str])] = &[
             "sandbox", "serve", "session", "store", "tools", "zygote",
         ],
     ),
+    ("probe", &["sandbox", "zygote"]),
     (
         "serve",
-        &["executor", "hello", "identity", "link", "protocol", "server", "store", "tls", "zygote"],
+        &[
+            "executor", "hello", "identity", "link", "probe", "protocol", "sandbox", "server",
+            "store", "tls", "zygote",
+        ],
     ),
-    ("cli", &["identity", "protocol", "serve", "server", "store", "zygote"]),
+    ("cli", &["identity", "protocol", "sandbox", "serve", "server", "store", "zygote"]),
 ];
 
 /// Modules that decide: no IO, no clock, no environment.

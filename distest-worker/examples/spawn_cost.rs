@@ -35,6 +35,7 @@ fn main() -> Result<(), Error> {
         cwd: std::env::current_dir()?,
         streams: Streams::Capture,
         leak_timeout: Duration::from_millis(200),
+        layer: 0,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for _ in 0..ROUNDS {
@@ -72,7 +73,7 @@ fn processor_time(who: UsageWho) -> Result<Duration, Error> {
 async fn through_slots(count: u32, request: &SpawnRequest) -> Result<(), Error> {
     let scratch = tempfile::tempdir()?;
     let zygote = ZygoteProgram::this_executable();
-    let options = ExecutorOptions { scratch: scratch.path().into(), zygote };
+    let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure: None };
     let (sender, mut events) = mpsc::channel(16);
     let slots = Slots::start(AT_ONCE, options, sender);
     let (mut started, mut ended) = (0, 0);

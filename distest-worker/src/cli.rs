@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,8 +14,12 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 
 use crate::identity::{Folder, Gate, IdentityError, PrivateKey};
 use crate::protocol::Labels;
+use crate::sandbox::enclosure::hide_from_others;
+use crate::sandbox::host::{Shortfall, WRITES_BYTES_MAX};
+use crate::sandbox::level::Level;
 use crate::serve::{
-    self, ConnectionEnd, Listening, Reception, WorkerConfig, WorkerShared, serve_connection,
+    self, ConnectionEnd, Listening, Reception, SandboxWish, WorkerConfig, WorkerShared,
+    serve_connection,
 };
 use crate::store::Store;
 
@@ -93,6 +97,12 @@ pub struct CommonArgs {
     /// Bytes of received files that are kept; what was used longest ago goes first
     #[arg(long, value_name = "BYTES", default_value_t = STORE_BYTES)]
     pub store_max: u64,
+    /// The most that is tried to recreate clients' paths; `variables` runs tests in no sandbox
+    #[arg(long, value_name = "LEVEL", default_value = "namespaces", value_parser = level)]
+    pub sandbox: Level,
+    /// Bytes that tests may write into one sandbox, in memory
+    #[arg(long, value_name = "BYTES", default_value_t = WRITES_BYTES_MAX)]
+    pub writes_max: u64,
     /// Something that clients can ask for
     #[arg(long = "label", value_name = "K=V", value_parser = label)]
     pub labels: Vec<(String, String)>,
@@ -116,9 +126,11 @@ pub fn run(command: WorkerCommand) -> ExitCode {
 
 async fn perform(command: WorkerCommand) -> Result<(), String> {
     raise_descriptor_limit();
+    hide_from_others();
     match command {
         WorkerCommand::Serve(ServeArgs { listen, keys, common }) => {
-            let reception = reception(keys, worker(common)?)?;
+            let worker = worker(common, &keys)?;
+            let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
             let could_not = |error| format!("could not listen at {listen}: {error}");
             let listening =
@@ -136,9 +148,10 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
             let end = if trusted {
                 not_the_internet()?;
-                serve_connection(stream, worker(common)?).await
+                serve_connection(stream, worker(common, &keys)?).await
             } else {
-                let reception = reception(keys, worker(common)?)?;
+                let worker = worker(common, &keys)?;
+                let reception = reception(keys, worker)?;
                 let served = reception.serve_stream(stream, false).await;
                 served.map_err(|error| format!("no client on stdin is let in: {error}"))?
             };
@@ -197,22 +210,46 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), address.port())
 }
 
-fn worker(args: CommonArgs) -> Result<Arc<WorkerShared>, String> {
-    let CommonArgs { slots, name, store, store_max, labels } = args;
+fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {
+    let CommonArgs { slots, name, store, store_max, sandbox, writes_max, labels } = args;
     let folder = store.or_else(default_store).ok_or(
         "could not find a folder for received files: this user has no home\nhint: name one with --store",
     )?;
     let store = Store::open(&folder, store_max)
         .map_err(|error| format!("{error}\nhint: name another folder with --store"))?;
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    serve::share(WorkerConfig {
+    let config = WorkerConfig {
         name: name.unwrap_or_else(host_name),
         slots: slots.unwrap_or_else(cores),
         store: Some(store),
         in_place: false,
         labels: Labels::from_iter(labels),
-    })
-    .map_err(|error| format!("could not find this program's own executable: {error}"))
+    };
+    let files = [&keys.key, &keys.authorized_keys].into_iter().flatten();
+    let wish = SandboxWish {
+        most: sandbox,
+        writes_bytes_max: writes_max,
+        hidden: files.filter_map(|file| folder_of(file)).collect(),
+    };
+    let worker = serve::share(config, wish)
+        .map_err(|error| format!("could not find this program's own executable: {error}"))?;
+    if let Some(Shortfall { reason, hint }) = &worker.host().shortfall {
+        say(&format!("warning: clients' paths are recreated by {} only", worker.host().level));
+        say(&format!("  {reason}"));
+        hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
+    }
+    Ok(worker)
+}
+
+/// The folder that a file of ours lies in, unless it is one that tests can't do without (`/etc`):
+/// then there is a warning.
+fn folder_of(file: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(file).ok()?.parent()?.to_owned();
+    if folder.components().count() > 2 {
+        return Some(folder);
+    }
+    say(&format!("warning: tests can see {}: move it into a folder of its own", file.display()));
+    None
 }
 
 /// `$XDG_CACHE_HOME`, else `~/.cache`.
@@ -235,6 +272,11 @@ fn raise_descriptor_limit() {
         // A limit that can't be raised is told when it is met.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    let found = Level::ALL.into_iter().find(|level| level.name() == text);
+    found.ok_or_else(|| format!("expected one of {}", Level::ALL.map(Level::name).join(", ")))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

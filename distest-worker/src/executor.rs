@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::output::Capture;
 use crate::protocol::{AttemptId, Exit, Leak, LossReason, SlotId, Stream, Streams, Usage};
+use crate::sandbox::changes::Written;
+use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
 
 mod helper;
@@ -34,6 +36,8 @@ pub struct ExecutorOptions {
     pub scratch: PathBuf,
     /// How to start the helper processes.
     pub zygote: ZygoteProgram,
+    /// The sandbox that attempts run in.
+    pub enclosure: Option<Arc<Enclosure>>,
 }
 
 /// One process to start, in a slot that is ready.
@@ -53,6 +57,10 @@ pub struct SpawnRequest {
     pub streams: Streams,
     /// How long what it leaves behind may take to end by itself.
     pub leak_timeout: Duration,
+    /// Attempts of a slot that follow each other with the same number share one sandbox, and see
+    /// what each other wrote. What an attempt needs must have been laid out before the first of
+    /// them. Without meaning where there is no sandbox.
+    pub layer: u64,
 }
 
 /// What a slot is told to do.
@@ -158,6 +166,8 @@ pub struct SlotExit {
     pub usage: Usage,
     /// What it left behind; all of it has been killed.
     pub leak: Option<Leak>,
+    /// What it and those before it in the same sandbox wrote into the client's tree.
+    pub written: Option<Arc<Written>>,
     /// What it wrote to standard output. Live streams are counted, not kept.
     pub stdout: Capture,
     /// What it wrote to standard error. Live streams are counted, not kept.
@@ -196,6 +206,7 @@ impl Slots {
                         events: events.clone(),
                         scratch: Arc::clone(&scratch),
                         zygote: options.zygote.clone(),
+                        enclosure: options.enclosure.clone(),
                     },
                     receiver,
                     ending.clone(),

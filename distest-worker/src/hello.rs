@@ -70,7 +70,8 @@ pub struct Hello {
     pub libc: String,
     /// Labels given to a worker.
     pub labels: Labels,
-    /// How a worker recreates the client's paths. 0: in a folder of its own, not at all.
+    /// How a worker recreates the client's paths: the number of a
+    /// [`Level`](crate::sandbox::level::Level).
     pub sandbox_level: u32,
     /// Slots of a worker.
     pub slots: u32,

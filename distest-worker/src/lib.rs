@@ -13,6 +13,7 @@ pub mod hello;
 pub mod identity;
 pub mod link;
 pub mod output;
+pub mod probe;
 pub mod protocol;
 pub mod sandbox;
 pub mod serve;

@@ -111,8 +111,24 @@ pub struct SessionSpec {
     /// Folders of the client whose contents are laid out on the worker, outermost first. Every
     /// path in this session lies in one of them or is the worker's own (`/usr/bin/git`).
     pub roots: Vec<OsText>,
-    /// Environment of every process, over the worker's base. Paths below `roots` are translated.
+    /// Environment of every process, over the worker's base. Paths below `roots` are translated,
+    /// unless the worker recreates them.
     pub env: Vec<(OsText, OsText)>,
+    /// Which attempts see what others wrote.
+    pub writes: Writes,
+}
+
+/// Which attempts of a slot share what they write into the client's tree and private folders,
+/// where a sandbox discards it. Otherwise without meaning: all attempts share one tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Writes {
+    /// Attempts of one binary that follow each other in a slot.
+    #[default]
+    Binary,
+    /// Those of one binary in one lease.
+    Lease,
+    /// None.
+    Test,
 }
 
 /// What the client gets.
@@ -121,6 +137,13 @@ pub struct SessionSpec {
 pub struct SessionReady {
     /// Slots granted.
     pub slots: u32,
+    /// How the worker recreates the client's paths in this session: the number of a
+    /// [`crate::sandbox::level::Level`].
+    pub sandbox_level: u32,
+    /// Why not better; empty if it can't be.
+    pub sandbox_reason: String,
+    /// What to do about that.
+    pub sandbox_hint: Option<String>,
 }
 
 /// A piece of a blob on its way to the worker.

@@ -1,7 +1,9 @@
 //! The client's paths on this machine.
 //!
-//! First form: the client's roots lie below a folder of the worker's own, their absolute paths kept
-//! as a suffix (`DIR/root/work/proj/…` for `/work/proj/…`), and paths in variables are translated.
+//! The client's roots are laid out below a folder of the worker's own, their absolute paths kept
+//! as a suffix (`DIR/root/work/proj/…` for `/work/proj/…`). What tests see of that depends on what
+//! the [`host`] can do: they find everything at the client's own paths, in an [`enclosure`] whose
+//! lower layer this is; or, at the lowest [`level`], only paths in variables are translated.
 //! [`Sandbox::in_place`] is for the embedded worker, where the client's paths are ours.
 //!
 //! What is laid out comes from a peer. Entries outside the roots are refused, and folders on the
@@ -9,6 +11,11 @@
 //! outside of the sandbox's folder.
 
 mod beneath;
+pub mod changes;
+pub mod enclosure;
+pub mod host;
+pub mod level;
+mod same_path;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -17,9 +24,13 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::beneath::Beneath;
+use self::enclosure::{Enclosure, Network};
+use self::host::Host;
+use self::level::Level;
+use self::same_path::Made;
 use crate::protocol::{OsText, Refusal, RefusalKind, TreeEntry, TreeNode};
 use crate::store::{Store, remove_all, storage_refusal};
 
@@ -38,6 +49,11 @@ struct At {
     dir: PathBuf,
     /// Stands for the client's `/`.
     base: PathBuf,
+    host: Arc<Host>,
+    /// How the client's paths are recreated: the host's level, or less.
+    level: Level,
+    /// Folders of this machine that were made for the client's roots.
+    _made: Option<Made>,
     /// Without roots that lie in other roots.
     roots: Vec<PathBuf>,
     /// What has been laid out, by the client's paths. Held locked while laying: a file that a test
@@ -52,11 +68,20 @@ impl Sandbox {
     }
 
     /// A sandbox in `dir`, an absolute path that doesn't exist yet, for what the client has in
-    /// `roots`.
+    /// `roots`, on a machine that only translates paths in variables.
+    ///
+    /// # Errors
+    /// As [`Self::on`].
+    pub fn at(dir: PathBuf, roots: &[OsText]) -> Result<Self, Refusal> {
+        Self::on(Arc::new(Host::plain()), dir, roots)
+    }
+
+    /// A sandbox in `dir`, an absolute path that doesn't exist yet, for what the client has in
+    /// `roots`, as truly as the host can.
     ///
     /// # Errors
     /// A root is not an absolute path without `..`, or is `/`; or `dir` can't be created.
-    pub fn at(dir: PathBuf, roots: &[OsText]) -> Result<Self, Refusal> {
+    pub fn on(host: Arc<Host>, dir: PathBuf, roots: &[OsText]) -> Result<Self, Refusal> {
         let mut outer = Vec::new();
         for root in roots {
             outer.push(plain_absolute(root.as_path())?);
@@ -70,14 +95,37 @@ impl Sandbox {
         }
         // Fails if it exists: all in it is going to be removed.
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(fail)?;
-        let at = At { base: dir.join("root"), dir, roots: outer, laid: Mutex::default() };
+        let made = if host.level == Level::SamePath { Made::make(&outer) } else { None };
+        let level = match host.level {
+            Level::SamePath if made.is_none() => Level::Variables,
+            level => level,
+        };
+        let base = if made.is_some() { PathBuf::from("/") } else { dir.join("root") };
+        let at = At { base, dir, host, level, _made: made, roots: outer, laid: Mutex::default() };
         at.lay_roots().map_err(|error| {
             storage_refusal(format!("could not create {}", at.base.display()), &error)
         })?;
         Ok(Self { place: Place::At(at) })
     }
 
-    /// Where a path of the client lies here. A path outside all roots is the worker's own
+    /// How the client's paths are recreated. None if they are used where they are.
+    pub fn level(&self) -> Option<Level> {
+        match &self.place {
+            Place::Here => None,
+            Place::At(at) => Some(at.level),
+        }
+    }
+
+    /// The sandbox that tests are to run in, if the level has one. To be entered when what they
+    /// need has been laid out.
+    pub fn enclosure(&self) -> Option<Enclosure> {
+        match &self.place {
+            Place::At(at) if at.level.is_enclosed() => Some(at.enclosure()),
+            Place::Here | Place::At(_) => None,
+        }
+    }
+
+    /// Where a path of the client lies for its tests. A path outside all roots is the worker's own
     /// (`/usr/bin/git`) and stays as it is.
     pub fn path(&self, client: &Path) -> PathBuf {
         match &self.place {
@@ -151,12 +199,37 @@ impl Drop for At {
 
 impl At {
     fn lay_roots(&self) -> io::Result<()> {
-        fs::create_dir(&self.base)?;
-        self.roots.iter().try_for_each(|root| fs::create_dir_all(self.path(root)))
+        if self.level.is_enclosed() {
+            fs::create_dir(self.mount_point())?;
+        }
+        fs::create_dir_all(&self.base)?;
+        let below = |root: &PathBuf| self.base.join(root.strip_prefix("/").unwrap_or(root));
+        self.roots.iter().try_for_each(|root| fs::create_dir_all(below(root)))
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.dir.join("mount")
+    }
+
+    fn enclosure(&self) -> Enclosure {
+        let Host { hidden, shown, home, writes_bytes_max, .. } = &*self.host;
+        Enclosure {
+            level: self.level,
+            mount_point: self.mount_point(),
+            lower: self.base.clone(),
+            roots: self.roots.clone(),
+            hidden: hidden.clone(),
+            shown: shown.clone(),
+            home: home.clone(),
+            writes_bytes_max: *writes_bytes_max,
+            network: Network::Host,
+            check: None,
+        }
     }
 
     fn path(&self, client: &Path) -> PathBuf {
         match client.strip_prefix("/") {
+            _ if self.level.recreates_paths() => client.to_owned(),
             Ok(suffix) if self.contains(client) => self.base.join(suffix),
             _ => client.to_owned(),
         }
@@ -167,6 +240,9 @@ impl At {
     }
 
     fn value(&self, value: &[u8]) -> OsString {
+        if self.level.recreates_paths() {
+            return OsString::from_vec(value.to_vec());
+        }
         let mut out = Vec::with_capacity(value.len());
         let mut rest = 0;
         while let Some(found) = value[rest..].iter().position(|byte| *byte == b'/') {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ mod reception;
 
 use self::half_open::HalfOpen;
 pub use self::reception::Reception;
+use crate::probe::probe;
+use crate::sandbox::host::Host;
+use crate::sandbox::level::Level;
 pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use crate::tls::TlsError;
 use crate::zygote::ZygoteProgram;
@@ -29,15 +33,33 @@ const REFRESH: Duration = Duration::from_millis(500);
 const REFUSED_TOLD_MAX: u32 = 20;
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
+/// What an operator wants of a worker's sandboxes.
+#[derive(Clone, Debug)]
+pub struct SandboxWish {
+    /// Nothing better is tried.
+    pub most: Level,
+    /// What tests may write into one, in bytes.
+    pub writes_bytes_max: u64,
+    /// Folders that no test may see, beside the store and the user's own.
+    pub hidden: Vec<PathBuf>,
+}
+
 /// A worker that has no connection yet. It starts attempts through this process's own executable,
-/// whose `main` must call [`crate::zygote::enter_if_asked`] first.
+/// whose `main` must call [`crate::zygote::enter_if_asked`] first, and in the best sandboxes that
+/// this machine allows: which those are is tried here.
 ///
 /// # Errors
 /// This process's own executable can't be found.
-pub fn share(config: WorkerConfig) -> io::Result<Arc<WorkerShared>> {
+pub fn share(config: WorkerConfig, wish: SandboxWish) -> io::Result<Arc<WorkerShared>> {
     let zygote = ZygoteProgram::this_executable();
     std::fs::metadata(&zygote.program)?;
-    Ok(WorkerShared::new(config, zygote))
+    let Some(store) = &config.store else { return Ok(WorkerShared::new(config, zygote)) };
+    let mut own = wish.hidden;
+    own.push(store.folder().to_owned());
+    let mut host = Host::of_this_process(&own);
+    host.writes_bytes_max = wish.writes_bytes_max;
+    probe(&mut host, &zygote, store.scratch(), wish.most);
+    Ok(WorkerShared::on(host, config, zygote))
 }
 
 /// A worker that waits for clients.

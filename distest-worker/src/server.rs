@@ -10,6 +10,7 @@ mod driver;
 mod environment;
 mod files;
 mod handler;
+mod layers;
 mod machine_slot;
 mod outbox;
 mod permits;
@@ -29,6 +30,8 @@ use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role};
 use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
 use crate::protocol::Labels;
+use crate::sandbox::host::Host;
+use crate::sandbox::level::Level;
 use crate::store::Store;
 use crate::tools;
 use crate::zygote::ZygoteProgram;
@@ -52,6 +55,7 @@ pub struct WorkerConfig {
 pub struct WorkerShared {
     config: WorkerConfig,
     zygote: ZygoteProgram,
+    host: Arc<Host>,
     /// For output that is too long for memory: files without names.
     scratch: PathBuf,
     permits: Arc<Permits>,
@@ -68,13 +72,18 @@ pub enum ConnectionEnd {
 }
 
 impl WorkerShared {
-    /// A worker that has no connection yet and starts attempts by `zygote`.
+    /// A worker that has no connection yet and starts attempts by `zygote`, in no sandbox.
     pub fn new(config: WorkerConfig, zygote: ZygoteProgram) -> Arc<Self> {
+        Self::on(Host::plain(), config, zygote)
+    }
+
+    /// The same, in sandboxes as the host can make them.
+    pub fn on(host: Host, config: WorkerConfig, zygote: ZygoteProgram) -> Arc<Self> {
         let scratch =
             config.store.as_ref().map_or_else(std::env::temp_dir, |store| store.scratch().into());
         let permits = Permits::new(config.slots.max(1));
         let shutting_down = watch::Sender::new(false);
-        Arc::new(Self { config, zygote, scratch, permits, shutting_down })
+        Arc::new(Self { config, zygote, host: Arc::new(host), scratch, permits, shutting_down })
     }
 
     /// What it is.
@@ -92,6 +101,11 @@ impl WorkerShared {
         let _ = self.shutting_down.subscribe().wait_for(|is| *is).await;
     }
 
+    /// How it makes sandboxes.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn slots(&self) -> u32 {
         self.config.slots.max(1)
     }
@@ -100,11 +114,20 @@ impl WorkerShared {
         &self.scratch
     }
 
+    /// Whether a client's paths are free here is known only when a session asks for them.
+    fn advertised_level(&self) -> Level {
+        match self.host.level {
+            Level::SamePath => Level::Variables,
+            level => level,
+        }
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             slots: self.slots(),
             labels: self.config.labels.clone(),
             tools: tools::present(),
+            sandbox_level: self.advertised_level().number(),
             ..Hello::new(Role::Worker, &*self.config.name)
         }
     }
@@ -139,7 +162,8 @@ where
     }
     let (requests, requests_in) = mpsc::unbounded_channel();
     let config = worker.config();
-    let files = Arc::new(Files::new(config.store.clone(), config.in_place));
+    let files =
+        Arc::new(Files::new(config.store.clone(), config.in_place, Arc::clone(&worker.host)));
     let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
     let link = link::worker_end(stream, |client| {

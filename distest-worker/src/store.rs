@@ -48,6 +48,7 @@ pub struct Store {
 }
 
 struct Inner {
+    folder: PathBuf,
     blobs: PathBuf,
     lock: PathBuf,
     bytes_max: u64,
@@ -94,6 +95,7 @@ impl Store {
         let lock = root.join("lock");
         let live = Live::begin(&root.join("live"), &lock).map_err(fail("use", &root))?;
         let inner = Inner {
+            folder: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
             blobs,
             lock,
             bytes_max: max_bytes,
@@ -211,6 +213,11 @@ impl Store {
     /// ends. The next process to open the store removes it if this one can't.
     pub fn scratch(&self) -> &Path {
         self.inner.live.scratch()
+    }
+
+    /// The folder that it was opened in.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
     }
 
     /// The bound that it was opened with, in bytes.

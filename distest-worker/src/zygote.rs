@@ -6,12 +6,13 @@
 //! ended in whatever way, it kills everything it started and leaves.
 //!
 //! Being small and without threads is the point: starting a process costs the same however large
-//! the worker is, and a sandbox (namespaces, which need a single thread) can be entered once, at
-//! the top of `Zygote::settle`, for all attempts of the slot. Linux only.
+//! the worker is, and a [sandbox](crate::sandbox::enclosure) (namespaces, which need a single
+//! thread) is entered once, by the first request, for many attempts. In a pid namespace the zygote
+//! is pid 1, and what a test leaves behind has nowhere to go. Linux only.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,11 +20,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use crate::protocol::{AttemptId, Exit, Usage};
+use crate::sandbox::changes::is_nearly_full;
+use crate::sandbox::enclosure::{self, Enclosure, Entered};
 use processes::{descendants, kill_all};
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
 
@@ -89,6 +92,8 @@ pub fn enter_if_asked() {
 struct Zygote {
     signals: SignalFd,
     inbox: Inbox,
+    /// The sandbox that it is in.
+    entered: Option<Entered>,
     current: Option<Attempt>,
     /// The worker is gone: nothing is answered any more, and nothing may stay.
     closing: bool,
@@ -136,7 +141,7 @@ impl Zygote {
         )?;
         nix::sys::prctl::set_child_subreaper(true)?;
         nix::sys::prctl::set_name(c"distest-zygote")?;
-        Ok(Self { signals, inbox: Inbox::new(), current: None, closing: false })
+        Ok(Self { signals, inbox: Inbox::new(), entered: None, current: None, closing: false })
     }
 
     /// Serves requests until the worker is gone.
@@ -196,13 +201,15 @@ impl Zygote {
                 match launch::launch(&spawn, descriptors) {
                     Ok(pid) => {
                         self.current = Some(Attempt::new(&spawn, pid, started));
-                        self.answer(&Answer::Spawned { pid: pid.as_raw() })?;
+                        let pid = (!is_first_process()).then_some(pid.as_raw());
+                        self.answer(&Answer::Spawned { pid })?;
                     }
                     Err((step, errno)) => {
                         self.answer(&Answer::CouldNotSpawn { step, errno: errno as i32 })?;
                     }
                 }
             }
+            Received::Request(Request::Enter(enclosure), _) => self.enter(&enclosure)?,
             Received::Request(Request::Terminate(id), _) => {
                 // Only while its leader is unreaped is the group surely this attempt's.
                 if let Some(attempt) = self.current.as_ref()
@@ -219,6 +226,28 @@ impl Zygote {
             }
         }
         Ok(())
+    }
+
+    /// Enters a sandbox. Where that takes another process, only that one returns.
+    fn enter(&mut self, enclosure: &Enclosure) -> io::Result<()> {
+        // The worker must see the end of the process that serves it.
+        let leave_socket = || {
+            if let Ok(nothing) = std::fs::File::open("/dev/null") {
+                let _ = nix::unistd::dup2_stdin(nothing);
+            }
+        };
+        match enclosure::enter(enclosure, leave_socket) {
+            Ok(entered) => {
+                let descriptor = Some(entered.written.as_raw_fd());
+                self.entered = Some(entered);
+                self.answer_with(&Answer::Entered, descriptor)
+            }
+            Err(obstacle) => {
+                self.answer(&Answer::CouldNotEnter(obstacle))?;
+                self.close();
+                Ok(())
+            }
+        }
     }
 
     fn take_signal(&mut self) -> io::Result<()> {
@@ -293,15 +322,19 @@ impl Zygote {
         usage: Usage,
         left: Vec<String>,
     ) -> io::Result<()> {
-        self.answer(&Answer::Exited(Exited { exit, duration, usage, left }))
+        let full = self.entered.as_ref().is_some_and(|entered| is_nearly_full(&entered.written));
+        self.answer(&Answer::Exited(Exited { exit, duration, usage, left, full }))
     }
 
     fn answer(&mut self, answer: &Answer) -> io::Result<()> {
-        use nix::sys::socket::{MsgFlags, send};
+        self.answer_with(answer, None)
+    }
+
+    fn answer_with(&mut self, answer: &Answer, descriptor: Option<RawFd>) -> io::Result<()> {
         if self.closing {
             return Ok(());
         }
-        if send(socket().as_raw_fd(), &wire::encode(answer)?, MsgFlags::MSG_NOSIGNAL).is_err() {
+        if wire::send_answer(socket(), &wire::encode(answer)?, descriptor).is_err() {
             self.close();
         }
         Ok(())
@@ -341,7 +374,12 @@ impl Attempt {
         if self.end.is_none() {
             let _ = killpg(self.pid, Signal::SIGKILL);
         }
-        kill_all(&descendants(own_pid()));
+        if is_first_process() {
+            // Everyone in the namespace but this process: nothing can fork itself out of reach.
+            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        } else {
+            kill_all(&descendants(own_pid()));
+        }
         let now = Instant::now();
         let until = match self.stage {
             Stage::Clearing { until, .. } => until,
@@ -355,6 +393,12 @@ impl Attempt {
 fn socket() -> BorrowedFd<'static> {
     static STDIN: std::sync::LazyLock<io::Stdin> = std::sync::LazyLock::new(io::stdin);
     STDIN.as_fd()
+}
+
+/// Whether this process is pid 1 of a namespace, which then is a sandbox's: no worker starts its
+/// helper processes as such.
+fn is_first_process() -> bool {
+    own_pid() == 1
 }
 
 fn own_pid() -> i32 {

@@ -50,7 +50,7 @@ impl Rig {
     fn with_zygote(program: &str) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let zygote = ZygoteProgram::new(program);
-        let options = ExecutorOptions { scratch: scratch.path().into(), zygote };
+        let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure: None };
         let (sender, events) = mpsc::channel(4);
         let slots = Slots::start(1, options, sender);
         Self { slots, events, scratch, attempts: 0 }
@@ -67,6 +67,7 @@ impl Rig {
             cwd: self.scratch.path().into(),
             streams,
             leak_timeout: Duration::from_millis(200),
+            layer: 0,
         }
     }
 

@@ -40,7 +40,7 @@ impl Worker for TestWorker {
             let piece = self.client.fetch(link::context(DEADLINE), Digest::of(b""), offset).await;
             assert_eq!(piece.unwrap().unwrap(), offset.to_string());
         }
-        Ok(SessionReady { slots: spec.slots })
+        Ok(SessionReady { slots: spec.slots, ..SessionReady::default() })
     }
 
     async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {

@@ -170,6 +170,15 @@ fn alive(pid: &str) -> bool {
     Path::new("/proc").join(pid.trim()).exists()
 }
 
+/// Whether a process was started with exactly these arguments. Numbers of processes in a sandbox
+/// mean nothing outside.
+fn runs(arguments: &[&str]) -> bool {
+    let wanted = arguments.join("\0") + "\0";
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| line == wanted.as_bytes())
+}
+
 #[tokio::test]
 async fn an_attempt_runs_with_its_environment_and_tells_its_output() {
     let (mut peer, _served) = session(&shared(2, None)).await;
@@ -410,16 +419,22 @@ async fn the_executable_serves_and_ends_in_order() {
     let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
     peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
     peer.prepare_sh("/", vec![], vec![]).await.unwrap();
-    peer.lease(&[(7, "echo $$; sleep 1000", Streams::Live)]).await;
+    let seconds = format!("1000.{}", std::process::id());
+    let script = format!("sleep {seconds} & echo it sleeps; wait");
+    peer.lease(&[(7, &script, Streams::Live)]).await;
     peer.started(7).await;
-    let pid = String::from_utf8(peer.output(2).await).unwrap();
+    peer.output(10).await;
+    // The shell has started it, but perhaps it is still the shell.
+    while !runs(&["sleep", &seconds]) {
+        tokio::task::yield_now().await;
+    }
     let id = nix::unistd::Pid::from_raw(served.process.id().cast_signed());
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(peer.lost().await, (7, LossReason::Stopped));
     let end = peer.link.ended().await;
     assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));
     assert!(served.process.wait().unwrap().success());
-    assert!(!alive(&pid));
+    assert!(!runs(&["sleep", &seconds]), "it outlived its worker");
 }
 
 /// What a hello of whoever has `key` comes to.

@@ -9,7 +9,7 @@ use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::product::cargo;
 use distest_tests::scratch::Scratch;
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 
 use crate::case;
@@ -60,7 +60,12 @@ fn on_a_worker(scratch: &Scratch) {
     let fixture = Fixture::named("environment");
     let cargo = under_cargo(scratch, &fixture);
     let folder = new_folder(scratch, "distest");
-    let workers = Worker::fleet(scratch, 1, 1);
+    // In no sandbox, because the fixture writes what it finds into a folder of this machine's.
+    let store = scratch.join("store");
+    let executable = Executable::Worker;
+    let workers = [Worker::start_changed(scratch, "w1", 1, &store, executable, |command| {
+        command.args(["--sandbox", "variables"]);
+    })];
     // Through cargo's configuration, because the fixture's own variables don't travel otherwise.
     let out = format!("env.ENVIRONMENT_OUT='{}'", folder.display());
     let client = Client::run(scratch, &fixture)

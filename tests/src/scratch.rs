@@ -1,5 +1,6 @@
 //! The folder that everything a test writes lies in, and the mark of everything it starts.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,13 @@ pub struct Stray {
     pub executable: PathBuf,
     /// How it was called.
     pub command_line: String,
+}
+
+/// A process, and what makes it a test's.
+struct Seen {
+    stray: Stray,
+    parent: u32,
+    is_ours: bool,
 }
 
 impl Scratch {
@@ -109,12 +117,26 @@ impl Scratch {
         command
     }
 
-    /// The processes that carry this folder's mark, or run or stand in it.
+    /// The processes that carry this folder's mark, or run or stand in it, and their descendants:
+    /// a test in a sandbox has neither.
     pub fn processes(&self) -> Vec<Stray> {
         let entries = fs::read_dir("/proc").expect("/proc can be read");
         let numbers =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        numbers.filter_map(|pid| self.look_at(pid)).collect()
+        let all: Vec<Seen> = numbers.filter_map(|pid| self.look_at(pid)).collect();
+        let mut ours: BTreeSet<u32> =
+            all.iter().filter(|seen| seen.is_ours).map(|seen| seen.stray.pid).collect();
+        loop {
+            let before = ours.len();
+            let children = all.iter().filter(|seen| ours.contains(&seen.parent));
+            let children: Vec<u32> = children.map(|seen| seen.stray.pid).collect();
+            ours.extend(children);
+            if ours.len() == before {
+                break;
+            }
+        }
+        let strays = all.into_iter().map(|seen| seen.stray);
+        strays.filter(|stray| ours.contains(&stray.pid)).collect()
     }
 
     /// Waits until no process is left that `counts`; those that still are after `within`.
@@ -139,21 +161,24 @@ impl Scratch {
         }
     }
 
-    fn look_at(&self, pid: u32) -> Option<Stray> {
+    fn look_at(&self, pid: u32) -> Option<Seen> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         // A zombie has no executable any more, and runs nothing.
         let executable = fs::read_link(proc.join("exe")).ok()?;
         let command_line = fs::read(proc.join("cmdline")).ok()?;
+        let status = fs::read_to_string(proc.join("status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         let mut mark = OsString::from(format!("{MARK}="));
         mark.push(self.path());
         let environment = fs::read(proc.join("environ")).unwrap_or_default();
         let marked = environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
         let here = fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.path()));
-        if !(marked || here || executable.starts_with(self.path())) {
-            return None;
-        }
         let command_line = String::from_utf8_lossy(&command_line).replace('\0', " ");
-        Some(Stray { pid, executable, command_line })
+        Some(Seen {
+            parent: parent.trim().parse().ok()?,
+            is_ours: marked || here || executable.starts_with(self.path()),
+            stray: Stray { pid, executable, command_line },
+        })
     }
 }
 

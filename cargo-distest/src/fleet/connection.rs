@@ -145,6 +145,7 @@ impl Open {
             in_place: embedded,
             roots: if embedded { Vec::new() } else { facts.roots.clone() },
             env: fleet.environment(embedded),
+            ..SessionSpec::default()
         };
         let asked = Instant::now();
         let ready = worker

@@ -1,14 +1,17 @@
 //! The worker's end of one zygote.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
+use crate::sandbox::changes::Written;
+use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::processes::{descendants, kill_all};
 use crate::zygote::wire::{self, Answer, Request};
@@ -22,6 +25,17 @@ pub(super) struct Helper {
     socket: AsyncFd<OwnedFd>,
     child: Child,
     buffer: Box<[u8]>,
+    /// The sandbox that it is in.
+    inside: Option<Inside>,
+}
+
+/// A sandbox, from outside.
+pub(super) struct Inside {
+    /// Attempts that share what they write have the same number.
+    pub(super) layer: u64,
+    pub(super) written: Arc<Written>,
+    /// Not for another attempt.
+    pub(super) spent: bool,
 }
 
 impl Helper {
@@ -32,7 +46,7 @@ impl Helper {
         super::pump::set_nonblocking(&ours)?;
         let child = Command::from(program.command(theirs)).spawn()?;
         let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
-        Ok(Self { socket: watch(ours)?, child, buffer })
+        Ok(Self { socket: watch(ours)?, child, buffer, inside: None })
     }
 
     /// Sends a request; its descriptors are copied and can be closed then.
@@ -51,19 +65,59 @@ impl Helper {
     /// Waits for the next answer. May be dropped and called again. An error says that there will
     /// be none.
     pub(super) async fn receive(&mut self) -> io::Result<Answer> {
+        Ok(self.receive_all().await?.0)
+    }
+
+    async fn receive_all(&mut self) -> io::Result<(Answer, Option<OwnedFd>)> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let received = ready.try_io(|socket| {
-                Ok(recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?)
-            });
+            let received =
+                ready.try_io(|socket| wire::receive_answer(socket.as_fd(), &mut self.buffer));
             match received {
-                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(Ok(length)) => return wire::decode(&self.buffer[..length]),
+                Ok(Ok((0, _))) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(Ok((length, descriptor))) => {
+                    return Ok((wire::decode(&self.buffer[..length])?, descriptor));
+                }
                 // Said once when it died with unread requests; what it had answered comes after.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
+        }
+    }
+
+    /// Whether attempts with this layer can run in it as it is.
+    pub(super) fn is_inside(&self, layer: u64) -> bool {
+        self.inside.as_ref().is_some_and(|inside| inside.layer == layer && !inside.spent)
+    }
+
+    /// Whether it has ever been in a sandbox: it can't enter another.
+    pub(super) fn has_entered(&self) -> bool {
+        self.inside.is_some()
+    }
+
+    /// The sandbox that it is in.
+    pub(super) fn inside(&mut self) -> Option<&mut Inside> {
+        self.inside.as_mut()
+    }
+
+    /// Makes it enter a sandbox. An error, in words, is the end of it.
+    pub(super) async fn enter(
+        &mut self,
+        enclosure: &Arc<Enclosure>,
+        layer: u64,
+    ) -> Result<(), String> {
+        let request = Request::Enter(Box::new(Enclosure::clone(enclosure)));
+        self.send(&request, &[]).await.map_err(|error| format!("could not ask it: {error}"))?;
+        match self.receive_all().await {
+            Ok((Answer::Entered, Some(written))) => {
+                let written = Arc::new(Written::new(written));
+                self.inside = Some(Inside { layer, written, spent: false });
+                Ok(())
+            }
+            Ok((Answer::CouldNotEnter(obstacle), _)) => Err(format!("no sandbox: {obstacle}")),
+            Ok((answer, _)) => Err(format!("it said {answer:?} when told to enter a sandbox")),
+            Err(error) => Err(format!("it ended on entering a sandbox: {error}")),
         }
     }
 

@@ -19,6 +19,8 @@ use super::request::{encode, explain};
 use super::{HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
 use crate::output::Capture;
 use crate::protocol::{AttemptId, Leak, LossReason, SlotId, Stream, Streams};
+use crate::sandbox::changes::Written;
+use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep};
 
@@ -38,6 +40,7 @@ pub(super) struct Place {
     pub(super) events: mpsc::Sender<SlotEvent>,
     pub(super) scratch: Arc<Path>,
     pub(super) zygote: ZygoteProgram,
+    pub(super) enclosure: Option<Arc<Enclosure>>,
 }
 
 type Commands = mpsc::UnboundedReceiver<SlotCommand>;
@@ -140,11 +143,32 @@ impl Place {
                     Some(SlotCommand::Terminate | SlotCommand::Kill | SlotCommand::Stdin(_)) => continue,
                 },
             };
+            if let Err(detail) = self.enclose(helper, request.layer).await {
+                return Some(Death { attempt: Some(request.attempt), detail });
+            }
             match self.attempt(*request, helper, commands, buffer).await {
                 Outcome::Done => *deaths = 0,
                 Outcome::Died(death) => return Some(death),
                 Outcome::End => return None,
             }
+        }
+    }
+
+    /// Makes sure that the zygote is in the sandbox that attempts with this layer share, and in no
+    /// other: then another zygote takes its place.
+    async fn enclose(&self, helper: &mut Helper, layer: u64) -> Result<(), String> {
+        let Some(enclosure) = &self.enclosure else { return Ok(()) };
+        if helper.is_inside(layer) {
+            return Ok(());
+        }
+        if helper.has_entered() {
+            let next = Helper::start(&self.zygote)
+                .map_err(|error| format!("could not start {:?}: {error}", self.zygote.program))?;
+            std::mem::replace(helper, next).end().await;
+        }
+        match tokio::time::timeout(SPAWN_PATIENCE, helper.enter(enclosure, layer)).await {
+            Ok(entered) => entered,
+            Err(_) => Err("it did not enter its sandbox in time".into()),
         }
     }
 
@@ -179,7 +203,7 @@ impl Place {
                 biased;
                 answer = helper.receive() => match answer {
                     Ok(Answer::Spawned { pid }) => {
-                        running.leader = Some(pid);
+                        running.leader = pid;
                         if !matches!(request.streams, Streams::Capture) {
                             // Not earlier, so that no output comes before this event.
                             running.wake_at = Some(Instant::now());
@@ -196,7 +220,9 @@ impl Place {
                         return Outcome::Done;
                     }
                     Ok(Answer::Exited(exited)) => break exited,
-                    Err(_) => return running.died(unexpected(answer)),
+                    Ok(Answer::Entered | Answer::CouldNotEnter(_)) | Err(_) => {
+                        return running.died(unexpected(answer));
+                    }
                 },
                 command = commands.recv() => match command {
                     None | Some(SlotCommand::End) => return Outcome::End,
@@ -209,7 +235,11 @@ impl Place {
                 }
             }
         };
-        self.finish(&request, running, exited, buffer).await
+        let written = helper.inside().map(|inside| {
+            inside.spent |= exited.full;
+            Arc::clone(&inside.written)
+        });
+        self.finish(&request, running, exited, written, buffer).await
     }
 
     /// Makes the pipes and the request.
@@ -282,6 +312,7 @@ impl Place {
         request: &SpawnRequest,
         mut running: Running,
         exited: Exited,
+        written: Option<Arc<Written>>,
         buffer: &mut [u8],
     ) -> Outcome {
         running.leader = None;
@@ -309,6 +340,7 @@ impl Place {
             duration: exited.duration,
             usage: exited.usage,
             leak: leaked.then_some(Leak { processes: exited.left, output_open }),
+            written,
             stdout: stdout.capture,
             stderr: stderr.capture,
         })))

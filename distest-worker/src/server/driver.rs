@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::environment::{self, Environment};
 use super::files::Files;
 use super::handler::Request;
+use super::layers::Layers;
 use super::outbox::{self, Outbox};
 use super::permits::{Permit, Permits};
 use super::{Admission, WorkerShared};
@@ -25,6 +26,8 @@ use crate::protocol::{
     Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk, Stop,
 };
 use crate::sandbox::Sandbox;
+use crate::sandbox::host::Host;
+use crate::sandbox::level::Level;
 use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
 
 /// Events of slots that wait to be taken.
@@ -60,6 +63,7 @@ struct Opened {
     session: Session,
     slots: Slots,
     sandbox: Arc<Sandbox>,
+    layers: Layers,
     slot_base: u32,
     env: Environment,
     binaries: BTreeMap<BinaryKey, Prepared>,
@@ -228,14 +232,21 @@ impl Driver {
         let options = ExecutorOptions {
             scratch: self.worker.scratch().to_owned(),
             zygote: self.worker.zygote.clone(),
+            enclosure: sandbox.enclosure().map(Arc::new),
         };
+        let ready = ready(slots, &sandbox, self.worker.host());
         self.began = Instant::now();
         self.opened = Some(Opened {
             session: Session::new(slots),
             slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
-            env: environment::with(&environment::base(spec.in_place), &spec.env, &sandbox),
+            env: environment::with(
+                &environment::base(spec.in_place, &sandbox),
+                &spec.env,
+                &sandbox,
+            ),
             sandbox,
+            layers: Layers::new(spec.writes),
             binaries: BTreeMap::new(),
             permits: BTreeMap::new(),
             outputs: BTreeMap::new(),
@@ -243,7 +254,7 @@ impl Driver {
             closing: Vec::new(),
             ended: None,
         });
-        Ok(SessionReady { slots })
+        Ok(ready)
     }
 
     fn prepared(&mut self, binary: &BinarySpec) -> Result<(), Refusal> {
@@ -271,6 +282,9 @@ impl Driver {
                  prepared"
             );
             return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        if let Some(opened) = &mut self.opened {
+            opened.layers.lease(&lease.attempts);
         }
         self.step(Input::Lease(lease.attempts)).leased
     }
@@ -318,7 +332,8 @@ impl Driver {
 
     /// Keeps an attempt's output until its report is due.
     fn exited(&mut self, exit: SlotExit) -> Input {
-        let SlotExit { slot, attempt, exit, duration, usage, leak, stdout, stderr } = exit;
+        let SlotExit { slot, attempt, exit, duration, usage, leak, written: _, stdout, stderr } =
+            exit;
         if let Some(opened) = &mut self.opened {
             let reported = [stdout.to_output(), stderr.to_output()];
             let mut long = [Some(stdout), Some(stderr)];
@@ -464,6 +479,7 @@ impl Opened {
             cwd: binary.cwd.clone(),
             streams: spec.streams,
             leak_timeout: spec.limits.leak_timeout,
+            layer: self.layers.of(&spec),
         };
         self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
         self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));
@@ -493,6 +509,26 @@ impl Opened {
             outbox.report_after(attempt, long, report).await;
             true
         });
+    }
+}
+
+/// What the client gets, and how its paths will be recreated.
+fn ready(slots: u32, sandbox: &Sandbox, host: &Host) -> SessionReady {
+    let Some(level) = sandbox.level() else {
+        // Everything lies where it is.
+        return SessionReady {
+            slots,
+            sandbox_level: Level::Namespaces.number(),
+            ..Default::default()
+        };
+    };
+    let shortfall = host.shortfall.clone();
+    let (reason, hint) = shortfall.map_or((String::new(), None), |it| (it.reason, it.hint));
+    SessionReady {
+        slots,
+        sandbox_level: level.number(),
+        sandbox_reason: reason,
+        sandbox_hint: hint,
     }
 }
 

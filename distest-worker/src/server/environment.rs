@@ -16,14 +16,20 @@ pub(super) type Environment = BTreeMap<OsString, OsString>;
 
 /// What every process of a session starts from: nothing of ours for an embedded worker, whose
 /// client sends all of its own.
-pub(super) fn base(in_place: bool) -> Environment {
+pub(super) fn base(in_place: bool, sandbox: &Sandbox) -> Environment {
     if in_place {
         return Environment::new();
     }
     let from_worker = FROM_WORKER
         .iter()
         .filter_map(|name| std::env::var_os(name).map(|value| (OsString::from(name), value)));
-    from_worker.collect()
+    let mut base: Environment = from_worker.collect();
+    if let Some(enclosure) = sandbox.enclosure() {
+        base.insert("HOME".into(), enclosure.home.into());
+        // A sandbox has its own `/tmp`, and perhaps no other.
+        base.remove(OsStr::new("TMPDIR"));
+    }
+    base
 }
 
 /// Lets tests that call cargo find the one that is here, if the client's path of it leads nowhere.

@@ -13,6 +13,7 @@ use crate::protocol::{
     BinarySpec, BlobChunk, OsText, PutReply, Refusal, RefusalKind, SessionSpec, TreeEntry, TreeNode,
 };
 use crate::sandbox::Sandbox;
+use crate::sandbox::host::Host;
 use crate::store::{Pin, Store, Upload};
 
 /// Blobs that one connection sends at a time.
@@ -40,6 +41,7 @@ enum Progress {
 pub(super) struct Files {
     store: Option<Store>,
     in_place: bool,
+    host: Arc<Host>,
     uploads: Mutex<BTreeMap<Digest, Incoming>>,
     /// Blobs that the client counts on are not evicted while it is there.
     pins: Mutex<Vec<Pin>>,
@@ -47,10 +49,11 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(store: Option<Store>, in_place: bool) -> Self {
+    pub(super) fn new(store: Option<Store>, in_place: bool, host: Arc<Host>) -> Self {
         Self {
             store,
             in_place,
+            host,
             uploads: Mutex::default(),
             pins: Mutex::default(),
             sandbox: OnceLock::new(),
@@ -70,7 +73,8 @@ impl Files {
                 let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
                 let dir = store.scratch().join(format!("session-{number}"));
                 let roots = spec.roots.clone();
-                blocking(move || Sandbox::at(dir, &roots)).await?
+                let host = Arc::clone(&self.host);
+                blocking(move || Sandbox::on(host, dir, &roots)).await?
             }
             None => {
                 let message = "this worker has no store: it is embedded";

@@ -20,6 +20,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{AttemptId, Exit, Usage};
+use crate::sandbox::enclosure::{Enclosure, Obstacle};
 
 /// The longest request that travels in the socket itself; longer ones travel in a memfd.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -42,6 +43,11 @@ pub(crate) enum Request {
     Terminate(AttemptId),
     /// SIGKILL to all that the attempt started, if it still runs or something is left of it.
     Kill(AttemptId),
+    /// Enter a sandbox, for good. Only before the first `Spawn`.
+    ///
+    /// Answered by [`Answer::Entered`], which brings a descriptor of the sandbox's written layer, or
+    /// by [`Answer::CouldNotEnter`], after which the zygote leaves.
+    Enter(Box<Enclosure>),
 }
 
 /// What to start. Texts end in NUL, so that they can be handed to the kernel as they lie.
@@ -60,12 +66,17 @@ pub(crate) struct Spawn {
 /// Zygote to worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// The process runs, as leader of its own process group.
-    Spawned { pid: i32 },
+    /// The process runs, as leader of its own process group. Its number is told if it is one of
+    /// the worker's own namespace.
+    Spawned { pid: Option<i32> },
     /// There is no process.
     CouldNotSpawn { step: SpawnStep, errno: i32 },
     /// The process has ended and so has all that it started.
     Exited(Exited),
+    /// What is spawned from now on is in the sandbox.
+    Entered,
+    /// There is no sandbox.
+    CouldNotEnter(Obstacle),
 }
 
 /// What failed.
@@ -88,6 +99,8 @@ pub(crate) struct Exited {
     pub(crate) usage: Usage,
     /// `name (pid N)` of each process that was still there after the leak timeout.
     pub(crate) left: Vec<String>,
+    /// The sandbox's room for writes is nearly used up: the next attempt had better get another.
+    pub(crate) full: bool,
 }
 
 /// Appends `text` and a NUL. An error names a text that holds one itself.
@@ -145,6 +158,29 @@ fn send_parts(
     let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
     sendmsg::<()>(socket.as_raw_fd(), parts, control, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
+}
+
+/// Sends an encoded answer, with a descriptor if there is one.
+pub(crate) fn send_answer(
+    socket: BorrowedFd<'_>,
+    answer: &[u8],
+    descriptor: Option<RawFd>,
+) -> io::Result<()> {
+    send_parts(socket, &[IoSlice::new(answer)], descriptor.as_slice())
+}
+
+/// Takes the next answer, without waiting if `socket` doesn't: its length in `buffer`, 0 at the end
+/// of the stream, and the descriptor that came with it.
+pub(crate) fn receive_answer(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let descriptor = message.cmsgs().into_iter().flatten().flat_map(own).next();
+    Ok((message.bytes, descriptor))
 }
 
 /// What [`Inbox::receive`] found.

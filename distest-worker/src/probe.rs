@@ -1,0 +1,213 @@
+//! Finding out how truly this machine can recreate clients' paths.
+//!
+//! What the system says about itself is no answer: containers, security modules and limits refuse
+//! single steps in their own ways. So the whole sequence is carried out, in a helper process, with
+//! a root whose parents don't exist, up to changing a file in it.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::geteuid;
+
+use crate::sandbox::enclosure::{Enclosure, Network, Obstacle, Step};
+use crate::sandbox::host::{Host, Shortfall};
+use crate::sandbox::level::Level;
+use crate::zygote::ZygoteProgram;
+use crate::zygote::wire::{
+    ANSWER_BYTES_MAX, Answer, Request, decode, encode, receive_answer, send_request,
+};
+
+/// How long one attempt may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sets the host's level to the best that works, and says why nothing better does. Nothing better
+/// than `most` is tried. `scratch` is a folder of the worker's own.
+pub fn probe(host: &mut Host, zygote: &ZygoteProgram, scratch: &Path, most: Level) {
+    let mut failures = Vec::new();
+    for level in Level::ALL.into_iter().filter(|level| *level <= most) {
+        host.level = level;
+        let tried = if level.is_enclosed() { attempt(host, zygote, scratch) } else { Ok(()) };
+        match tried {
+            Ok(()) => break,
+            Err(failure) => failures.push((level, failure)),
+        }
+    }
+    host.shortfall = shortfall(&failures);
+}
+
+/// Why a level doesn't work.
+enum Failure {
+    /// Only root could.
+    NotRoot,
+    /// A step of it failed.
+    Obstacle(Obstacle),
+    /// The helper process was of no use.
+    Helper(io::Error),
+}
+
+fn attempt(host: &Host, zygote: &ZygoteProgram, scratch: &Path) -> Result<(), Failure> {
+    if host.level == Level::Root && !geteuid().is_root() {
+        return Err(Failure::NotRoot);
+    }
+    let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(scratch);
+    let folder = folder.map_err(Failure::Helper)?;
+    let enclosure = example(host, folder.path()).map_err(Failure::Helper)?;
+    match ask(zygote, enclosure).map_err(Failure::Helper)? {
+        Answer::Entered => Ok(()),
+        Answer::CouldNotEnter(obstacle) => Err(Failure::Obstacle(obstacle)),
+        other => Err(Failure::Helper(io::Error::other(format!("it said {other:?}")))),
+    }
+}
+
+/// A sandbox with one root, neither of whose folders exists here.
+fn example(host: &Host, folder: &Path) -> io::Result<Enclosure> {
+    let root = PathBuf::from(format!("/distest-probe-{}/root", std::process::id()));
+    let (mount_point, lower) = (folder.join("mount"), folder.join("lower"));
+    let below = lower.join(root.strip_prefix("/").unwrap_or(&root));
+    fs::create_dir_all(&mount_point)?;
+    fs::create_dir_all(&below)?;
+    fs::write(below.join("file"), "?")?;
+    let check = Some(root.join("file"));
+    Ok(Enclosure {
+        level: host.level,
+        mount_point,
+        lower,
+        roots: vec![root],
+        hidden: host.hidden.clone(),
+        shown: host.shown.clone(),
+        home: host.home.clone(),
+        writes_bytes_max: host.writes_bytes_max,
+        network: Network::Host,
+        check,
+    })
+}
+
+fn ask(zygote: &ZygoteProgram, enclosure: Enclosure) -> io::Result<Answer> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let patience = TimeVal::milliseconds(PATIENCE.as_millis().try_into().unwrap_or(i64::MAX));
+    setsockopt(&ours, sockopt::ReceiveTimeout, &patience)?;
+    let mut child = zygote.command(theirs).spawn()?;
+    let answer = send_request(ours.as_fd(), &encode(&Request::Enter(Box::new(enclosure)))?, &[])
+        .and_then(|()| {
+            let mut buffer = vec![0; ANSWER_BYTES_MAX];
+            match receive_answer(ours.as_fd(), &mut buffer)? {
+                (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+                (length, _) => decode(&buffer[..length]),
+            }
+        });
+    // It leaves when its socket closes; one that doesn't answer is not waited for.
+    drop(ours);
+    if answer.is_err() {
+        let _ = child.kill();
+    }
+    child.wait()?;
+    answer
+}
+
+/// What to tell of the levels that don't work: the best one's obstacle counts.
+fn shortfall(failures: &[(Level, Failure)]) -> Option<Shortfall> {
+    let telling = failures.iter().find(|(_, failure)| !matches!(failure, Failure::NotRoot));
+    let (level, failure) = telling.or_else(|| failures.first())?;
+    let (reason, hint) = match failure {
+        Failure::NotRoot => ("only root could".to_owned(), None),
+        Failure::Obstacle(obstacle) => (obstacle.to_string(), hint(obstacle)),
+        Failure::Helper(error) => (format!("the helper process failed: {error}"), None),
+    };
+    Some(Shortfall { reason: format!("{level}: {reason}"), hint })
+}
+
+/// What an administrator can do about an obstacle.
+fn hint(obstacle: &Obstacle) -> Option<String> {
+    let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let is = |path: &str, value: &str| setting(path).as_deref() == Some(value);
+    explain(obstacle, &is).map(str::to_owned)
+}
+
+/// `is` tells whether a file of `/proc/sys` holds a value.
+fn explain(obstacle: &Obstacle, is: &dyn Fn(&str, &str) -> bool) -> Option<&'static str> {
+    let denied = matches!(obstacle.errno(), Errno::EPERM | Errno::EACCES);
+    match (obstacle.step, obstacle.errno()) {
+        (Step::UserNamespace | Step::Namespaces, Errno::ENOSPC) => Some(
+            "user namespaces are limited here: sudo sysctl -w user.max_user_namespaces=15000 \
+             (and user.max_mnt_namespaces, user.max_pid_namespaces)",
+        ),
+        (Step::UserNamespace, Errno::EINVAL | Errno::ENOSYS) => {
+            Some("this kernel was built without user namespaces (CONFIG_USER_NS)")
+        }
+        _ if denied && is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") => Some(
+            "AppArmor restricts user namespaces: sudo sysctl -w \
+             kernel.apparmor_restrict_unprivileged_userns=0, or allow them for the worker alone: \
+             put `abi <abi/4.0>, include <tunables/global> profile distest-worker \
+             /path/to/distest-worker flags=(unconfined) { userns, }` into \
+             /etc/apparmor.d/distest-worker and run sudo apparmor_parser -r on it",
+        ),
+        (Step::UserNamespace, Errno::EPERM)
+            if is("/proc/sys/kernel/unprivileged_userns_clone", "0") =>
+        {
+            Some(
+                "ordinary users may not create user namespaces here: sudo sysctl -w \
+                 kernel.unprivileged_userns_clone=1",
+            )
+        }
+        (Step::Proc, _) if denied => Some(
+            "a container that masks /proc allows no other: start it with \
+             --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
+        ),
+        (Step::UserNamespace | Step::Namespaces | Step::Root | Step::Bind | Step::Overlay, _)
+            if denied =>
+        {
+            Some(
+                "in a container: start it with --security-opt seccomp=unconfined \
+                 --security-opt apparmor=unconfined, or with --cap-add SYS_ADMIN",
+            )
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(step: Step, errno: Errno, settings: &[(&str, &str)], expected: Option<&str>) {
+        let obstacle = Obstacle { step, detail: String::new(), errno: errno as i32 };
+        let is = |path: &str, value: &str| settings.contains(&(path, value));
+        let told = explain(&obstacle, &is);
+        match expected {
+            Some(word) => assert!(told.is_some_and(|told| told.contains(word)), "{told:?}"),
+            None => assert_eq!(told, None),
+        }
+    }
+
+    #[test]
+    fn hints_name_what_stands_in_the_way() {
+        let apparmor = ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1");
+        let debian = ("/proc/sys/kernel/unprivileged_userns_clone", "0");
+        let (user, root) = (Step::UserNamespace, Step::Root);
+        check(user, Errno::ENOSPC, &[], Some("user.max_user_namespaces"));
+        check(user, Errno::EPERM, &[debian], Some("unprivileged_userns_clone=1"));
+        check(Step::UserMap, Errno::EACCES, &[apparmor], Some("apparmor_parser"));
+        check(root, Errno::EACCES, &[apparmor], Some("apparmor_restrict_unprivileged_userns=0"));
+        check(user, Errno::EPERM, &[], Some("seccomp=unconfined"));
+        check(Step::Proc, Errno::EPERM, &[], Some("systempaths=unconfined"));
+        check(Step::Check, Errno::EOVERFLOW, &[], None);
+    }
+
+    #[test]
+    fn the_best_levels_obstacle_is_told_and_not_that_root_could() {
+        let denied = Obstacle { step: Step::Proc, detail: String::new(), errno: libc::EPERM };
+        let failures =
+            [(Level::Namespaces, Failure::Obstacle(denied)), (Level::Root, Failure::NotRoot)];
+        let told = shortfall(&failures).unwrap();
+        assert_eq!(told.reason, "namespaces: could not mount /proc: Operation not permitted");
+        assert!(told.hint.is_some());
+        assert_eq!(shortfall(&[]), None);
+    }
+}

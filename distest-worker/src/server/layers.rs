@@ -1,0 +1,83 @@
+//! Which attempts share what they write.
+
+use std::collections::BTreeMap;
+
+use crate::protocol::{AttemptId, AttemptSpec, Writes};
+
+/// Numbers the written layers of a session's sandboxes.
+#[derive(Debug)]
+pub(super) struct Layers {
+    writes: Writes,
+    leases: u64,
+    /// The leases of attempts that have not started, if it matters. Attempts that are taken back
+    /// stay: as many as the client bothers to lease.
+    leased: BTreeMap<AttemptId, u64>,
+}
+
+impl Layers {
+    pub(super) fn new(writes: Writes) -> Self {
+        Self { writes, leases: 0, leased: BTreeMap::new() }
+    }
+
+    /// Takes note of a lease.
+    pub(super) fn lease(&mut self, attempts: &[AttemptSpec]) {
+        if self.writes == Writes::Lease {
+            self.leases += 1;
+            self.leased.extend(attempts.iter().map(|attempt| (attempt.id, self.leases)));
+        }
+    }
+
+    /// The layer of an attempt that is about to start. Attempts of different binaries never share
+    /// one: what each needs has been laid out when its own first attempt starts.
+    pub(super) fn of(&mut self, attempt: &AttemptSpec) -> u64 {
+        let binary = u64::from(attempt.binary.0);
+        match self.writes {
+            Writes::Binary => binary,
+            // Both numbers are small, and a chance equality costs nothing but cleanliness.
+            Writes::Lease => {
+                let lease = self.leased.remove(&attempt.id).unwrap_or_default();
+                lease << 32 | binary
+            }
+            Writes::Test => attempt.id.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{BinaryKey, Limits, Streams};
+
+    fn attempt(id: u64, binary: u32) -> AttemptSpec {
+        AttemptSpec {
+            id: AttemptId(id),
+            binary: BinaryKey(binary),
+            args: Vec::new(),
+            env: Vec::new(),
+            limits: Limits::default(),
+            streams: Streams::Capture,
+        }
+    }
+
+    /// Which of three attempts share a layer: the first two of one binary and lease, the third of
+    /// the same binary in another lease; and a fourth of another binary in that.
+    fn check(writes: Writes, expected: [bool; 3]) {
+        let attempts = [attempt(1, 0), attempt(2, 0), attempt(3, 0), attempt(4, 1)];
+        let mut layers = Layers::new(writes);
+        layers.lease(&attempts[..2]);
+        layers.lease(&attempts[2..]);
+        let of: Vec<u64> = attempts.iter().map(|attempt| layers.of(attempt)).collect();
+        assert_eq!(
+            [of[0] == of[1], of[1] == of[2], of[2] == of[3]],
+            expected,
+            "{writes:?}: {of:?}"
+        );
+    }
+
+    #[test]
+    fn each_setting_shares_as_it_says() {
+        check(Writes::Binary, [true, true, false]);
+        check(Writes::Lease, [true, false, false]);
+        check(Writes::Test, [false, false, false]);
+    }
+}

@@ -1,0 +1,252 @@
+//! What processes in a sandbox find and can do, with real zygotes. A level that can't be had here is
+//! left out, which is a failure in CI as root.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use distest_worker::executor::{
+    ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+};
+use distest_worker::probe::probe;
+use distest_worker::protocol::{AttemptId, Exit, SlotId, Streams};
+use distest_worker::sandbox::changes::ChangeKind;
+use distest_worker::sandbox::enclosure::{Enclosure, Network};
+use distest_worker::sandbox::host::Host;
+use distest_worker::sandbox::level::Level;
+use distest_worker::zygote::ZygoteProgram;
+use tokio::sync::mpsc;
+
+const SLOT: SlotId = SlotId(0);
+const PATIENCE: Duration = Duration::from_secs(60);
+const WRITES_BYTES_MAX: u64 = 8 << 20;
+
+struct Rig {
+    dir: tempfile::TempDir,
+    slots: Slots,
+    events: mpsc::Receiver<SlotEvent>,
+    attempts: u64,
+}
+
+/// A slot at one level; the client's root `/nowhere/at all/proj` holds a file and a script.
+fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
+    let dir = tempfile::tempdir().unwrap();
+    let zygote = ZygoteProgram::new(env!("CARGO_BIN_EXE_distest-worker"));
+    let secret = dir.path().join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::write(secret.join("key"), "secret").unwrap();
+    let mut host = Host::of_this_process(std::slice::from_ref(&secret));
+    probe(&mut host, &zygote, dir.path(), level);
+    if host.level != level {
+        let must =
+            nix::unistd::geteuid().is_root() && std::env::var("CI").is_ok_and(|ci| ci == "true");
+        assert!(!must, "may not be left out here: {:?}", host.shortfall);
+        let _ = writeln!(std::io::stderr(), "{level} left out: {:?}", host.shortfall);
+        return;
+    }
+    let proj = dir.path().join("lower/nowhere/at all/proj");
+    fs::create_dir_all(&proj).unwrap();
+    fs::create_dir(dir.path().join("mount")).unwrap();
+    fs::write(proj.join("file"), "old").unwrap();
+    fs::create_dir_all(dir.path().join("lower/tmp/of the client")).unwrap();
+    fs::write(dir.path().join("lower/tmp/of the client/file"), "in tmp\n").unwrap();
+    let enclosure = Enclosure {
+        level,
+        mount_point: dir.path().join("mount"),
+        lower: dir.path().join("lower"),
+        roots: vec!["/nowhere/at all/proj".into(), "/tmp/of the client".into()],
+        hidden: host.hidden,
+        shown: host.shown,
+        home: host.home,
+        writes_bytes_max: WRITES_BYTES_MAX,
+        network: Network::Host,
+        check: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = ExecutorOptions {
+            scratch: dir.path().into(),
+            zygote,
+            enclosure: Some(Arc::new(enclosure)),
+        };
+        let (sender, events) = mpsc::channel(16);
+        let slots = Slots::start(1, options, sender);
+        let mut rig = Rig { dir, slots, events, attempts: 0 };
+        tokio::time::timeout(PATIENCE, test(&mut rig)).await.expect("the test hangs");
+        tokio::time::timeout(PATIENCE, rig.slots.end()).await.expect("the slot doesn't end");
+    });
+}
+
+fn at_each_level(test: impl AsyncFn(&mut Rig, Level)) {
+    for level in [Level::Namespaces, Level::Root, Level::Mounts] {
+        at(level, async |rig| test(rig, level).await);
+    }
+}
+
+impl Rig {
+    async fn run(&mut self, layer: u64, script: &str) -> SlotExit {
+        self.attempts += 1;
+        let request = SpawnRequest {
+            attempt: AttemptId(self.attempts),
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: ["PATH", "HOME"]
+                .map(|name| (name.into(), std::env::var_os(name).unwrap_or_default()))
+                .into(),
+            cwd: "/nowhere/at all/proj".into(),
+            streams: Streams::Capture,
+            leak_timeout: Duration::from_millis(50),
+            layer,
+        };
+        self.slots.command(SLOT, SlotCommand::Spawn(Box::new(request)));
+        loop {
+            match self.events.recv().await.unwrap() {
+                SlotEvent::Exited(exit) => return *exit,
+                SlotEvent::Ready { .. } | SlotEvent::Spawned { .. } => {}
+                other => panic!("{other:?} instead of an exit"),
+            }
+        }
+    }
+
+    /// Runs a script that must end well, and gives what it printed.
+    async fn output(&mut self, layer: u64, script: &str) -> String {
+        let exit = self.run(layer, script).await;
+        let (stdout, stderr) = (text(&exit.stdout), text(&exit.stderr));
+        assert_eq!(exit.exit, Exit::Code(0), "{script}:\n{stdout}\n{stderr}");
+        stdout
+    }
+
+    fn outside(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+}
+
+fn text(capture: &distest_worker::output::Capture) -> String {
+    String::from_utf8_lossy(&capture.to_output().inline).into_owned()
+}
+
+#[test]
+fn the_clients_paths_are_there_and_writes_are_discarded() {
+    at_each_level(async |rig, level| {
+        let script =
+            "pwd; cat '/nowhere/at all/proj/file'; echo new > file; cat file; mkdir d; rm file";
+        let expected = "/nowhere/at all/proj\noldnew\n";
+        assert_eq!(rig.output(1, script).await, expected, "{level}");
+        let shared = rig.output(1, "test -d d && test ! -e file && echo shared").await;
+        assert_eq!(shared, "shared\n", "an equal layer");
+        assert_eq!(rig.output(2, script).await, expected, "another layer");
+        let lower = rig.outside("lower/nowhere/at all/proj/file");
+        assert_eq!(fs::read_to_string(lower).unwrap(), "old");
+        assert!(!Path::new("/nowhere").exists());
+    });
+}
+
+#[test]
+fn what_was_written_is_told() {
+    at_each_level(async |rig, level| {
+        let exit = rig.run(1, "echo new > file; echo more > 'b ö'; mkdir d").await;
+        let written = exit.written.unwrap();
+        // It can be read when the sandbox is gone, too.
+        rig.output(2, "true").await;
+        let changes = written.list().unwrap();
+        let told: Vec<_> = changes.iter().map(|change| change.path.to_str().unwrap()).collect();
+        let proj = "/nowhere/at all/proj";
+        let names = ["", "/b ö", "/d", "/file"].map(|name| format!("{proj}{name}"));
+        let expected = [&["/nowhere".into(), "/nowhere/at all".into()][..], &names].concat();
+        assert_eq!(told, expected, "{level}");
+        let file = changes.last().unwrap();
+        assert!(matches!(file.kind, ChangeKind::File { size: 4, .. }), "{:?}", file.kind);
+        let mut text = String::new();
+        written.open(&file.path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "new\n");
+    });
+}
+
+#[test]
+fn private_folders_are_empty_and_can_be_written() {
+    at_each_level(async |rig, level| {
+        for folder in ["/tmp", "/var/tmp", "/dev/shm", "\"$HOME\""] {
+            // Programs of PATH that lie in the home, and what holds the client's, are there.
+            let found = "grep -v -e '^.cargo$' -e '^.rustup$' -e '^.pyenv$' -e '^of the client$'";
+            let script = format!("ls -A {folder} | {found}; echo x > {folder}/x && cat {folder}/x");
+            assert_eq!(rig.output(1, &script).await, "x\n", "{folder} at {level}");
+        }
+        let tools = "command -v ls; echo > /dev/null; head -c 1 /dev/urandom | wc -c";
+        assert!(rig.output(1, tools).await.ends_with("1\n"), "{level}");
+    });
+}
+
+#[test]
+fn nothing_of_the_machine_can_be_written() {
+    at_each_level(async |rig, level| {
+        let here = env!("CARGO_MANIFEST_DIR");
+        let script = format!(
+            "for d in / /usr /etc /nowhere '/nowhere/at all' '{here}'; do \
+             touch \"$d/distest-was-here\" 2>/dev/null && echo \"$d\"; done; true"
+        );
+        assert_eq!(rig.output(1, &script).await, "", "{level}");
+        let unmount = "umount /tmp 2>/dev/null && echo unmounted; \
+                       mount -o remount,rw /usr 2>/dev/null && echo remounted; true";
+        assert_eq!(rig.output(1, unmount).await, "", "{level}");
+    });
+}
+
+#[test]
+fn what_is_hidden_is_empty() {
+    at_each_level(async |rig, level| {
+        // It lies in /tmp, which is another inside.
+        let secret = rig.outside("secret/key");
+        assert!(secret.exists());
+        let script =
+            format!("cat '{}' 2>/dev/null; ls -A /.distest 2>/dev/null; true", secret.display());
+        assert_eq!(rig.output(1, &script).await, "", "{level}");
+        // Neither through this process, which has the same user.
+        let through =
+            format!("cat /proc/{}/root/{} 2>/dev/null; true", std::process::id(), secret.display());
+        assert_eq!(rig.output(1, &through).await, "", "{level}");
+    });
+}
+
+#[test]
+fn a_full_layer_is_one_tests_misfortune() {
+    at_each_level(async |rig, level| {
+        let fill = "head -c 100000000 /dev/zero > big";
+        let exit = rig.run(1, fill).await;
+        assert_eq!(exit.exit, Exit::Code(1), "{level}");
+        assert!(text(&exit.stderr).contains("No space left"), "{}", text(&exit.stderr));
+        let next =
+            rig.output(1, "test ! -e big; head -c 1000000 /dev/zero > big && echo fits").await;
+        assert_eq!(next, "fits\n", "the same layer at {level}");
+    });
+}
+
+#[test]
+fn survivors_are_named_and_gone() {
+    at_each_level(async |rig, level| {
+        let script =
+            "setsid sh -c 'sleep 600 & sleep 600' > /dev/null 2>&1 < /dev/null & sleep 0.01";
+        let leak = rig.run(1, script).await.leak.unwrap();
+        let sleeps = leak.processes.iter().filter(|it| it.starts_with("sleep (pid ")).count();
+        assert_eq!(sleeps, 2, "{:?} at {level}", leak.processes);
+        let left = "for p in /proc/[0-9]*/comm; do cat $p 2>/dev/null; done | grep -c sleep; true";
+        if level.has_pid_namespace() {
+            assert_eq!(rig.output(1, left).await, "0\n", "{level}");
+        }
+        // No test is pid 1, which ignores signals.
+        assert_ne!(rig.output(1, "echo $$").await, "1\n");
+        let exit = rig.run(1, "kill -ABRT $$").await;
+        assert_eq!(exit.exit, Exit::Signal(6), "{level}");
+        assert_eq!(exit.leak, None);
+    });
+}
+
+#[test]
+fn a_root_may_lie_in_a_private_folder() {
+    at_each_level(async |rig, level| {
+        let script = "cat '/tmp/of the client/file'; stat -c %a /tmp; ls /tmp";
+        assert_eq!(rig.output(1, script).await, "in tmp\n1777\nof the client\n", "{level}");
+    });
+}
