@@ -30,10 +30,12 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("scheduler", &["event", "model", "plan"]),
+    ("batch", &["model", "scheduler"]),
     (
         "dispatch",
         &[
             "clues",
+            "batch",
             "event",
             "fleet",
             "model",
@@ -49,7 +51,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ),
     ("results", &["event", "failure", "model", "settings"]),
     ("report", &["event", "failure", "model", "results", "settings", "ui"]),
-    ("history", &["cost", "failure", "model", "results", "settings"]),
+    ("history", &["batch", "cost", "event", "failure", "model", "results", "settings"]),
 ];
 
 /// The only modules that know the whole line.
@@ -100,6 +102,7 @@ const PURE: &[(&str, &[&str])] = &[
             "event",
             "clues",
             "suits",
+            "batch",
             "parse",
             "plan",
             "cost",

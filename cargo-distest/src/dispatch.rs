@@ -2,6 +2,7 @@
 //!
 //! The only state here is what the scheduler has no business knowing: clients, outputs, clocks.
 
+mod company;
 mod gather;
 mod hints;
 mod judge;
@@ -22,10 +23,10 @@ use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
 use crate::fleet::{Connection, Fleet, FleetMessage};
-use crate::model::{AttemptResult, TestBinary, TestCase, TestIndex, WorkerId};
+use crate::model::{AttemptResult, Sharing, TestBinary, TestCase, TestIndex, WorkerId};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
-use crate::scheduler::{Effect, Grant, Input, Rules, Scheduler, Task};
+use crate::scheduler::{Batch, Effect, Grant, Input, Rotated, Rules, Scheduler, Task};
 use crate::settings::Fallback;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
@@ -48,6 +49,8 @@ pub struct Runnable {
     pub binary: Arc<TestBinary>,
     /// It is one test case as a whole.
     pub whole: bool,
+    /// Whether several of its tests may share a process.
+    pub sharing: Option<Sharing>,
     /// What travels with it.
     pub parcel: Parcel,
 }
@@ -57,6 +60,8 @@ pub struct Runnable {
 pub struct Planned {
     /// What it is.
     pub case: TestCase,
+    /// Its place in its binary's list.
+    pub place: u32,
     /// Marked `#[ignore]`, and asked for all the same.
     pub ignored: bool,
     /// Its binary.
@@ -72,6 +77,13 @@ pub struct Planned {
 pub enum Order {
     /// Tests to run.
     Tests(Vec<Planned>),
+    /// These of the tests share processes. Comes when all are known.
+    Batches {
+        /// Who with whom.
+        batches: Vec<Batch>,
+        /// Who runs alone this time.
+        rotated: Vec<Rotated>,
+    },
     /// There will be no more: everything is built, and attempts may start.
     AllPlanned(PlanComplete),
     /// The workspace files that workers need.
@@ -125,6 +137,8 @@ struct InFlight {
     number: u32,
     started: Option<Instant>,
     gather: Gather,
+    /// It is a batch, or a witness.
+    batch: Option<company::Batch>,
 }
 
 /// How an attempt ended, before the scheduler has said how it counts.
@@ -135,6 +149,14 @@ struct Ending {
     leak: Option<Leak>,
     usage: Usage,
     outputs: [CapturedOutput; 2],
+    /// When it began, if not with its flight.
+    started: Option<Instant>,
+    /// Its process said last what libtest says last.
+    orderly: bool,
+    /// The number of the batch that it was in.
+    batch: Option<u32>,
+    /// The tests of that batch, where somebody may want to run it again.
+    batch_tests: Option<Arc<[TestIndex]>>,
 }
 
 /// The driver of one run.
@@ -147,7 +169,11 @@ pub struct Dispatch {
     runnables: BTreeMap<BinaryKey, Arc<Runnable>>,
     workers: BTreeMap<WorkerId, Connected>,
     in_flight: BTreeMap<AttemptId, InFlight>,
-    endings: BTreeMap<AttemptId, (InFlight, Ending)>,
+    endings: BTreeMap<(AttemptId, TestIndex), (InFlight, Ending)>,
+    /// Batches handed out so far.
+    batches: u32,
+    /// What a test is told to fail without.
+    rotated: BTreeMap<TestIndex, Arc<[TestIndex]>>,
     tree: watch::Sender<Option<Arc<Tree>>>,
     hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
@@ -214,6 +240,8 @@ impl Dispatch {
             workers: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
+            batches: 0,
+            rotated: BTreeMap::new(),
             tree: watch::Sender::new(None),
             hints,
             outcomes,
@@ -232,6 +260,11 @@ impl Dispatch {
     async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
         match order {
             Order::Tests(planned) => self.plan(planned, inputs).await,
+            Order::Batches { batches, rotated } => {
+                let known = rotated.iter().map(|it| (it.test, Arc::clone(&it.company)));
+                self.rotated.extend(known);
+                inputs.push(Input::Batched { batches, rotated });
+            }
             Order::AllPlanned(plan) => {
                 self.tell(RunEvent::PlanComplete(plan)).await;
                 self.gate.planned = true;
@@ -315,7 +348,10 @@ impl Dispatch {
         let attempts = lost.len() as u32;
         for (attempt, flight) in lost {
             let ending = Ending::lost(format!("the worker was lost: {reason}"), &flight);
-            self.endings.insert(attempt, (flight, ending));
+            // Of a batch, only the test that ran is told of.
+            let running = flight.batch.as_ref().and_then(company::Batch::running);
+            let test = running.unwrap_or(flight.test);
+            self.endings.insert((attempt, test), (InFlight { test, ..flight }, ending));
         }
         self.tell(RunEvent::WorkerLost { worker, reason, attempts }).await;
         inputs.push(Input::Lost { worker });
@@ -338,42 +374,57 @@ impl Dispatch {
             }
             Report::Slow { attempt, elapsed } => {
                 let Some(flight) = self.flight(worker, attempt) else { return };
-                let (test, attempt) = (flight.test, flight.number);
+                let running = flight.batch.as_ref().and_then(company::Batch::running);
+                let (test, attempt) = (running.unwrap_or(flight.test), flight.number);
                 self.tell(RunEvent::AttemptSlow { test, attempt, worker, elapsed }).await;
             }
-            Report::Finished(finished) => self.finish(worker, finished, inputs),
+            Report::Finished(finished) => self.finish(worker, finished, inputs).await,
+            Report::Progress { attempt, lines } => {
+                self.on_progress(worker, attempt, &lines, inputs);
+            }
             Report::Lost { attempt, reason, detail } => {
                 if self.flight(worker, attempt).is_none() {
                     return;
                 }
-                let Some(flight) = self.in_flight.remove(&attempt) else { return };
-                let ending = Ending::lost(judge::loss(reason, &detail), &flight);
+                let Some(mut flight) = self.in_flight.remove(&attempt) else { return };
+                let reason = judge::loss(reason, &detail);
+                if let Some(batch) = flight.batch.take() {
+                    return self.batch_lost(attempt, flight, batch, &reason, inputs).await;
+                }
+                let ending = Ending::lost(reason, &flight);
                 let duration = ending.duration;
-                self.endings.insert(attempt, (flight, ending));
+                self.endings.insert((attempt, flight.test), (flight, ending));
                 let result = AttemptResult::Lost;
                 inputs.push(Input::Ended { worker, attempt, result, duration });
             }
         }
     }
 
-    fn finish(&mut self, worker: WorkerId, finished: Finished, inputs: &mut Vec<Input>) {
+    async fn finish(&mut self, worker: WorkerId, finished: Finished, inputs: &mut Vec<Input>) {
         let attempt = finished.attempt;
         if self.flight(worker, attempt).is_none() {
             return;
         }
         let Some(mut flight) = self.in_flight.remove(&attempt) else { return };
+        if let Some(batch) = flight.batch.take() {
+            return self.batch_finished(flight, batch, finished, inputs).await;
+        }
         let (result, reason) = judge::judge(&finished);
-        let outputs = [(Stream::Stdout, &finished.stdout), (Stream::Stderr, &finished.stderr)];
+        let outputs = flight.outputs(&finished);
         let ending = Ending {
             reason,
+            orderly: self.is_orderly(&flight, &outputs[0]),
             exit: Some(finished.exit),
             duration: finished.duration,
             leak: finished.leak.clone(),
             usage: finished.usage,
-            outputs: outputs.map(|(stream, output)| flight.gather.finish(stream, output)),
+            outputs,
+            started: None,
+            batch: None,
+            batch_tests: None,
         };
         let duration = finished.duration;
-        self.endings.insert(attempt, (flight, ending));
+        self.endings.insert((attempt, flight.test), (flight, ending));
         inputs.push(Input::Ended { worker, attempt, result, duration });
     }
 
@@ -475,10 +526,14 @@ impl Dispatch {
                     connected.revoke(attempts);
                 }
             }
-            Effect::AttemptEnded { attempt, result, will_retry, .. } => {
-                if let Some((flight, ending)) = self.endings.remove(&attempt) {
+            Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company } => {
+                if let Some((flight, ending)) = self.endings.remove(&(attempt, test)) {
                     let mut ended = self.attempt_ended(flight, ending, result, will_retry);
+                    ended.attempt = number;
                     ended.hints = self.hints_for(&ended).await;
+                    if only_in_company {
+                        self.only_in_company(&mut ended);
+                    }
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
                 }
             }
@@ -488,18 +543,29 @@ impl Dispatch {
             Effect::Cancelling { reason, running } => {
                 self.tell(RunEvent::Cancelling { reason, running }).await;
             }
-            Effect::RunsAgainAlone { .. } => {}
+            Effect::RunsAgainAlone { test, outcome: _ } => {
+                self.tell(RunEvent::RunsAgainAlone { test }).await;
+            }
             Effect::NeedWorker => self.need_worker().await,
             Effect::Done => self.done = true,
         }
     }
 
     fn lease(&mut self, worker: WorkerId, grants: Vec<Grant>) {
-        let Some(connected) = self.workers.get(&worker).filter(|_| !grants.is_empty()) else {
+        if grants.is_empty() || !self.workers.contains_key(&worker) {
             return;
-        };
+        }
         let mut specs = Vec::with_capacity(grants.len());
-        for Grant { attempt, test, number, alone, company: _ } in grants {
+        for grant in grants {
+            let Grant { attempt, test, number, alone, company: _ } = grant;
+            let gather = Gather::default();
+            if let Some((spec, batch)) = self.batch_spec(&grant) {
+                specs.push(spec);
+                let batch = Some(batch);
+                let flight = InFlight { worker, test, number, started: None, gather, batch };
+                self.in_flight.insert(attempt, flight);
+                continue;
+            }
             let planned = &self.tests[test.0 as usize];
             specs.push(distest_worker::protocol::AttemptSpec {
                 id: attempt,
@@ -508,12 +574,15 @@ impl Dispatch {
                 env: testenv::attempt(&self.settings.facts, &planned.case, alone),
                 limits: self.settings.limits,
                 streams: self.settings.streams,
+                progress: false,
+                unset: Vec::new(),
             });
-            let gather = Gather::default();
-            self.in_flight
-                .insert(attempt, InFlight { worker, test, number, started: None, gather });
+            let flight = InFlight { worker, test, number, started: None, gather, batch: None };
+            self.in_flight.insert(attempt, flight);
         }
-        connected.lease(specs);
+        if let Some(connected) = self.workers.get(&worker) {
+            connected.lease(specs);
+        }
     }
 
     fn attempt_ended(
@@ -532,7 +601,7 @@ impl Dispatch {
                 &planned.case,
             ),
         };
-        let started = flight.started.unwrap_or_else(Instant::now);
+        let started = ending.started.or(flight.started).unwrap_or_else(Instant::now);
         let [stdout, stderr] = ending.outputs;
         AttemptEnded {
             test: flight.test,
@@ -550,6 +619,10 @@ impl Dispatch {
             stderr,
             reproduce,
             hints: Vec::new(),
+            batch: ending.batch,
+            reproduce_batch: ending.batch_tests.map(|tests| self.reproduce_batch(&tests)),
+            only_in_company: false,
+            orderly: ending.orderly,
         }
     }
 
@@ -606,6 +679,18 @@ impl Ending {
             leak: None,
             usage: Usage::default(),
             outputs: Default::default(),
+            started: None,
+            orderly: true,
+            batch: None,
+            batch_tests: None,
         }
+    }
+}
+
+impl InFlight {
+    /// What it wrote, now that it has ended.
+    fn outputs(&mut self, finished: &Finished) -> [CapturedOutput; 2] {
+        let outputs = [(Stream::Stdout, &finished.stdout), (Stream::Stderr, &finished.stderr)];
+        outputs.map(|(stream, output)| self.gather.finish(stream, output))
     }
 }

@@ -102,6 +102,13 @@ pub enum RunEvent {
     },
     /// An attempt ended, or was lost.
     AttemptEnded(Arc<AttemptEnded>),
+    /// Tests that shared a process have ended, or their process has.
+    BatchEnded(Arc<BatchEnded>),
+    /// A test that was in a batch runs again in a process of its own.
+    RunsAgainAlone {
+        /// Which.
+        test: TestIndex,
+    },
     /// A test case's story ended. Exactly one for each [`RunEvent::Planned`].
     Verdict {
         /// Of which test.
@@ -232,6 +239,30 @@ pub struct AttemptEnded {
     pub reproduce: String,
     /// What may have made it fail there and not here, for people.
     pub hints: Vec<String>,
+    /// The number of the batch that it was part of; none if it had a process of its own.
+    pub batch: Option<u32>,
+    /// What a shell needs to run that batch again, or the batch in which the test passes.
+    pub reproduce_batch: Option<String>,
+    /// It failed alone, and passes in the batch into which it belongs.
+    pub only_in_company: bool,
+    /// Its process said last what libtest says last, as far as anybody looked.
+    pub orderly: bool,
+}
+
+/// Tests that shared a process.
+#[derive(Clone, Debug)]
+pub struct BatchEnded {
+    /// From 1 within the run.
+    pub number: u32,
+    /// Its tests, in the order in which they were to run.
+    pub tests: Vec<TestIndex>,
+    /// Those of them that failed, or have no verdict because the batch ended too early, or may be
+    /// why it did.
+    pub trouble: Vec<TestIndex>,
+    /// Where.
+    pub worker: WorkerId,
+    /// How long it ran.
+    pub duration: Duration,
 }
 
 /// What an attempt wrote to one stream.

@@ -16,7 +16,8 @@ use distest_worker::digest::Digest;
 use etcetera::BaseStrategy;
 use rusqlite::{Connection, params};
 
-pub use self::record::{RunRecord, TestRecord};
+pub use self::record::{BatchRecord, RunRecord, TestRecord};
+use crate::batch::{Standing, Standings};
 use crate::cost::{Past, Timings};
 use crate::model::{BinaryId, TestName, Triple, Verdict};
 use crate::settings::Warning;
@@ -74,6 +75,18 @@ impl History {
         }
     }
 
+    /// Where all tests stand that were built for `triple` under `cargo_profile`.
+    pub fn standings(
+        &mut self,
+        triple: &Triple,
+        cargo_profile: &str,
+    ) -> (Standings, Option<Warning>) {
+        match read_standings(&self.db, triple, cargo_profile) {
+            Ok(standings) => (standings, None),
+            Err(error) => (Standings::default(), Some(self.recover("read", &error))),
+        }
+    }
+
     /// Stores what a run was told, all of it or nothing.
     pub fn record(&mut self, run: &RunRecord) -> Option<Warning> {
         let error = record::write(&mut self.db, run).err()?;
@@ -113,6 +126,37 @@ fn read_timings(
         Ok(((binary, name), past(row, 2)?))
     })?;
     rows.collect()
+}
+
+fn read_standings(
+    db: &Connection,
+    triple: &Triple,
+    cargo_profile: &str,
+) -> rusqlite::Result<Standings> {
+    let runs: i64 = db.query_row("SELECT coalesce(max(id), 0) FROM runs", [], |row| row.get(0))?;
+    let mut standings = Standings::after(runs.try_into().unwrap_or_default());
+    let mut query = db.prepare(
+        "SELECT binary, name, streak, failed_before, kept_out, only_in_company, in_company
+         FROM tests WHERE triple = ?1 AND cargo_profile = ?2",
+    )?;
+    let mut rows = query.query(params![&*triple.0, cargo_profile])?;
+    while let Some(row) = rows.next()? {
+        let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
+        let name = TestName::new(row.get_ref(1)?.as_str()?);
+        standings.insert(binary, name, standing(row, 2)?);
+    }
+    Ok(standings)
+}
+
+/// Reads a [`Standing`] from five columns, of which `first` is the first.
+fn standing(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Standing> {
+    Ok(Standing {
+        streak: row.get(first)?,
+        failed_before: row.get(first + 1)?,
+        kept_out: row.get(first + 2)?,
+        only_in_company: row.get(first + 3)?,
+        in_company: row.get(first + 4)?,
+    })
 }
 
 /// Reads a [`Past`] from four columns, of which `first` is the first.

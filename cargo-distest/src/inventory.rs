@@ -22,9 +22,11 @@ use crate::parse;
 
 mod cache;
 mod local;
+mod probe;
 
-use cache::Cache;
+use cache::{Cache, Known};
 pub use local::LocalLister;
+use probe::Probe;
 
 /// The most bytes of a list that are taken.
 pub const LIST_BYTES_MAX: u64 = 64 << 20;
@@ -76,6 +78,7 @@ pub struct Inventory<L> {
     lister: L,
     cache: Option<Arc<Cache>>,
     whole: BTreeSet<BinaryId>,
+    probes: bool,
     runs: Semaphore,
     executed: AtomicU32,
 }
@@ -95,9 +98,16 @@ impl<L: Lister> Inventory<L> {
             lister,
             cache: cache.map(|folder| Arc::new(Cache::new(folder))),
             whole: whole.iter().map(|id| BinaryId::new(id.as_str())).collect(),
+            probes: false,
             runs: Semaphore::new(parallel.max(1)),
             executed: AtomicU32::new(0),
         }
+    }
+
+    /// Also finds out which binaries' tests may share a process.
+    #[must_use]
+    pub fn with_probes(self, probes: bool) -> Self {
+        Self { probes, ..self }
     }
 
     /// The test cases of a binary. `digest`, of its executable, makes the answer last.
@@ -113,19 +123,35 @@ impl<L: Lister> Inventory<L> {
         if self.whole.contains(&binary.id) {
             let name = TestName::new(binary.target_name.as_str());
             let cases = vec![ListedCase { name, ignored: false }];
-            return Ok(Listing { binary, cases, whole: true });
+            return Ok(Listing { binary, cases, whole: true, sharing: None });
         }
         let cache = self.cache.as_ref().filter(|_| binary.harness == Harness::Libtest).zip(digest);
-        if let Some((cache, digest)) = cache
-            && let Some(cases) = cache.clone().load(digest, binary.triple.clone()).await
-        {
-            return Ok(Listing { binary, cases, whole: false });
-        }
-        let cases = self.execute(&binary).await?;
+        let remembered = match cache {
+            Some((cache, digest)) => cache.clone().load(digest, binary.triple.clone()).await,
+            None => None,
+        };
+        let (fresh, mut known) = match remembered {
+            Some(known) => (false, known),
+            None => (true, Known { cases: self.execute(&binary).await?, probe: None }),
+        };
+        let asks = self.probes && known.probe.is_none() && known.cases.len() > 1;
         if let Some((cache, digest)) = cache {
-            cache.clone().save(digest, binary.triple.clone(), cases.clone()).await;
+            if asks {
+                known.probe = Some(self.probe(&binary).await);
+            }
+            if fresh || asks {
+                cache.clone().save(digest, binary.triple.clone(), known.clone()).await;
+            }
         }
-        Ok(Listing { binary, cases, whole: false })
+        let sharing = known.probe.filter(|_| self.probes).and_then(Probe::sharing);
+        Ok(Listing { binary, cases: known.cases, whole: false, sharing })
+    }
+
+    async fn probe(&self, binary: &TestBinary) -> Probe {
+        let permit = self.runs.acquire().await;
+        let probe = probe::probe(&self.lister, binary).await;
+        drop(permit);
+        probe
     }
 
     /// How many binaries were run to be listed.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +136,16 @@ pub struct Listing {
     /// It doesn't understand `--list` and is run as one test case, without arguments
     /// (`list = "whole"`).
     pub whole: bool,
+    /// Several of its tests may run in one process, one after the other; none: they may not, or
+    /// nobody asked.
+    pub sharing: Option<Sharing>,
+}
+
+/// What is known of a binary of which several tests may run in one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// What starting its process and running no test took.
+    pub start_cost: Duration,
 }
 
 /// The end of a test case's story. Every known test case gets exactly one.

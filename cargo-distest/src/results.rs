@@ -12,8 +12,8 @@ use std::time::Duration;
 
 pub use self::state::{Attempt, Counts, TestState};
 use crate::event::{
-    AttemptEnded, CancelReason, PlanComplete, RunEvent, RunFinished, RunStarted, WorkerDone,
-    WorkerInfo,
+    AttemptEnded, BatchEnded, CancelReason, PlanComplete, RunEvent, RunFinished, RunStarted,
+    WorkerDone, WorkerInfo,
 };
 use crate::failure::ExitCode;
 use crate::model::{AttemptResult, TestCase, TestIndex, Triple, Verdict, WorkerId};
@@ -35,6 +35,7 @@ pub struct Summary {
     running: BTreeSet<TestIndex>,
     workers: BTreeMap<WorkerId, WorkerDone>,
     cancelled: Option<CancelReason>,
+    batches: Vec<Arc<BatchEnded>>,
     /// Sum of the durations of attempts that came to an end of their own.
     work: Duration,
     ended: u32,
@@ -125,6 +126,7 @@ impl Summary {
             running: BTreeSet::new(),
             workers: BTreeMap::new(),
             cancelled: None,
+            batches: Vec::new(),
             work: Duration::ZERO,
             ended: 0,
             span: None,
@@ -166,6 +168,11 @@ impl Summary {
             }
             RunEvent::AttemptSlow { test, .. } => self.test_mut(*test).slow = true,
             RunEvent::AttemptEnded(ended) => self.end_attempt(ended),
+            RunEvent::BatchEnded(batch) => self.end_batch(batch),
+            RunEvent::RunsAgainAlone { test } => {
+                self.test_mut(*test).again_alone = true;
+                self.running.remove(test);
+            }
             RunEvent::Verdict { test, verdict } => self.close_test(*test, *verdict),
             RunEvent::Cancelling { reason, .. } => {
                 self.cancelled.get_or_insert(*reason);
@@ -240,6 +247,21 @@ impl Summary {
         // What waited on a worker when the run was cancelled was lost there, but never ran.
         let nothing = test.attempts.iter().all(|attempt| attempt.duration.is_zero());
         test.verdict == Some(Verdict::Lost) && !test.ran() && nothing && self.cancelled.is_some()
+    }
+
+    /// Batches that have ended.
+    pub fn batches(&self) -> &[Arc<BatchEnded>] {
+        &self.batches
+    }
+
+    /// Test cases that were in a batch.
+    pub fn batched(&self) -> u32 {
+        self.tests.iter().filter(|test| test.batched).count() as u32
+    }
+
+    /// Test cases that were in a batch and ran again alone.
+    pub fn rerun_alone(&self) -> u32 {
+        self.tests.iter().filter(|test| test.again_alone).count() as u32
     }
 
     /// Test cases of which an attempt runs now.
@@ -369,6 +391,10 @@ impl Summary {
             triple: triple.clone(),
             expected,
             attempts: Vec::new(),
+            batched: false,
+            again_alone: false,
+            trouble_in_company: false,
+            only_in_company: false,
             slow: false,
             verdict: None,
             place: 0,
@@ -390,8 +416,14 @@ impl Summary {
             let span = self.span.get_or_insert(Span { from: ended.started, to: end });
             *span = Span { from: span.from.min(ended.started), to: span.to.max(end) };
         }
-        let keep = self.settings.keep_passes || !ended.result.passed();
-        self.test_mut(ended.test).attempts.push(Attempt {
+        let keep_passes = self.settings.keep_passes;
+        let test = self.test_mut(ended.test);
+        // Whoever failed in company and passed alone is to be seen both ways.
+        let keep = keep_passes || !ended.result.passed() || test.failed_in_company();
+        test.only_in_company |= ended.only_in_company;
+        test.attempts.push(Attempt {
+            batch: ended.batch,
+            orderly: ended.orderly,
             number: ended.attempt,
             worker: ended.worker,
             result: ended.result,
@@ -399,6 +431,16 @@ impl Summary {
             duration: ended.duration,
             full: keep.then(|| Arc::clone(ended)),
         });
+    }
+
+    fn end_batch(&mut self, batch: &Arc<BatchEnded>) {
+        for test in &batch.tests {
+            self.test_mut(*test).batched = true;
+        }
+        for test in &batch.trouble {
+            self.test_mut(*test).trouble_in_company = true;
+        }
+        self.batches.push(Arc::clone(batch));
     }
 
     fn close_test(&mut self, index: TestIndex, verdict: Verdict) {

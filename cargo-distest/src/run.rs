@@ -1,5 +1,6 @@
 //! The pipeline. The only module that knows the whole line; everything else knows its neighbours.
 
+mod company;
 mod finish;
 mod intake;
 mod list;
@@ -35,6 +36,7 @@ use crate::tree::Tree;
 use crate::tree::copies::Copies;
 use crate::tree::statcache::StatCache;
 use crate::ui::Ui;
+use company::Choice;
 use intake::Intake;
 pub use list::list;
 use signals::Interrupts;
@@ -54,6 +56,7 @@ struct Prepared {
     filter: Arc<Filter>,
     history: Option<History>,
     timings: Arc<Timings>,
+    choice: Option<Choice>,
     travel: Travel,
     warnings: Vec<Warning>,
 }
@@ -115,7 +118,8 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
-    Ok(Prepared { settings, workspace, filter, history, timings, travel, warnings })
+    let choice = record::choice(history.as_mut(), &settings, &workspace, &mut warnings);
+    Ok(Prepared { settings, workspace, filter, history, timings, choice, travel, warnings })
 }
 
 /// The line itself.
@@ -125,6 +129,7 @@ struct Line {
     workspace: Arc<Workspace>,
     filter: Arc<Filter>,
     timings: Arc<Timings>,
+    choice: Option<Choice>,
     facts: RunFacts,
     travel: Travel,
     copies: Arc<Copies>,
@@ -155,13 +160,23 @@ impl Line {
         prepared: Prepared,
         events: mpsc::Sender<RunEvent>,
     ) -> (Self, Option<History>) {
-        let Prepared { settings, workspace, filter, history, timings, travel, warnings: _ } =
+        let Prepared { settings, workspace, filter, history, timings, choice, travel, .. } =
             prepared;
         let facts = facts(&settings, &workspace);
         let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
         let copies = Arc::new(Copies::new(&workspace.target_dir, stats));
-        let line =
-            Self { origin, settings, workspace, filter, timings, facts, travel, copies, events };
+        let line = Self {
+            origin,
+            settings,
+            workspace,
+            filter,
+            timings,
+            choice,
+            facts,
+            travel,
+            copies,
+            events,
+        };
         (line, history)
     }
 

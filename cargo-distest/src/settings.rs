@@ -155,6 +155,8 @@ pub enum PartitionBy {
 pub struct ExecuteSettings {
     /// `--isolation`.
     pub isolation: Isolation,
+    /// `--seed`: decides who shares a process; none: another one in each run.
+    pub seed: Option<u64>,
     /// Attempts beyond the first that a failing test gets.
     pub retries: u32,
     /// A flaky test counts as a failure.
@@ -185,6 +187,8 @@ pub enum Isolation {
     Auto,
     /// Each test in its own.
     Process,
+    /// As many of a binary in one as can be.
+    Batch,
 }
 
 /// When failures end a run early.

@@ -121,6 +121,24 @@ pub fn arguments(case: &TestCase, ignored: bool, whole: bool) -> Vec<OsText> {
 
 /// The shell command that runs a test again through us: `build` is what cargo was given.
 pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> String {
+    let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
+    let filterset = format!("binary_id(={id}) & test(={name})");
+    command(build, binary, &format!("--run-ignored all -E {}", quote(&filterset)))
+}
+
+/// The shell command that runs these tests of a binary in one process again.
+pub fn reproduce_batch<'a>(
+    build: &[OsString],
+    binary: &TestBinary,
+    names: impl Iterator<Item = &'a str>,
+) -> String {
+    let names: Vec<_> = names.map(|name| format!("test(={})", filterset_literal(name))).collect();
+    let id = filterset_literal(&binary.id.0);
+    let filterset = format!("binary_id(={id}) & ({})", names.join(" | "));
+    command(build, binary, &format!("--isolation batch -j 1 -E {}", quote(&filterset)))
+}
+
+fn command(build: &[OsString], binary: &TestBinary, last: &str) -> String {
     let package = format!("--package={}", binary.package);
     let given = build.iter().map(|argument| quote(&argument.to_string_lossy()));
     let names_packages = build.iter().any(|argument| {
@@ -130,11 +148,8 @@ pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> St
             .any(|flag| argument.split_once('=').map_or(&*argument, |(name, _)| name) == *flag)
     });
     let own = (!names_packages).then(|| quote(&package));
-    let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
-    let filterset = format!("binary_id(={id}) & test(={name})");
     let words = ["cargo distest run".to_owned()].into_iter().chain(given).chain(own);
-    let last = ["--run-ignored all -E".to_owned(), quote(&filterset)];
-    words.chain(last).collect::<Vec<_>>().join(" ")
+    words.chain([last.to_owned()]).collect::<Vec<_>>().join(" ")
 }
 
 /// A name as a filterset's `=` matcher takes it.

@@ -34,6 +34,7 @@ fn main() -> Result<(), Error> {
         env: std::env::vars_os().collect(),
         cwd: std::env::current_dir()?,
         streams: Streams::Capture,
+        progress: false,
         leak_timeout: Duration::from_millis(200),
         layer: 0,
     };

@@ -16,12 +16,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::output::Capture;
-use crate::protocol::{AttemptId, Exit, Leak, LossReason, SlotId, Stream, Streams, Usage};
+use crate::protocol::{
+    AttemptId, Exit, Leak, LossReason, ProgressLine, SlotId, Stream, Streams, Usage,
+};
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
 
 mod helper;
+mod progress;
 mod pump;
 mod request;
 mod slot;
@@ -55,6 +58,8 @@ pub struct SpawnRequest {
     pub cwd: PathBuf,
     /// What becomes of its standard streams.
     pub streams: Streams,
+    /// It gets a pipe as descriptor [`crate::protocol::PROGRESS_DESCRIPTOR`].
+    pub progress: bool,
     /// How long what it leaves behind may take to end by itself.
     pub leak_timeout: Duration,
     /// Attempts of a slot that follow each other with the same number share one sandbox, and see
@@ -120,6 +125,16 @@ pub enum SlotEvent {
         stream: Stream,
         /// At most [`crate::protocol::CHUNK_BYTES_MAX`] bytes.
         data: Bytes,
+    },
+    /// The attempt has written lines to its progress pipe. In order, and all before
+    /// [`SlotEvent::Exited`].
+    Progress {
+        /// Where.
+        slot: SlotId,
+        /// Which.
+        attempt: AttemptId,
+        /// At least one.
+        lines: Vec<ProgressLine>,
     },
     /// A [`SlotCommand::Stdin`] has been written, or nobody reads it any more.
     StdinTaken {

@@ -25,6 +25,12 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes of a test's stdout or stderr that travel inside [`Report::Finished`]; more goes
 /// ahead of it as [`OutputChunk`]s.
 pub const INLINE_OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// The descriptor on which a process tells of its progress, if [`AttemptSpec::progress`] says so.
+pub const PROGRESS_DESCRIPTOR: i32 = 3;
+/// The most bytes of one line of progress; more is cut off.
+pub const PROGRESS_LINE_BYTES_MAX: usize = 16 * 1024;
+/// The most bytes of progress of one attempt; what comes after is dropped.
+pub const PROGRESS_BYTES_MAX: usize = 1024 * 1024;
 
 /// A byte string of the operating system: a path, an argument, a variable. Needn't be UTF-8.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -265,6 +271,14 @@ pub struct AttemptSpec {
     /// What becomes of its standard streams.
     #[serde(default)]
     pub streams: Streams,
+    /// It does several things one after the other, and writes a line to descriptor
+    /// [`PROGRESS_DESCRIPTOR`] when each is done. The lines are reported, and the clocks of
+    /// [`Limits`] begin anew with each.
+    #[serde(default)]
+    pub progress: bool,
+    /// Variables that it must not have, whoever set them.
+    #[serde(default)]
+    pub unset: Vec<OsText>,
 }
 
 /// The clocks of one attempt. All are the worker's, monotonic.
@@ -339,7 +353,7 @@ pub enum Report {
     Slow {
         /// Which attempt.
         attempt: AttemptId,
-        /// Since it started.
+        /// Since it started, or since its last line of progress.
         elapsed: Duration,
     },
     /// It ended, and so did everything it had started.
@@ -353,6 +367,23 @@ pub enum Report {
         /// In words, with what to do.
         detail: String,
     },
+    /// It has written lines to [`PROGRESS_DESCRIPTOR`]: in order, and all before its end is
+    /// reported.
+    Progress {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// At least one.
+        lines: Vec<ProgressLine>,
+    },
+}
+
+/// A line of progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressLine {
+    /// Without its newline; at most [`PROGRESS_LINE_BYTES_MAX`] bytes.
+    pub text: String,
+    /// When it was read, since the attempt was about to start.
+    pub at: Duration,
 }
 
 /// Why an attempt came to no end of its own.

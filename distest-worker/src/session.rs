@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::protocol::{
-    AttemptId, AttemptSpec, Exit, Finished, Leak, LossReason, Output, Refusal, RefusalKind, Report,
-    SlotId, Stop, Usage,
+    AttemptId, AttemptSpec, Exit, Finished, Leak, LossReason, Output, ProgressLine, Refusal,
+    RefusalKind, Report, SlotId, Stop, Usage,
 };
 
 mod slot;
@@ -63,6 +63,15 @@ pub enum Input {
         reason: LossReason,
         /// In words.
         detail: String,
+    },
+    /// An attempt has told of its progress: at least one line.
+    Progressed {
+        /// Where.
+        slot: SlotId,
+        /// Which.
+        attempt: AttemptId,
+        /// What it told.
+        lines: Vec<ProgressLine>,
     },
     /// An attempt and all that it started have ended.
     Exited(Exited),
@@ -271,6 +280,14 @@ impl Session {
             Input::Spawned { slot, attempt } => self.spawned(now, slot, attempt, effects),
             Input::CouldNotSpawn { slot, attempt, reason, detail } => {
                 self.lost(slot, attempt, Slot::Free, reason, detail, effects);
+            }
+            Input::Progressed { slot, attempt, lines } => {
+                if let Some(Slot::Busy(busy)) = self.slot(slot)
+                    && busy.attempt == attempt
+                {
+                    busy.progressed(now);
+                    effects.push(Effect::Report(Report::Progress { attempt, lines }));
+                }
             }
             Input::Exited(exited) => self.exited(exited, effects),
             Input::HelperDied { slot, attempt, detail } => {

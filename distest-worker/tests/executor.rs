@@ -66,6 +66,7 @@ impl Rig {
             env: vec![("PATH".into(), std::env::var_os("PATH").unwrap())],
             cwd: self.scratch.path().into(),
             streams,
+            progress: false,
             leak_timeout: Duration::from_millis(200),
             layer: 0,
         }
@@ -463,4 +464,26 @@ fn the_word_alone_is_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("own use only"));
+}
+
+#[tokio::test]
+async fn progress_is_told_line_by_line_before_the_exit() {
+    let mut rig = Rig::start().await;
+    let script = "read line < fifo; echo \"$line\" >&3; printf 'ok b\\nfailed c\\nhalf' >&3";
+    let made = std::process::Command::new("mkfifo").arg(rig.scratch.path().join("fifo")).status();
+    assert!(made.unwrap().success());
+    let request = SpawnRequest { progress: true, ..rig.script(script, Streams::Capture) };
+    rig.spawn(request);
+    assert!(matches!(rig.next().await, SlotEvent::Spawned { .. }));
+    std::fs::write(rig.scratch.path().join("fifo"), "ok a\n").unwrap();
+    let mut told = Vec::new();
+    loop {
+        match rig.next().await {
+            SlotEvent::Progress { lines, .. } => told.extend(lines.into_iter().map(|l| l.text)),
+            SlotEvent::Exited(exit) => break assert_eq!(exit.exit, Exit::Code(0)),
+            other => panic!("{other:?} instead of progress"),
+        }
+    }
+    assert_eq!(told, ["ok a", "ok b", "failed c"]);
+    rig.slots.end().await;
 }

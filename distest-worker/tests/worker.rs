@@ -112,6 +112,8 @@ impl Peer {
             env: vec![("C".into(), "attempt".into())],
             limits: Limits { grace: Duration::from_secs(60), ..Limits::default() },
             streams: *streams,
+            progress: false,
+            unset: Vec::new(),
         });
         let lease = Lease { attempts: attempts.collect() };
         self.worker.lease(link::context(DEADLINE), lease).await.unwrap().unwrap();

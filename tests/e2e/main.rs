@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod bad_workers;
+mod batches;
 mod environment;
 mod faults;
 mod keys;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         shipping::cases(),
         signals::cases(),
         travel::cases(),
+        batches::cases(),
         faults::cases(),
         bad_input::cases(),
         bad_workers::cases(),

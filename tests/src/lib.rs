@@ -16,6 +16,7 @@ pub mod product;
 pub mod proxy;
 pub mod scratch;
 pub mod transcript;
+pub mod trap;
 pub mod worker;
 
 use std::time::Duration;

@@ -79,6 +79,10 @@ pub struct Attempt {
     pub reason: String,
     pub worker: String,
     pub isolation: Isolation,
+    #[serde(default)]
+    pub batch: Option<u32>,
+    #[serde(default)]
+    pub only_in_company: bool,
     pub duration_s: f64,
 }
 
@@ -192,6 +196,11 @@ impl Transcript {
     pub fn results(&self, case: &Case) -> Vec<AttemptResult> {
         let own = self.attempts.iter().filter(|attempt| attempt.is_of(case));
         own.map(|attempt| attempt.result).filter(|result| *result != AttemptResult::Lost).collect()
+    }
+
+    /// A test's attempts, in the order of their ends.
+    pub fn attempts_of(&self, case: &Case) -> Vec<&Attempt> {
+        self.attempts.iter().filter(|attempt| attempt.is_of(case)).collect()
     }
 
     /// How many tests came to this.

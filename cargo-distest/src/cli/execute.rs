@@ -24,6 +24,9 @@ pub struct ExecuteArgs {
     /// configuration]
     #[arg(long, value_name = "WHICH", value_enum)]
     pub isolation: Option<Isolation>,
+    /// Decides which tests share a process [env: DISTEST_SEED] [default: another in each run]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Attempts beyond the first that a failing test gets [env: DISTEST_RETRIES] [default: 0]
     #[arg(long, value_name = "N")]
     pub retries: Option<u32>,

@@ -6,9 +6,11 @@ use rusqlite::{
     CachedStatement, Connection, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use super::{FORGET_AFTER, RUNS_KEPT, micros, past};
+use super::{FORGET_AFTER, RUNS_KEPT, micros, past, standing};
+use crate::batch::{Ran, Standing};
 use crate::cost::Past;
-use crate::model::{AttemptResult, TestCase, Triple, Verdict};
+use crate::event::BatchEnded;
+use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict};
 use crate::results::{Counts, Summary, TestState};
 
 /// A run as it is remembered.
@@ -28,6 +30,19 @@ pub struct RunRecord {
     pub counts: Counts,
     /// Tests whose verdict says something about them.
     pub tests: Vec<TestRecord>,
+    /// Tests that shared a process.
+    pub batches: Vec<BatchRecord>,
+}
+
+/// A batch as it is remembered.
+#[derive(Clone, Debug)]
+pub struct BatchRecord {
+    /// From 1 within the run.
+    pub number: u32,
+    /// Their binary.
+    pub binary: BinaryId,
+    /// In the order in which they were to run.
+    pub names: Vec<TestName>,
 }
 
 /// A test as it is remembered of one run.
@@ -43,6 +58,8 @@ pub struct TestRecord {
     pub attempts: u32,
     /// What the last of them took.
     pub duration: Duration,
+    /// What the run was to it, with respect to company.
+    pub ran: Ran,
 }
 
 impl RunRecord {
@@ -60,6 +77,7 @@ impl RunRecord {
             exit_code: finished.map_or(summary.exit_code().number(), |end| end.exit_code),
             counts: summary.counts(),
             tests: summary.tests().iter().filter_map(TestRecord::of).collect(),
+            batches: summary.batches().iter().map(|it| BatchRecord::of(it, summary)).collect(),
         })
     }
 
@@ -69,16 +87,36 @@ impl RunRecord {
     }
 }
 
+impl BatchRecord {
+    fn of(batch: &BatchEnded, summary: &Summary) -> Self {
+        let cases = || batch.tests.iter().map(|test| &summary.test(*test).case);
+        Self {
+            number: batch.number,
+            binary: cases().next().map_or_else(|| BinaryId::new(""), |case| case.binary.clone()),
+            names: cases().map(|case| case.name.clone()).collect(),
+        }
+    }
+}
+
 impl TestRecord {
     fn of(test: &TestState) -> Option<Self> {
         let says = |verdict: &Verdict| !matches!(verdict, Verdict::Lost | Verdict::Skipped);
         let told = || test.attempts.iter().filter(|attempt| attempt.result != AttemptResult::Lost);
+        let (verdict, last) = (test.verdict.filter(says)?, told().next_back()?);
         Some(Self {
             case: test.case.clone(),
             triple: test.triple.clone(),
-            verdict: test.verdict.filter(says)?,
+            verdict,
             attempts: told().count() as u32,
-            duration: told().next_back()?.duration,
+            duration: last.duration,
+            ran: Ran {
+                verdict,
+                last: last.result,
+                orderly: last.orderly,
+                in_company: last.batch.is_some(),
+                had_trouble_in_company: test.trouble_in_company,
+                only_in_company: test.only_in_company,
+            },
         })
     }
 
@@ -112,6 +150,9 @@ pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()
         let mut statements = Statements::prepare(&change)?;
         for test in &run.tests {
             statements.write_test(run, id, test)?;
+        }
+        for batch in &run.batches {
+            statements.write_batch(id, batch)?;
         }
     }
     forget(&change, run)?;
@@ -149,28 +190,38 @@ struct Statements<'a> {
     find: CachedStatement<'a>,
     put: CachedStatement<'a>,
     outcome: CachedStatement<'a>,
+    batch: CachedStatement<'a>,
 }
 
 impl<'a> Statements<'a> {
     fn prepare(change: &'a Transaction<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             find: change.prepare_cached(
-                "SELECT mean_us, spread_us, runs, last FROM tests
-                 WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3 AND name = ?4",
+                "SELECT mean_us, spread_us, runs, last,
+                     streak, failed_before, kept_out, only_in_company, in_company
+                 FROM tests WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3 AND name = ?4",
             )?,
             put: change.prepare_cached(
                 "INSERT INTO tests (triple, cargo_profile, binary, name,
-                     mean_us, spread_us, runs, last, last_us, seen_s)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                     mean_us, spread_us, runs, last, last_us, seen_s,
+                     streak, failed_before, kept_out, only_in_company, in_company)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
                  ON CONFLICT (triple, cargo_profile, binary, name) DO UPDATE SET
                      mean_us = excluded.mean_us, spread_us = excluded.spread_us,
                      runs = excluded.runs, last = excluded.last,
-                     last_us = excluded.last_us, seen_s = excluded.seen_s
+                     last_us = excluded.last_us, seen_s = excluded.seen_s,
+                     streak = excluded.streak, failed_before = excluded.failed_before,
+                     kept_out = excluded.kept_out, only_in_company = excluded.only_in_company,
+                     in_company = excluded.in_company
                  RETURNING id",
             )?,
             outcome: change.prepare_cached(
                 "INSERT OR REPLACE INTO outcomes (run, test, verdict, attempts, duration_us)
                  VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+            batch: change.prepare_cached(
+                "INSERT OR REPLACE INTO batches (run, number, binary, names)
+                 VALUES (?1, ?2, ?3, ?4)",
             )?,
         })
     }
@@ -179,8 +230,12 @@ impl<'a> Statements<'a> {
         let (triple, profile) = (&*test.triple.0, &run.cargo_profile);
         let (binary, name) = (&*test.case.binary.0, &*test.case.name.0);
         let key = params![triple, profile, binary, name];
-        let before = self.find.query_row(key, |row| past(row, 0)).optional()?;
+        let before =
+            self.find.query_row(key, |row| Ok((past(row, 0)?, standing(row, 4)?))).optional()?;
+        let (before, stood) = before.unzip();
         let now = test.merge(before);
+        let stands = stood.unwrap_or_default().after(&test.ran);
+        let Standing { streak, failed_before, kept_out, only_in_company, in_company } = stands;
         let test_id: i64 = self.put.query_row(
             params![
                 triple,
@@ -192,13 +247,26 @@ impl<'a> Statements<'a> {
                 now.runs,
                 now.last.as_str(),
                 micros(test.duration),
-                run.seen_s()
+                run.seen_s(),
+                streak,
+                failed_before,
+                kept_out,
+                only_in_company,
+                in_company
             ],
             |row| row.get(0),
         )?;
         let verdict = test.verdict.as_str();
         let outcome = params![id, test_id, verdict, test.attempts, micros(test.duration)];
         self.outcome.execute(outcome)?;
+        Ok(())
+    }
+}
+
+impl Statements<'_> {
+    fn write_batch(&mut self, run: i64, batch: &BatchRecord) -> rusqlite::Result<()> {
+        let names: Vec<_> = batch.names.iter().map(|name| &*name.0).collect();
+        self.batch.execute(params![run, batch.number, &*batch.binary.0, names.join("\n")])?;
         Ok(())
     }
 }

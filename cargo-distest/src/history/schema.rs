@@ -13,7 +13,26 @@ use crate::settings::Warning;
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
+/// What brings version 1 to 2, and so on.
+const MIGRATIONS: &[&str] = &["
+    -- How a test fares in one process with others: see `batch::Standing`.
+    ALTER TABLE tests ADD COLUMN streak INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tests ADD COLUMN failed_before INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tests ADD COLUMN kept_out INTEGER;
+    ALTER TABLE tests ADD COLUMN only_in_company INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE tests ADD COLUMN in_company INTEGER NOT NULL DEFAULT 0;
+    UPDATE tests SET streak = runs WHERE last = 'pass';
+    UPDATE tests SET failed_before = 1 WHERE last <> 'pass';
+    -- Who shared a process with whom: names in the order in which they ran, one a line.
+    CREATE TABLE batches (
+        run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        binary TEXT NOT NULL,
+        names TEXT NOT NULL,
+        PRIMARY KEY (run, number)
+    ) STRICT, WITHOUT ROWID;
+"];
 
 const TABLES: &str = "
     -- What is known of a test. Durations are of attempts that passed; `last` is of any.
@@ -160,14 +179,21 @@ fn open_ours(path: &Path) -> Result<Connection, OpenError> {
     let _mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "foreign_keys", true)?;
-    if matches!(state, State::Empty) {
+    if !matches!(state, State::Ours(VERSION)) {
         let begin = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Another run may have made the tables meanwhile.
-        if matches!(self::state(&begin)?, State::Empty) {
-            begin.execute_batch(TABLES)?;
-            begin.pragma_update(None, "user_version", VERSION)?;
-            begin.pragma_update(None, "application_id", APPLICATION_ID)?;
+        // Another run may have made or changed the tables meanwhile.
+        let version = match self::state(&begin)? {
+            State::Ours(version) => version,
+            State::Empty | State::Foreign => {
+                begin.execute_batch(TABLES)?;
+                begin.pragma_update(None, "application_id", APPLICATION_ID)?;
+                1
+            }
+        };
+        for migration in MIGRATIONS.iter().skip(usize::try_from(version - 1).unwrap_or(0)) {
+            begin.execute_batch(migration)?;
         }
+        begin.pragma_update(None, "user_version", VERSION)?;
         begin.commit()?;
     }
     Ok(db)

@@ -2,7 +2,8 @@ use std::fs;
 use std::time::SystemTime;
 
 use super::*;
-use crate::model::TestCase;
+use crate::batch::Ran;
+use crate::model::{AttemptResult, TestCase};
 use crate::results::script::{case, every_verdict};
 use crate::results::{Counts, SummarySettings};
 
@@ -25,7 +26,17 @@ fn timings(history: &mut History) -> Timings {
 /// A run of one test.
 fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord {
     let duration = Duration::from_millis(millis);
-    let test = TestRecord { case: case.clone(), triple: triple(), verdict, attempts: 1, duration };
+    let last = AttemptResult::Pass;
+    let ran = Ran {
+        verdict,
+        last,
+        orderly: true,
+        in_company: false,
+        had_trouble_in_company: false,
+        only_in_company: false,
+    };
+    let (case, triple) = (case.clone(), triple());
+    let test = TestRecord { case, triple, verdict, attempts: 1, duration, ran };
     RunRecord {
         name: name.to_owned(),
         started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_342_500),
@@ -34,6 +45,7 @@ fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord 
         exit_code: 0,
         counts: Counts::default(),
         tests: vec![test],
+        batches: Vec::new(),
     }
 }
 

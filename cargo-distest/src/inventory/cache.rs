@@ -13,10 +13,11 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::probe::Probe;
 use crate::model::{ListedCase, Triple};
 
 /// Raised when the file's meaning changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Files beyond this many are removed, oldest first.
 const LISTINGS_MAX: usize = 4096;
 /// Files older than this are removed.
@@ -36,6 +37,15 @@ struct Entry {
     digest: String,
     triple: Triple,
     cases: Vec<ListedCase>,
+    /// None if nobody asked.
+    probe: Option<Probe>,
+}
+
+/// What is remembered of a binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) cases: Vec<ListedCase>,
+    pub(super) probe: Option<Probe>,
 }
 
 impl Cache {
@@ -43,21 +53,13 @@ impl Cache {
         Self { folder, swept: AtomicBool::new(false) }
     }
 
-    pub(super) async fn load(
-        self: Arc<Self>,
-        digest: Digest,
-        triple: Triple,
-    ) -> Option<Vec<ListedCase>> {
+    pub(super) async fn load(self: Arc<Self>, digest: Digest, triple: Triple) -> Option<Known> {
         tokio::task::spawn_blocking(move || self.read(digest, &triple)).await.ok()?
     }
 
-    pub(super) async fn save(
-        self: Arc<Self>,
-        digest: Digest,
-        triple: Triple,
-        cases: Vec<ListedCase>,
-    ) {
-        let entry = Entry { format: FORMAT, digest: digest.to_string(), triple, cases };
+    pub(super) async fn save(self: Arc<Self>, digest: Digest, triple: Triple, known: Known) {
+        let Known { cases, probe } = known;
+        let entry = Entry { format: FORMAT, digest: digest.to_string(), triple, cases, probe };
         let write = move || {
             self.write(&entry).ok();
             if !self.swept.swap(true, Ordering::Relaxed) {
@@ -71,12 +73,12 @@ impl Cache {
         self.folder.join(format!("{digest}-{triple}.json"))
     }
 
-    fn read(&self, digest: Digest, triple: &Triple) -> Option<Vec<ListedCase>> {
+    fn read(&self, digest: Digest, triple: &Triple) -> Option<Known> {
         let digest = digest.to_string();
         let bytes = fs::read(self.file(&digest, triple)).ok()?;
         let entry: Entry = serde_json::from_slice(&bytes).ok()?;
         let same = entry.format == FORMAT && entry.digest == digest && entry.triple == *triple;
-        same.then_some(entry.cases)
+        same.then_some(Known { cases: entry.cases, probe: entry.probe })
     }
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
@@ -112,13 +114,15 @@ mod tests {
     use super::*;
     use crate::model::TestName;
 
-    fn cases(name: &str) -> Vec<ListedCase> {
-        vec![ListedCase { name: TestName::new(name), ignored: true }]
+    fn known(name: &str) -> Known {
+        let cases = vec![ListedCase { name: TestName::new(name), ignored: true }];
+        Known { cases, probe: Some(Probe::Shares { start_us: 1500 }) }
     }
 
     fn entry(digest: Digest, name: &str) -> Entry {
         let triple = Triple::new("t");
-        Entry { format: FORMAT, digest: digest.to_string(), triple, cases: cases(name) }
+        let Known { cases, probe } = known(name);
+        Entry { format: FORMAT, digest: digest.to_string(), triple, cases, probe }
     }
 
     #[test]
@@ -128,7 +132,7 @@ mod tests {
         let (digest, triple) = (Digest::of(b"a"), Triple::new("t"));
         assert_eq!(cache.read(digest, &triple), None);
         cache.write(&entry(digest, "x")).unwrap();
-        assert_eq!(cache.read(digest, &triple), Some(cases("x")));
+        assert_eq!(cache.read(digest, &triple), Some(known("x")));
         assert_eq!(cache.read(digest, &Triple::new("u")), None);
         assert_eq!(cache.read(Digest::of(b"b"), &triple), None);
 

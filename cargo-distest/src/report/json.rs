@@ -42,6 +42,11 @@ struct TestLine<'a> {
     hints: &'a [String],
     worker: String,
     isolation: &'static str,
+    /// The number of the batch within the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    only_in_company: bool,
     duration_s: f64,
 }
 
@@ -121,6 +126,8 @@ impl Reporter for Json {
             | RunEvent::AttemptStarted { .. }
             | RunEvent::AttemptSlow { .. }
             | RunEvent::LiveOutput { .. }
+            | RunEvent::BatchEnded(_)
+            | RunEvent::RunsAgainAlone { .. }
             | RunEvent::Cancelling { .. }
             | RunEvent::Warning { .. } => {}
         }
@@ -146,7 +153,9 @@ fn test_line<'a>(ended: &'a AttemptEnded, summary: &'a Summary) -> TestLine<'a> 
         reason: &ended.reason,
         hints: &ended.hints,
         worker: summary.worker_name(ended.worker),
-        isolation: "process",
+        isolation: if ended.batch.is_some() { "batch" } else { "process" },
+        batch: ended.batch,
+        only_in_company: ended.only_in_company,
         duration_s: seconds(ended.duration),
     }
 }
@@ -174,8 +183,8 @@ fn summary_line<'a>(finished: &'a RunFinished, summary: &Summary) -> SummaryLine
         crashed: counts.crashed,
         skipped: counts.skipped,
         lost: counts.lost,
-        batched: 0,
-        rerun_alone: 0,
+        batched: summary.batched(),
+        rerun_alone: summary.rerun_alone(),
         elapsed_s: seconds(finished.elapsed),
         build_s: seconds(finished.build),
         ship_s: seconds(finished.ship),

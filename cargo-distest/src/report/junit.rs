@@ -156,13 +156,13 @@ impl Writer<'_> {
             }
         }
         case.set_classname(&legal(&test.case.binary.0));
-        case.system_out = self.stdout(last, failed);
+        case.system_out = self.stdout(last, failed, test.failed_in_company());
         case.system_err = self.stderr(test, failed);
         case
     }
 
-    fn stdout(&mut self, last: Option<&Attempt>, failed: bool) -> Option<String> {
-        let ended = last?.full.as_ref().filter(|_| self.wants_output(failed))?;
+    fn stdout(&mut self, last: Option<&Attempt>, failed: bool, both: bool) -> Option<String> {
+        let ended = last?.full.as_ref().filter(|_| self.wants_output(failed) || both)?;
         self.output(&ended.stdout)
     }
 
@@ -170,6 +170,9 @@ impl Writer<'_> {
     fn stderr(&mut self, test: &TestState, failed: bool) -> Option<String> {
         let mut text = String::new();
         let (last, earlier) = test.attempts.split_last()?;
+        if let Some(batch) = last.batch {
+            text += &format!("=== try {} ran in batch {batch}\n", last.number);
+        }
         for attempt in earlier {
             let full = attempt.full.as_ref();
             text += &attempt_title(attempt, self.summary);
@@ -185,7 +188,8 @@ impl Writer<'_> {
                 }
             }
         }
-        if let Some(full) = last.full.as_ref().filter(|_| self.wants_output(failed)) {
+        let both = test.failed_in_company();
+        if let Some(full) = last.full.as_ref().filter(|_| self.wants_output(failed) || both) {
             let output = self.output(&full.stderr);
             if let Some(output) = output {
                 if !text.is_empty() {
@@ -313,7 +317,9 @@ fn attempt_title(attempt: &Attempt, summary: &Summary) -> String {
     };
     let (number, worker) = (attempt.number, summary.worker_name(attempt.worker));
     let time = attempt.duration.as_secs_f64();
-    legal(&format!("=== try {number} {result} on {worker} after {time:.3}s: {reason}")) + "\n"
+    let place = attempt.batch.map_or(String::new(), |batch| format!(" in batch {batch}"));
+    legal(&format!("=== try {number} {result}{place} on {worker} after {time:.3}s: {reason}"))
+        + "\n"
 }
 
 /// One line of text that XML allows.

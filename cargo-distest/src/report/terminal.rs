@@ -89,6 +89,8 @@ impl Terminal {
             | RunEvent::WorkerUnusable { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::Shipped { .. }
+            | RunEvent::BatchEnded(_)
+            | RunEvent::RunsAgainAlone { .. }
             | RunEvent::Warning { .. } => {}
         }
     }
@@ -160,7 +162,9 @@ impl Terminal {
         });
         let output =
             if failed { self.settings.failure_output } else { self.settings.success_output };
-        let output = is_immediate(output);
+        // Whoever is shown how it failed in company is also shown how it passed alone.
+        let output = is_immediate(output)
+            || (test.failed_in_company() && is_immediate(self.settings.failure_output));
         if tier > self.settings.status_level && !output {
             return;
         }

@@ -132,6 +132,10 @@ impl Script {
             stderr: CapturedOutput::default(),
             reproduce: format!("cd /w && target/debug/deps/x-1 --exact {}", case.name),
             hints: Vec::new(),
+            batch: None,
+            reproduce_batch: None,
+            only_in_company: false,
+            orderly: true,
         };
         change(&mut ended);
         let worker = ended.worker;

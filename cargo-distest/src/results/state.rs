@@ -30,6 +30,14 @@ pub struct TestState {
     pub expected: Option<Duration>,
     /// Attempts that ended or were lost, in the order in which they did.
     pub attempts: Vec<Attempt>,
+    /// It was in a batch.
+    pub batched: bool,
+    /// It was in a batch and ran again alone.
+    pub again_alone: bool,
+    /// It failed in a batch, or has no verdict of it because it ended too early, or may be why.
+    pub trouble_in_company: bool,
+    /// It failed alone and passes in the batch into which it belongs.
+    pub only_in_company: bool,
     /// Some attempt was told to be slow.
     pub slow: bool,
     /// Its verdict, when it has one.
@@ -51,6 +59,10 @@ pub struct Attempt {
     pub started: Duration,
     /// How long it ran.
     pub duration: Duration,
+    /// The number of the batch that it was part of; none if it had a process of its own.
+    pub batch: Option<u32>,
+    /// Its process said last what libtest says last.
+    pub orderly: bool,
     /// All of it, output included, where the settings ask for it.
     pub full: Option<Arc<AttemptEnded>>,
 }
@@ -83,6 +95,12 @@ impl TestState {
     /// The attempt that decided, or the last one so far.
     pub fn last(&self) -> Option<&Attempt> {
         self.attempts.last()
+    }
+
+    /// An attempt in a batch failed.
+    pub fn failed_in_company(&self) -> bool {
+        let failed = |it: &Attempt| it.batch.is_some() && it.result == AttemptResult::Fail;
+        self.attempts.iter().any(failed)
     }
 
     /// Some attempt came to an end that says something about the test.

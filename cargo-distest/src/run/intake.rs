@@ -6,6 +6,7 @@ use distest_worker::protocol::BinaryKey;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 
+use super::company::{self, Candidates};
 use super::{Line, blocking, state_folder};
 use crate::dispatch::{Order, Planned, Runnable};
 use crate::event::{PlanComplete, RunEvent, SkipReason};
@@ -36,6 +37,7 @@ struct Tally {
     plan: PlanComplete,
     /// Tests of a static share that can be dealt only when all are known.
     held: Vec<Planned>,
+    candidates: Candidates,
 }
 
 impl<'a> Intake<'a> {
@@ -56,7 +58,8 @@ impl<'a> Intake<'a> {
         };
         let whole = &line.settings.select.whole;
         let listings = Some(state_folder(&line.workspace).join("listings"));
-        let inventory = Inventory::new(lister, super::cores() as usize, listings, whole);
+        let inventory = Inventory::new(lister, super::cores() as usize, listings, whole)
+            .with_probes(company::mode(&line.settings).is_some());
         Ok(Self { line, store: Arc::new(store), inventory })
     }
 
@@ -86,6 +89,9 @@ impl<'a> Intake<'a> {
         }
         drop(listing);
         self.deal(&mut tally, orders).await;
+        if let Some(choice) = &self.line.choice {
+            choice.tell(std::mem::take(&mut tally.candidates), orders).await;
+        }
         tally.plan.listed = self.inventory.executed();
         Ok(tally.plan)
     }
@@ -101,28 +107,36 @@ impl<'a> Intake<'a> {
         let wanted = self.line.filter.wants_binary(&binary) != Some(false);
         let listing = match wanted {
             true => self.inventory.list(Arc::clone(&binary), Some(blob.digest)).await?,
-            false => Listing { binary: Arc::clone(&binary), cases: Vec::new(), whole: false },
+            false => Listing {
+                binary: Arc::clone(&binary),
+                cases: Vec::new(),
+                whole: false,
+                sharing: None,
+            },
         };
         let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
-        let whole = listing.whole;
-        Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, parcel }), listing })
+        let Listing { whole, sharing, .. } = listing;
+        Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, sharing, parcel }), listing })
     }
 
     /// Sends on what is selected; tells of what is not.
     async fn select(&self, taken: Taken, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
         let Taken { runnable, listing } = taken;
         let mut chosen = Vec::new();
-        for listed in &listing.cases {
+        for (place, listed) in (0..).zip(&listing.cases) {
             let name = listed.name.clone();
             let case = TestCase { binary: runnable.binary.id.clone(), name };
             match self.line.filter.decide(&runnable.binary, listed) {
-                Ok(()) => chosen.push(self.rank(case, listed.ignored, &runnable)),
+                Ok(()) => {
+                    let ignored = listed.ignored;
+                    chosen.push(Planned { place, ignored, ..self.rank(case, &runnable) });
+                }
                 Err(reason) => self.skip(case, &runnable, reason, tally).await,
             }
         }
         match self.line.settings.select.partition {
             Some(_) => tally.held.extend(chosen),
-            None => send(chosen, tally, orders).await,
+            None => self.send(chosen, tally, orders).await,
         }
     }
 
@@ -142,15 +156,25 @@ impl<'a> Intake<'a> {
                 false => self.skip(test.case, &test.runnable, SkipReason::Partition, tally).await,
             }
         }
-        send(chosen, tally, orders).await;
+        self.send(chosen, tally, orders).await;
     }
 
-    fn rank(&self, case: TestCase, ignored: bool, runnable: &Arc<Runnable>) -> Planned {
+    async fn send(&self, chosen: Vec<Planned>, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
+        if let Some(choice) = &self.line.choice {
+            choice.note(tally.plan.tests, &chosen, &mut tally.candidates);
+        }
+        tally.plan.tests += chosen.len() as u32;
+        // Nobody takes orders once the run is cancelled.
+        let _ = orders.send(Order::Tests(chosen)).await;
+    }
+
+    fn rank(&self, case: TestCase, runnable: &Arc<Runnable>) -> Planned {
         let timings = &self.line.timings;
         Planned {
             rank: plan::rank(&case, timings),
             expected: plan::expected(&case, timings),
-            ignored,
+            place: 0,
+            ignored: false,
             runnable: Arc::clone(runnable),
             case,
         }
@@ -167,10 +191,4 @@ impl<'a> Intake<'a> {
         let triple = runnable.binary.triple.clone();
         self.line.tell(RunEvent::Skipped { case, triple, reason }).await;
     }
-}
-
-async fn send(chosen: Vec<Planned>, tally: &mut Tally, orders: &mpsc::Sender<Order>) {
-    tally.plan.tests += chosen.len() as u32;
-    // Nobody takes orders once the run is cancelled.
-    let _ = orders.send(Order::Tests(chosen)).await;
 }

@@ -1,6 +1,8 @@
 //! What past runs know, and what this one adds to it. History never fails a run: what goes wrong
 //! is a warning.
 
+use super::company::{self, Choice};
+use crate::batch::Standings;
 use crate::compile::Workspace;
 use crate::cost::Timings;
 use crate::history::{self, History, RunRecord};
@@ -40,6 +42,23 @@ pub(super) fn timings(
     let (timings, warning) = history.timings(&workspace.host, &settings.compile.cargo_profile);
     warnings.extend(warning);
     timings
+}
+
+/// Which tests share a process, as far as history knows them.
+pub(super) fn choice(
+    history: Option<&mut History>,
+    settings: &Settings,
+    workspace: &Workspace,
+    warnings: &mut Vec<Warning>,
+) -> Option<Choice> {
+    let mut standings = Standings::default();
+    if let Some(history) = history.filter(|_| company::mode(settings).is_some()) {
+        let profile = &settings.compile.cargo_profile;
+        let (known, warning) = history.standings(&workspace.host, profile);
+        standings = known;
+        warnings.extend(warning);
+    }
+    Choice::new(settings, standings)
 }
 
 /// Adds this run; answers what is to be told.

@@ -87,7 +87,7 @@ pub fn resolve(
     let mut settings = Settings {
         compile: compile_settings(args, env),
         select: select_settings(select, &layer, &files)?,
-        execute: execute_settings(execute, &select.libtest, &layer, &files, facts),
+        execute: execute_settings(execute, env, &select.libtest, &layer, &files, facts)?,
         fleet: fleet_settings(fleet, env, &layer, &files, facts)?,
         travel: travel::settings(travel, &layer),
         report: report_settings(report, &layer, &files, &profile, facts),
@@ -305,15 +305,17 @@ fn select_settings(
 
 fn execute_settings(
     args: &ExecuteArgs,
+    env: &Environment<'_>,
     libtest: &LibtestArgs,
     layer: &Layer,
     files: &Files,
     facts: &Facts,
-) -> ExecuteSettings {
+) -> Result<ExecuteSettings, Failure> {
     let ExecuteArgs {
         no_run: _,
         test_threads: _,
         isolation: _,
+        seed,
         retries: _,
         flaky_result: _,
         fail_fast: _,
@@ -330,8 +332,14 @@ fn execute_settings(
         Some(_) => Isolation::Process,
         None => Isolation::Auto,
     };
-    ExecuteSettings {
+    Ok(ExecuteSettings {
         isolation: layer.isolation.unwrap_or(isolation),
+        seed: match seed {
+            Some(seed) => Some(*seed),
+            None => parsed(env, "DISTEST_SEED", |text| {
+                text.parse().map_err(|_| "expected a number from 0".to_owned())
+            })?,
+        },
         retries: layer.retries.unwrap_or(0),
         flaky_fails: layer.flaky_fails.unwrap_or(false),
         max_fail: layer.max_fail.unwrap_or(MaxFail::Count { failures: 1, immediate: false }),
@@ -345,7 +353,7 @@ fn execute_settings(
         leak_timeout: layer.leak_timeout.unwrap_or(Duration::from_millis(200)),
         global_timeout: layer.global_timeout,
         no_capture,
-    }
+    })
 }
 
 fn fleet_settings(

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::helper::Helper;
+use super::progress::Progress;
 use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
 use super::request::{encode, explain};
 use super::{HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
@@ -85,6 +86,7 @@ struct Running {
     stdout: Option<Reading>,
     stderr: Option<Reading>,
     feeder: Option<Feeder>,
+    progress: Option<Progress>,
     /// When to begin to read what is at rest.
     wake_at: Option<Instant>,
     /// SIGKILL has been asked for.
@@ -186,7 +188,7 @@ impl Place {
                 return Outcome::Done;
             }
         };
-        let numbers = descriptors.each_ref().map(AsRawFd::as_raw_fd);
+        let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         match helper.send(&Request::Spawn(spawn), &numbers).await {
             Err(error) if !is_lost(&error) => {
                 self.could_not_spawn(&request, SpawnStep::Receive, &error).await;
@@ -243,7 +245,7 @@ impl Place {
     }
 
     /// Makes the pipes and the request.
-    fn prepare(&self, request: &SpawnRequest) -> io::Result<(Running, Spawn, [OwnedFd; 3])> {
+    fn prepare(&self, request: &SpawnRequest) -> io::Result<(Running, Spawn, Vec<OwnedFd>)> {
         let attempt = request.attempt;
         let spawn = encode(request)?;
         let (stdout, its_stdout) = pump::output_pipe()?;
@@ -267,17 +269,27 @@ impl Place {
             }),
         };
         let now = Instant::now();
+        let mut descriptors = vec![its_stdin, its_stdout, its_stderr];
+        let progress = match request.progress {
+            true => {
+                let (ours, theirs) = pump::output_pipe()?;
+                descriptors.push(theirs);
+                Some(Progress::start(ours, self.slot, attempt, self.events.clone())?)
+            }
+            false => None,
+        };
         let running = Running {
             attempt,
             leader: None,
             stdout: Some(Reading::AtRest { pipe: stdout, sink: sink(Stream::Stdout) }),
             stderr: Some(Reading::AtRest { pipe: stderr, sink: sink(Stream::Stderr) }),
             feeder,
+            progress,
             wake_at: (!live).then(|| now + REST),
             killed: false,
             answer_by: Some(now + SPAWN_PATIENCE),
         };
-        Ok((running, spawn, [its_stdin, its_stdout, its_stderr]))
+        Ok((running, spawn, descriptors))
     }
 
     /// A signal that can't be sent is no error: either the zygote is gone, which is heard of, or
@@ -316,6 +328,9 @@ impl Place {
         buffer: &mut [u8],
     ) -> Outcome {
         running.leader = None;
+        if let Some(progress) = running.progress.take() {
+            progress.finish().await;
+        }
         let (Some(stdout), Some(stderr)) = (running.stdout.take(), running.stderr.take()) else {
             return running.died("its output is gone".into());
         };

@@ -321,6 +321,9 @@ impl Driver {
                 }
                 return;
             }
+            SlotEvent::Progress { slot, attempt, lines } => {
+                Input::Progressed { slot, attempt, lines }
+            }
             SlotEvent::Exited(exit) => self.exited(*exit),
             SlotEvent::HelperDied { slot, attempt, detail } => {
                 Input::HelperDied { slot, attempt, detail }
@@ -470,6 +473,7 @@ impl Opened {
             ("NEXTEST_TEST_GLOBAL_SLOT", self.slot_base.saturating_add(slot.0).to_string()),
         ];
         env.extend(ours.map(|(name, value)| (OsString::from(name), OsString::from(value))));
+        spec.unset.iter().for_each(|name| _ = env.remove(name.as_os_str()));
         let args = spec.args.iter().map(|arg| self.sandbox.value(arg.as_os_str()));
         let request = SpawnRequest {
             attempt,
@@ -478,6 +482,7 @@ impl Opened {
             env: env.into_iter().collect(),
             cwd: binary.cwd.clone(),
             streams: spec.streams,
+            progress: spec.progress,
             leak_timeout: spec.limits.leak_timeout,
             layer: self.layers.of(&spec),
         };
@@ -491,7 +496,9 @@ impl Opened {
         let attempt = match &report {
             Report::Finished(finished) => finished.attempt,
             Report::Lost { attempt, .. } => *attempt,
-            Report::Started { .. } | Report::Slow { .. } => return outbox.report(report),
+            Report::Started { .. } | Report::Slow { .. } | Report::Progress { .. } => {
+                return outbox.report(report);
+            }
         };
         // Whoever waits to give it input learns from the dropped answer that it is over.
         self.stdin.retain(|_, stdin| stdin.attempt != attempt);

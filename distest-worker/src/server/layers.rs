@@ -56,6 +56,8 @@ mod tests {
             env: Vec::new(),
             limits: Limits::default(),
             streams: Streams::Capture,
+            progress: false,
+            unset: Vec::new(),
         }
     }
 

@@ -77,6 +77,14 @@ impl Busy {
         }
     }
 
+    /// What it does now began only now. One that is being ended has no more time for that.
+    pub(super) fn progressed(&mut self, now: Tick) {
+        if self.since.is_some() && self.ladder == Ladder::Left {
+            self.since = Some(now);
+            self.slow_at = self.slow_at.map(|_| now.after(self.limits.slow_after));
+        }
+    }
+
     /// Ends it, as far as `how` asks for more than was done already.
     pub(super) fn stop(&mut self, now: Tick, slot: SlotId, how: Stop, effects: &mut Vec<Effect>) {
         match how {

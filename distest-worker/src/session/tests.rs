@@ -24,6 +24,8 @@ fn spec(id: u64) -> AttemptSpec {
             leak_timeout: Duration::ZERO,
         },
         streams: Streams::Capture,
+        progress: false,
+        unset: Vec::new(),
     }
 }
 
@@ -68,6 +70,9 @@ fn short(effect: &Effect) -> String {
         Effect::Report(Report::Lost { attempt, reason, .. }) => {
             format!("lost {} {reason:?}", attempt.0)
         }
+        Effect::Report(Report::Progress { attempt, lines }) => {
+            format!("progress {} by {}", attempt.0, lines.len())
+        }
         Effect::WakeAt(tick) => format!("wake {}s", tick.0.as_secs_f64()),
         Effect::End(reason) => format!("end {reason:?}"),
     }
@@ -101,6 +106,34 @@ fn attempts_run_in_order_as_far_as_there_are_slots_and_permits() {
             (0.6, Input::Permit(4), "return 4"),
             (0.7, exited(0, 1), "return 7, finished 1"),
             (0.8, exited(0, 1), ""),
+        ],
+    );
+}
+
+#[test]
+fn clocks_begin_anew_with_each_line_of_progress() {
+    let mut spec = spec(1);
+    spec.limits.slow_after = Duration::from_secs(2);
+    spec.limits.timeout = Some(Duration::from_secs(5));
+    let line = |text: &str| ProgressLine { text: text.to_owned(), at: Duration::ZERO };
+    let progressed = |attempt| Input::Progressed {
+        slot: SlotId(0),
+        attempt: AttemptId(attempt),
+        lines: vec![line("a"), line("b")],
+    };
+    check(
+        1,
+        &[
+            (0.0, Input::Lease(vec![spec]), "leased, ask"),
+            (0.0, Input::Permit(1), "spawn 1 in 0 by 1"),
+            (1.0, spawned(0, 1), "started 1, wake 3s"),
+            (2.5, progressed(1), "progress 1 by 2, wake 4.5s"),
+            (2.5, progressed(9), ""),
+            (4.5, Input::Woken, "slow 1 2s, wake 6.5s"),
+            (6.5, Input::Woken, "slow 1 4s, wake 7.5s"),
+            (7.5, Input::Woken, "terminate 0, wake 17.5s"),
+            (8.0, progressed(1), "progress 1 by 2"),
+            (9.0, exited(0, 1), "return 1, finished 1 timed out"),
         ],
     );
 }

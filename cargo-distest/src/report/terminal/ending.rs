@@ -58,7 +58,21 @@ fn totals(paint: Paint, summary: &Summary, finished: &RunFinished) -> String {
     paint.labelled(tone, "Summary", &rest)
 }
 
-/// ` (1 slow, 1 flaky, 1 leaky)`, of the tests that passed.
+/// `1,940`.
+fn thousands(number: u32) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// ` (1 slow, 1 flaky, 1 leaky, batched 1,940 · again alone 2)`: of the tests that passed, and of
+/// all that shared a process.
 fn oddities(paint: Paint, summary: &Summary) -> String {
     let passed = |test: &&TestState| test.verdict.is_some_and(|v| !summary.is_failure(v));
     let tests = || summary.tests().iter().filter(passed);
@@ -68,8 +82,15 @@ fn oddities(paint: Paint, summary: &Summary) -> String {
         (tests().filter(|test| super::leaked(test)).count(), "leaky"),
     ];
     let told = numbers.iter().filter(|(number, _)| *number > 0);
-    let told: Vec<_> =
+    let mut told: Vec<_> =
         told.map(|(number, word)| paint.put(Tone::Odd, &format!("{number} {word}"))).collect();
+    if summary.batched() > 0 {
+        let again = match summary.rerun_alone() {
+            0 => String::new(),
+            again => format!(" · again alone {}", thousands(again)),
+        };
+        told.push(format!("batched {}{again}", thousands(summary.batched())));
+    }
     if told.is_empty() { String::new() } else { format!(" ({})", told.join(", ")) }
 }
 
@@ -95,9 +116,18 @@ fn again(paint: Paint, settings: &ReportSettings, summary: &Summary) -> Vec<Stri
             {
                 lines.push(format!("    reproduce: {}", ended.reproduce));
             }
+            if let Some(command) = batch_command(test) {
+                lines.push(format!("    in company: {command}"));
+            }
         }
     }
     lines
+}
+
+/// What runs the batch again in which a test did otherwise than alone.
+fn batch_command(test: &TestState) -> Option<&str> {
+    let full = test.attempts.iter().filter_map(|attempt| attempt.full.as_ref());
+    full.filter_map(|full| full.reproduce_batch.as_deref()).next_back()
 }
 
 fn again_line(

@@ -75,6 +75,7 @@ fn defaults() {
         },
         execute: ExecuteSettings {
             isolation: Auto,
+            seed: None,
             retries: 0,
             flaky_fails: false,
             max_fail: Count {

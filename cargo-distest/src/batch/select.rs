@@ -1,0 +1,309 @@
+//! Which tests share a process, and with whom: the same history and seed give the same answer.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use distest_worker::protocol::BinaryKey;
+
+use super::{BATCH_NAME_BYTES_MAX, BATCH_TESTS_MAX, Standing};
+use crate::model::{Sharing, TestCase, TestIndex};
+use crate::scheduler::{Batch, Rotated};
+
+/// A test shares a process if it takes less than this many times what starting one costs.
+const QUICK_FACTOR: u32 = 10;
+/// A batch's tests together take about this many times what starting its process costs: the
+/// start is then a small share, and the end of a run waits for no long batch.
+const LENGTH_FACTOR: u32 = 50;
+/// Bounds of what starting a process may be measured to cost: a machine that is busy just then
+/// must not make all tests look quick, nor must a fluke forbid batches.
+const START_COST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+/// What a test costs in a batch at least.
+const LEAST: Duration = Duration::from_micros(50);
+/// One in this many of the tests that could share a process runs alone in each run.
+const ROTATION: usize = 50;
+
+/// A test that will run, as far as this choice needs to know it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its number.
+    pub test: TestIndex,
+    /// What it is.
+    pub case: TestCase,
+    /// Its binary.
+    pub binary: BinaryKey,
+    /// Its place in its binary's list, which is the order in which libtest runs tests.
+    pub place: u32,
+    /// What its binary can do; none if it must not run several tests in one process.
+    pub sharing: Option<Sharing>,
+    /// It is marked `#[ignore]`.
+    pub ignored: bool,
+    /// What it takes, as far as it is known.
+    pub expected: Option<Duration>,
+    /// What is known of it.
+    pub standing: Standing,
+}
+
+/// Who may share a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Quick tests that passed before.
+    Auto,
+    /// All that their binaries allow.
+    All {
+        /// Nothing runs beside a batch, so a binary's tests are parted only where they must be.
+        whole: bool,
+    },
+}
+
+/// The choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// Tests that share a process.
+    pub batches: Vec<Batch>,
+    /// Tests that would, and run alone this time.
+    pub rotated: Vec<Rotated>,
+}
+
+/// Chooses. The order of the candidates doesn't matter.
+pub fn select(mode: Mode, seed: u64, candidates: &[Candidate]) -> Selected {
+    let mut by_binary: BTreeMap<BinaryKey, Vec<&Candidate>> = BTreeMap::new();
+    for candidate in candidates.iter().filter(|candidate| may_share(mode, candidate)) {
+        by_binary.entry(candidate.binary).or_default().push(candidate);
+    }
+    by_binary.retain(|_, tests| tests.len() > 1);
+    let rotation = rotation(mode, seed, &by_binary);
+    let mut selected = Selected::default();
+    for (binary, tests) in by_binary {
+        for group in groups(mode, seed, tests) {
+            let company: Arc<[TestIndex]> = group.iter().map(|it| it.test).collect();
+            let (alone, together): (Vec<&Candidate>, Vec<_>) =
+                group.into_iter().partition(|it| rotation.contains(&it.test));
+            let rotated =
+                alone.iter().map(|it| Rotated { test: it.test, company: Arc::clone(&company) });
+            selected.rotated.extend(rotated);
+            if together.len() > 1 {
+                selected.batches.push(Batch {
+                    binary,
+                    expected: together.iter().map(|it| cost(it)).sum(),
+                    tests: together.iter().map(|it| it.test).collect(),
+                });
+            }
+        }
+    }
+    selected
+}
+
+fn may_share(mode: Mode, candidate: &Candidate) -> bool {
+    let Some(sharing) = candidate.sharing.filter(|_| !candidate.ignored) else { return false };
+    let fits = candidate.case.name.0.len() < BATCH_NAME_BYTES_MAX;
+    fits && match mode {
+        Mode::All { .. } => true,
+        Mode::Auto => {
+            let quick = |expected| expected <= start_cost(sharing) * QUICK_FACTOR;
+            candidate.standing.may_have_company() && candidate.expected.is_some_and(quick)
+        }
+    }
+}
+
+/// The tests whose turn it is to run alone: those that were longest in company.
+fn rotation(
+    mode: Mode,
+    seed: u64,
+    by_binary: &BTreeMap<BinaryKey, Vec<&Candidate>>,
+) -> BTreeSet<TestIndex> {
+    if mode != Mode::Auto {
+        return BTreeSet::new();
+    }
+    let mut all: Vec<_> = by_binary.values().flatten().collect();
+    all.sort_by_cached_key(|it| (Reverse(it.standing.in_company), mix(seed, &it.case), it.test));
+    let turn = (all.len() / ROTATION).max(1);
+    all.into_iter().take(turn).map(|it| it.test).collect()
+}
+
+/// Deals a binary's tests into batches: at random by the seed, so that in time everyone meets
+/// everyone, and within a batch in the binary's own order.
+fn groups(mode: Mode, seed: u64, mut tests: Vec<&Candidate>) -> Vec<Vec<&Candidate>> {
+    let whole = matches!(mode, Mode::All { whole: true });
+    if !whole {
+        tests.sort_by_cached_key(|it| (mix(seed, &it.case), it.place));
+    }
+    let mut groups: Vec<Vec<&Candidate>> = Vec::new();
+    let (mut length, mut name_bytes) = (Duration::ZERO, 0);
+    for test in tests {
+        let long = test.sharing.map_or(Duration::ZERO, |it| start_cost(it) * LENGTH_FACTOR);
+        let full = |group: &Vec<&Candidate>| {
+            group.len() >= BATCH_TESTS_MAX
+                || name_bytes + test.case.name.0.len() + 1 > BATCH_NAME_BYTES_MAX
+                || (!whole && length + cost(test) > long)
+        };
+        if groups.last().is_none_or(full) {
+            groups.push(Vec::new());
+            (length, name_bytes) = (Duration::ZERO, 0);
+        }
+        length += cost(test);
+        name_bytes += test.case.name.0.len() + 1;
+        if let Some(group) = groups.last_mut() {
+            group.push(test);
+        }
+    }
+    for group in &mut groups {
+        group.sort_unstable_by_key(|it| it.place);
+    }
+    groups
+}
+
+/// What a test will probably add to its batch.
+fn cost(candidate: &Candidate) -> Duration {
+    let start = candidate.sharing.map_or(Duration::ZERO, start_cost);
+    // Whether what is known was learnt alone or in company, and so with or without the start, is
+    // not; a test that took less than a start was in company.
+    let expected = candidate.expected.unwrap_or(LEAST);
+    if expected > start { (expected - start).max(LEAST) } else { expected.max(LEAST) }
+}
+
+fn start_cost(sharing: Sharing) -> Duration {
+    sharing.start_cost.clamp(START_COST.0, START_COST.1)
+}
+
+/// A number that depends on all of a test case's name and on the seed: FNV-1a, then the finalizer
+/// of SplitMix64.
+fn mix(seed: u64, case: &TestCase) -> u64 {
+    let bytes = case.binary.0.bytes().chain([0]).chain(case.name.0.bytes());
+    let start = seed.to_le_bytes().into_iter().chain(bytes);
+    let hash = start.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BinaryId, TestName};
+
+    const MS: Duration = Duration::from_millis(1);
+    const PASSED: Standing = Standing {
+        streak: 1,
+        failed_before: false,
+        kept_out: None,
+        only_in_company: false,
+        in_company: 0,
+    };
+
+    fn candidate(test: u32, binary: u32) -> Candidate {
+        Candidate {
+            test: TestIndex(test),
+            case: TestCase {
+                binary: BinaryId::new(format!("b{binary}")),
+                name: TestName::new(format!("t{test}")),
+            },
+            binary: BinaryKey(binary),
+            place: test,
+            sharing: Some(Sharing { start_cost: MS * 2 }),
+            ignored: false,
+            expected: Some(MS / 10),
+            standing: PASSED,
+        }
+    }
+
+    fn many(count: u32) -> Vec<Candidate> {
+        (0..count).map(|n| candidate(n, 0)).collect()
+    }
+
+    fn tests(selected: &Selected) -> Vec<TestIndex> {
+        let mut all: Vec<_> = selected.batches.iter().flat_map(|b| b.tests.to_vec()).collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn rotated(selected: &Selected) -> Vec<TestIndex> {
+        selected.rotated.iter().map(|it| it.test).collect()
+    }
+
+    #[test]
+    fn the_seed_and_history_decide_and_nothing_else() {
+        let mut candidates = many(500);
+        let selected = select(Mode::Auto, 7, &candidates);
+        candidates.reverse();
+        assert_eq!(select(Mode::Auto, 7, &candidates), selected);
+        assert_ne!(select(Mode::Auto, 8, &candidates), selected);
+    }
+
+    #[test]
+    fn batches_hold_to_their_bounds_and_their_binarys_order() {
+        let mut candidates = many(500);
+        candidates.extend((500..800).map(|n| candidate(n, 1)));
+        let selected = select(Mode::Auto, 1, &candidates);
+        for batch in &selected.batches {
+            assert!((2..=BATCH_TESTS_MAX).contains(&batch.tests.len()));
+            assert!(batch.tests.is_sorted());
+            assert!(batch.tests.iter().all(|test| (test.0 >= 500) == (batch.binary.0 == 1)));
+        }
+        assert_eq!(tests(&selected).len() + selected.rotated.len(), 800);
+        let long = many(100).into_iter().map(|it| Candidate { expected: Some(MS * 12), ..it });
+        let selected = select(Mode::Auto, 1, &long.collect::<Vec<_>>());
+        assert!(selected.batches.iter().all(|batch| batch.expected <= MS * 100));
+        assert_eq!(selected.batches.len(), 10);
+    }
+
+    #[test]
+    fn one_in_fifty_and_at_least_one_runs_alone_in_rotation() {
+        let mut candidates = many(100);
+        let mut seen = BTreeSet::new();
+        for run in 0..50 {
+            let alone = rotated(&select(Mode::Auto, run, &candidates));
+            assert_eq!(alone.len(), 2);
+            for candidate in &mut candidates {
+                let was_alone = alone.contains(&candidate.test);
+                let count = &mut candidate.standing.in_company;
+                *count = if was_alone { 0 } else { *count + 1 };
+            }
+            seen.extend(alone);
+        }
+        assert_eq!(seen.len(), 100, "everyone had a turn in 50 runs");
+        assert_eq!(rotated(&select(Mode::Auto, 0, &many(3))).len(), 1);
+    }
+
+    #[test]
+    fn a_rotated_test_knows_its_company() {
+        let selected = select(Mode::Auto, 3, &many(60));
+        let Rotated { test, company } = &selected.rotated[0];
+        assert!(company.contains(test) && company.is_sorted() && company.len() == 60);
+        assert!(!tests(&selected).contains(test));
+    }
+
+    #[test]
+    fn whoever_must_be_alone_is() {
+        let check = |change: &dyn Fn(&mut Candidate), auto: bool, all: bool| {
+            let mut candidates = many(4);
+            change(&mut candidates[2]);
+            for (mode, expected) in [(Mode::Auto, auto), (Mode::All { whole: true }, all)] {
+                let selected = select(mode, 1, &candidates);
+                let shares = tests(&selected).contains(&TestIndex(2))
+                    || rotated(&selected).contains(&TestIndex(2));
+                assert_eq!(shares, expected, "{:?} under {mode:?}", candidates[2]);
+            }
+        };
+        check(&|_| {}, true, true);
+        check(&|it| it.sharing = None, false, false);
+        check(&|it| it.ignored = true, false, false);
+        check(&|it| it.standing = Standing::default(), false, true);
+        check(&|it| it.standing.kept_out = Some(3), false, true);
+        check(&|it| it.standing.only_in_company = true, false, true);
+        check(&|it| it.expected = Some(MS * 19), true, true);
+        check(&|it| it.expected = Some(MS * 21), false, true);
+        check(&|it| it.expected = None, false, true);
+        check(&|it| it.binary = BinaryKey(9), false, false);
+    }
+
+    #[test]
+    fn a_chosen_set_is_one_batch_without_rotation() {
+        let selected = select(Mode::All { whole: true }, 5, &many(100));
+        assert_eq!((selected.batches.len(), selected.rotated.len()), (1, 0));
+        assert!(selected.batches[0].tests.is_sorted());
+    }
+}

@@ -1,0 +1,116 @@
+//! Whether several tests of a binary may run in one process, found out once per binary.
+//!
+//! The binary is started without a test to run, which shows whether libtest's log file works and
+//! what a start costs. A binary that knows cargo-nextest's variables, or ours, may rely on a
+//! process per test: the bytes of such names in it are enough to leave it alone.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use distest_worker::protocol::Exit;
+use memchr::memmem;
+use serde::{Deserialize, Serialize};
+
+use super::Lister;
+use crate::model::{Sharing, TestBinary};
+
+/// Texts in an executable that speak of a process per test.
+const TELLING: [&[u8]; 2] = [b"NEXTEST_", b"DISTEST_"];
+/// Bytes of an executable that are looked at at a time.
+const SCAN_BYTES: usize = 1 << 20;
+/// A name that no test has.
+const NO_TEST: &str = "cargo distest asks for no test";
+
+/// What was found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Probe {
+    /// Its tests may share a process.
+    Shares {
+        /// What a start costs.
+        start_us: u64,
+    },
+    /// They may not.
+    Alone,
+}
+
+impl Probe {
+    pub(super) fn sharing(self) -> Option<Sharing> {
+        match self {
+            Self::Shares { start_us } => {
+                Some(Sharing { start_cost: Duration::from_micros(start_us) })
+            }
+            Self::Alone => None,
+        }
+    }
+}
+
+/// Finds out. What goes wrong here only costs time later: each test then has its own process.
+pub(super) async fn probe(lister: &impl Lister, binary: &TestBinary) -> Probe {
+    let executable = binary.executable.clone();
+    let scan = tokio::task::spawn_blocking(move || mentions(&executable, &TELLING)).await;
+    if !matches!(scan, Ok(Ok(false))) {
+        return Probe::Alone;
+    }
+    start(lister, binary).await.map_or(Probe::Alone, |start| {
+        let start_us = u64::try_from(start.as_micros()).unwrap_or(u64::MAX);
+        Probe::Shares { start_us }
+    })
+}
+
+/// What a start without a test costs; none if libtest's log file doesn't work.
+async fn start(lister: &impl Lister, binary: &TestBinary) -> Option<Duration> {
+    let folder = tempfile::tempdir().ok()?;
+    let log = folder.path().join("log");
+    let args = ["--exact", NO_TEST, "--test-threads=1", "--logfile", log.to_str()?];
+    let began = Instant::now();
+    let raw = lister.run(binary, &args).await.ok()?;
+    let took = began.elapsed();
+    (raw.exit == Exit::Code(0) && log.exists()).then_some(took)
+}
+
+/// Whether a file holds one of these texts.
+fn mentions(path: &Path, texts: &[&[u8]]) -> io::Result<bool> {
+    let finders: Vec<_> = texts.iter().map(memmem::Finder::new).collect();
+    let overlap = texts.iter().map(|text| text.len()).max().unwrap_or(1) - 1;
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; SCAN_BYTES + overlap];
+    let mut kept = 0;
+    loop {
+        let length = file.read(&mut buffer[kept..])?;
+        if length == 0 {
+            return Ok(false);
+        }
+        let filled = kept + length;
+        if finders.iter().any(|finder| finder.find(&buffer[..filled]).is_some()) {
+            return Ok(true);
+        }
+        // A text may begin in this piece and end in the next.
+        let next = filled.min(overlap);
+        buffer.copy_within(filled - next..filled, 0);
+        kept = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_found_wherever_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let found = |at: usize, text: &[u8]| {
+            let mut bytes = vec![b'x'; at];
+            bytes.extend_from_slice(text);
+            bytes.extend_from_slice(b"yyy");
+            std::fs::write(&path, bytes).unwrap();
+            mentions(&path, &TELLING).unwrap()
+        };
+        for at in [0, 5, SCAN_BYTES - 4, SCAN_BYTES, SCAN_BYTES + 3, 3 * SCAN_BYTES - 1] {
+            assert!(found(at, b"NEXTEST_RUN_ID") && found(at, b"DISTEST_"), "at {at}");
+            assert!(!found(at, b"NEXTEST-"), "at {at}");
+        }
+        assert!(!found(0, b""));
+    }
+}
