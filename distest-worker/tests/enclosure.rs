@@ -98,6 +98,7 @@ impl Rig {
                 .into(),
             cwd: "/nowhere/at all/proj".into(),
             streams: Streams::Capture,
+            progress: false,
             leak_timeout: Duration::from_millis(50),
             layer,
         };
