@@ -11,6 +11,7 @@ mod bad_workers;
 mod batches;
 mod environment;
 mod faults;
+mod hermetic;
 mod keys;
 mod models;
 mod output;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         travel::cases(),
         batches::cases(),
         faults::cases(),
+        hermetic::cases(),
         bad_input::cases(),
         bad_workers::cases(),
         keys::cases(),

@@ -2,12 +2,13 @@
 
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
+use distest_tests::hermetic::{self, NOBODYS_ID, Plan};
 use distest_tests::junit::Report;
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
-use crate::case;
+use crate::case_if;
 
 const FIXTURES: [&str; 12] = [
     "basic",
@@ -28,6 +29,10 @@ const FIXTURES: [&str; 12] = [
 enum Fleet {
     Embedded,
     Workers(u32),
+    /// One worker that has never seen the client's files, of an ordinary user or of root.
+    Hermetic {
+        user: u32,
+    },
 }
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -35,12 +40,18 @@ pub(crate) fn cases() -> Vec<Trial> {
         ("embedded", Fleet::Embedded),
         ("one_worker", Fleet::Workers(1)),
         ("three_workers", Fleet::Workers(3)),
+        ("hermetic", Fleet::Hermetic { user: NOBODYS_ID }),
+        ("hermetic_root", Fleet::Hermetic { user: 0 }),
     ];
     let mut trials = Vec::new();
     for fixture in FIXTURES {
         for (label, fleet) in fleets {
             let name = format!("model::{fixture}::{label}");
-            trials.push(case(name, move |scratch| check(scratch, fixture, fleet)));
+            let possible = match fleet {
+                Fleet::Embedded | Fleet::Workers(_) => || Ok(()),
+                Fleet::Hermetic { .. } => hermetic::possible,
+            };
+            trials.push(case_if(name, possible, move |scratch| check(scratch, fixture, fleet)));
         }
     }
     trials
@@ -51,6 +62,9 @@ fn check(scratch: &Scratch, fixture: &str, fleet: Fleet) {
     let workers = match fleet {
         Fleet::Embedded => Vec::new(),
         Fleet::Workers(count) => Worker::fleet(scratch, count, 2),
+        Fleet::Hermetic { user } => {
+            vec![Plan::new(scratch).of(user).start(scratch, "w1", 2)]
+        }
     };
     let junit = scratch.join("reports/junit.xml");
     let mut client = Client::run(scratch, &fixture).args(&fixture.model.args);

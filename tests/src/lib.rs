@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod fixture;
+pub mod hermetic;
 pub mod impostor;
 pub mod junit;
 pub mod measure;

@@ -1,0 +1,363 @@
+//! Workers that have never seen this machine's files: the honest harness.
+//!
+//! A worker on the same machine finds the client's files where they are, and a test would pass for
+//! the wrong reason. A [`HermeticWorker`] runs as another user, in a mount namespace in which the
+//! workspace, its target folder, cargo's home and this user's home don't exist, and in a network
+//! namespace of its own, which a pair of virtual interfaces joins to this one. Everything of that
+//! is the kernel's to clean up: it goes with the worker's process, however that ends.
+//!
+//! Only root can do this. Needs the program `ip`.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::{env, thread};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+use serde::{Deserialize, Serialize};
+
+use crate::DEADLINE;
+use crate::client::Client;
+use crate::process::Owned;
+use crate::product::{product, repository};
+use crate::scratch::Scratch;
+use crate::worker::Worker;
+
+/// Has no account anywhere.
+pub const NOBODYS_ID: u32 = 54_321;
+/// All that the worker has of its own lies here, in memory: its home, store and executable.
+const OWN: &str = "/mnt";
+/// Top-level folders that a machine can't do without. Others that hold something of the client's
+/// are hidden as a whole, so that not even a parent folder exists.
+const NEEDED: [&str; 12] =
+    ["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"];
+
+/// What a hermetic worker is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Who runs it: [`NOBODYS_ID`], or 0.
+    user: u32,
+    /// What it may not do.
+    denied: Denied,
+    /// The hidden folders belong to it, so that it can create what is missing there.
+    owns_hidden: bool,
+    /// More arguments of `serve`.
+    arguments: Vec<String>,
+    hidden: Vec<PathBuf>,
+    executable: PathBuf,
+    authorized: String,
+    mark: PathBuf,
+    interface: String,
+    address: String,
+}
+
+/// What a worker's machine denies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Denied {
+    /// Nothing.
+    Nothing,
+    /// User namespaces, as a container's seccomp filter does.
+    UserNamespaces,
+    /// A `/proc` of its own, as a container does that masks parts of it.
+    Proc,
+}
+
+/// Why nothing hermetic can be had here.
+///
+/// # Errors
+/// In words.
+pub fn possible() -> Result<(), String> {
+    if !geteuid().is_root() {
+        return Err("only root can hide files and join networks".to_owned());
+    }
+    let found = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
+    found.map_err(|error| format!("the program ip (iproute2) is needed: {error}"))?;
+    Ok(())
+}
+
+impl Plan {
+    /// A worker of an ordinary user that lets in this scratch folder's client and is denied nothing.
+    pub fn new(scratch: &Scratch) -> Self {
+        let shown = Client::call(scratch, scratch.path(), &["key", "show"]).finish();
+        assert_eq!(shown.code(), 0, "{}", shown.stderr);
+        Self {
+            user: NOBODYS_ID,
+            denied: Denied::Nothing,
+            owns_hidden: false,
+            arguments: Vec::new(),
+            hidden: hidden(scratch),
+            executable: product().worker.clone(),
+            authorized: format!("{} run harness\n", shown.stdout.trim()),
+            mark: scratch.path().to_owned(),
+            interface: String::new(),
+            address: String::new(),
+        }
+    }
+
+    /// The same of another user.
+    #[must_use]
+    pub fn of(mut self, user: u32) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// The same denied something.
+    #[must_use]
+    pub fn denied(mut self, denied: Denied) -> Self {
+        self.denied = denied;
+        self
+    }
+
+    /// The same owning the folders in which everything is hidden, and so free to fill them.
+    #[must_use]
+    pub fn owning_hidden(mut self) -> Self {
+        self.owns_hidden = true;
+        self
+    }
+
+    /// The same with more arguments of `serve`.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub fn start(&self, scratch: &Scratch, name: &str, slots: u32) -> Worker {
+        let log = scratch.join(format!("worker-{name}.log"));
+        let stderr = File::create(&log).expect("a folder of ours can be written");
+        let mut command: Vec<String> = vec![format!("{OWN}/bin/worker"), "serve".to_owned()];
+        command.extend(["--listen".to_owned(), "ADDRESS:0".to_owned()]);
+        command.extend(["--name", name, "--slots", &slots.to_string()].map(str::to_owned));
+        command.extend(["--store".to_owned(), format!("{OWN}/store")]);
+        command.extend(self.arguments.clone());
+        let (process, lines) = self.enter(&command, stderr);
+        let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["ready", told, address] = words[..] else {
+            let log = fs::read_to_string(&log).unwrap_or_default();
+            panic!("worker {name} said {line:?} instead of being ready, and on stderr:\n{log}");
+        };
+        assert_eq!(told, name, "the worker got a name");
+        Worker { name: name.to_owned(), address: address.to_owned(), process, log }
+    }
+
+    /// Starts workers called `w1`, `w2`…
+    pub fn fleet(&self, scratch: &Scratch, count: u32, slots: u32) -> Vec<Worker> {
+        (1..=count).map(|number| self.start(scratch, &format!("w{number}"), slots)).collect()
+    }
+
+    /// What a shell script prints where a worker would run.
+    pub fn shell(&self, scratch: &Scratch, script: &str) -> String {
+        let log = scratch.join("shell.log");
+        let stderr = File::create(&log).expect("a folder of ours can be written");
+        let command = ["/bin/sh", "-c", script].map(str::to_owned);
+        let (mut process, lines) = self.enter(&command, stderr);
+        let printed: Vec<String> = lines.iter().collect();
+        let status = process.wait(DEADLINE).expect("it ends when its output does");
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        assert!(status.success(), "{script}: {printed:?}\n{log}");
+        printed.join("\n")
+    }
+
+    /// Starts a command where a worker runs, `ADDRESS` in it replaced, and gives what it prints.
+    fn enter(
+        &self,
+        command: &[String],
+        stderr: File,
+    ) -> (Owned, std::sync::mpsc::Receiver<String>) {
+        let link = Link::next();
+        let plan = Self {
+            interface: link.inside.clone(),
+            address: link.inner.to_string(),
+            ..self.clone()
+        };
+        let command: Vec<String> =
+            command.iter().map(|word| word.replace("ADDRESS", &plan.address)).collect();
+        // Built with the product, which is all programs of this repository.
+        let helper = product().worker.with_file_name("hermetic-enter");
+        let mut start = Command::new(helper);
+        start.arg(serde_json::to_string(&(&plan, &command)).expect("plain data"));
+        start.env("E2E_SCRATCH", &self.mark);
+        start.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut process = Owned::start(&mut start).expect("a program of ours can be started");
+        let mut stdin = process.streams().stdin.take().expect("it is a pipe");
+        let stdout = process.streams().stdout.take().expect("it is a pipe");
+        let (sender, lines) = channel();
+        // Reads on, so that nobody waits for a reader.
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
+                let _ = sender.send(line);
+            });
+        });
+        let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
+        assert_eq!(line, "unshared", "the helper enters its namespaces");
+        link.join(process.pid());
+        writeln!(stdin, "joined").expect("the helper reads");
+        drop(stdin);
+        (process, lines)
+    }
+}
+
+/// What must not be there for a worker: everything of the client's.
+fn hidden(scratch: &Scratch) -> Vec<PathBuf> {
+    let folder = |name| env::var_os(name).map(PathBuf::from);
+    let mut paths = vec![repository(), product().target_dir.clone(), scratch.path().to_owned()];
+    paths.extend(env::home_dir());
+    paths.extend(folder("CARGO_HOME"));
+    paths.extend(folder("RUSTUP_HOME"));
+    paths.extend(folder("CARGO_TARGET_DIR").filter(|path| path.is_absolute()));
+    paths.push("/tmp".into());
+    let mut hidden: Vec<PathBuf> = paths.iter().map(|path| outermost(path)).collect();
+    hidden.sort();
+    hidden.dedup_by(|inner, outer| inner.starts_with(outer));
+    hidden
+}
+
+/// The outermost folder on the way to a path that can be hidden.
+fn outermost(path: &Path) -> PathBuf {
+    let top = path.iter().nth(1).unwrap_or_default();
+    let needed = NEEDED.iter().any(|needed| top == *needed) || Path::new(OWN).ends_with(top);
+    if needed { path.to_owned() } else { Path::new("/").join(top) }
+}
+
+/// A pair of virtual interfaces: one stays, one goes into the worker's namespace. Both are gone
+/// when that is.
+struct Link {
+    outside: String,
+    inside: String,
+    outer: Ipv4Addr,
+    inner: Ipv4Addr,
+}
+
+impl Link {
+    /// Names and addresses that nobody else uses: of this process, and of this call.
+    fn next() -> Self {
+        static LINKS: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), LINKS.fetch_add(1, Ordering::Relaxed));
+        assert!(number < 256, "networks are used up");
+        let base = 0x0a40_0000 | ((process & 0x1fff) << 10) | (number << 2);
+        let name = |side| format!("d{process}{side}{number}");
+        Self {
+            outside: name("o"),
+            inside: name("i"),
+            outer: Ipv4Addr::from(base | 1),
+            inner: Ipv4Addr::from(base | 2),
+        }
+    }
+
+    fn join(&self, process: u32) {
+        let Self { outside, inside, outer, .. } = self;
+        let process = process.to_string();
+        let peer = ["peer", "name", inside, "netns", &process];
+        ip(&[&["link", "add", outside, "type", "veth"][..], &peer].concat());
+        ip(&["addr", "add", &format!("{outer}/30"), "dev", outside]);
+        ip(&["link", "set", outside, "up"]);
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let Output { status, stderr, .. } =
+        Command::new("ip").args(arguments).output().expect("ip can be started");
+    assert!(status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+}
+
+/// What the `hermetic-enter` executable does: becomes a command in the worker's surroundings.
+///
+/// # Errors
+/// A step failed.
+pub fn enter(given: &str) -> io::Result<()> {
+    let (plan, command): (Plan, Vec<String>) = serde_json::from_str(given)?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let mut stdout = io::stdout();
+    writeln!(stdout, "unshared")?;
+    stdout.flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    for arguments in [
+        &["link", "set", "lo", "up"][..],
+        &["addr", "add", &format!("{}/30", plan.address), "dev", &plan.interface],
+        &["link", "set", &plan.interface, "up"],
+    ] {
+        ip(arguments);
+    }
+    make_own(&plan)?;
+    for folder in plan.hidden.iter().filter(|folder| folder.is_dir()) {
+        let owner = if plan.owns_hidden { plan.user } else { 0 };
+        let mode = if folder == Path::new("/tmp") { "1777" } else { "755" };
+        mount_memory(folder, &format!("mode={mode},uid={owner},gid={owner}"))?;
+    }
+    if plan.denied == Denied::Proc {
+        mount(Some("/dev/null"), "/proc/kcore", none, MsFlags::MS_BIND, none)?;
+    }
+    if plan.denied == Denied::UserNamespaces {
+        deny_user_namespaces()?;
+    }
+    if plan.user != 0 {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(plan.user))?;
+        setuid(Uid::from_raw(plan.user))?;
+    }
+    let mut worker = Command::new(&command[0]);
+    worker.args(&command[1..]).current_dir(OWN).env_clear();
+    worker.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", format!("{OWN}/home"));
+    worker.env("E2E_SCRATCH", &plan.mark).stdin(Stdio::null());
+    Err(worker.exec())
+}
+
+/// The worker's executable, home and keys.
+fn make_own(plan: &Plan) -> io::Result<()> {
+    let Plan { user, executable, authorized, .. } = plan;
+    // Read before it may be covered.
+    let executable = fs::read(executable)?;
+    mount_memory(Path::new(OWN), &format!("mode=755,uid={user},gid={user}"))?;
+    let own = |name: &str| Path::new(OWN).join(name);
+    let config = own("home/.config/distest");
+    fs::create_dir_all(&config)?;
+    fs::create_dir(own("bin"))?;
+    fs::write(own("bin/worker"), executable)?;
+    fs::set_permissions(own("bin/worker"), fs::Permissions::from_mode(0o755))?;
+    fs::write(config.join("authorized_keys"), authorized)?;
+    fs::set_permissions(config.join("authorized_keys"), fs::Permissions::from_mode(0o600))?;
+    for name in ["home", "home/.config", "home/.config/distest"] {
+        chown(own(name), Some(*user), Some(*user))?;
+    }
+    chown(config.join("authorized_keys"), Some(*user), Some(*user))
+}
+
+fn mount_memory(at: &Path, options: &str) -> io::Result<()> {
+    Ok(mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options))?)
+}
+
+/// A filter for system calls: `unshare` of users is not permitted, all else is.
+#[expect(unsafe_code, reason = "a filter is handed to the kernel by its address")]
+fn deny_user_namespaces() -> io::Result<()> {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+    let step = |code: u32, k: u32, jt: u8, jf: u8| sock_filter { code: code as u16, jt, jf, k };
+    // Of the structure that seccomp(2) describes: the call's number, and its first argument.
+    let (number, argument) = (0, 16);
+    let denied = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut filter = [
+        step(BPF_LD | BPF_W | BPF_ABS, number, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, libc::SYS_unshare as u32, 0, 3),
+        step(BPF_LD | BPF_W | BPF_ABS, argument, 0, 0),
+        step(BPF_JMP | BPF_JSET | BPF_K, libc::CLONE_NEWUSER as u32, 0, 1),
+        step(BPF_RET | BPF_K, denied, 0, 0),
+        step(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter live until the call returns, which copies them.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
