@@ -1,9 +1,11 @@
 //! The pipe on which an attempt tells of its progress: cut into lines, each with its time.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::read;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -76,7 +78,11 @@ impl Reader {
                     self.tell().await;
                     continue;
                 }
-                ready = self.pipe.readable(), if open => open = ready.is_ok() && self.read(),
+                ready = self.pipe.readable(), if open => {
+                    let Self { pipe, lines, .. } = &mut self;
+                    let state = ready.and_then(|()| pipe.try_io(|| lines.read(pipe)));
+                    open = matches!(state, Err(error) if error.kind() == ErrorKind::WouldBlock);
+                }
             }
             if !self.lines.complete.is_empty() {
                 self.due.get_or_insert_with(|| Instant::now() + TELL_AFTER);
@@ -87,23 +93,9 @@ impl Reader {
                 () = sleep(REST) => {}
             }
         }
-        self.read();
+        // Whether or not the runtime has heard that there is something.
+        let _ = self.lines.read(&self.pipe);
         self.tell().await;
-    }
-
-    /// Reads what is there. False at the end.
-    fn read(&mut self) -> bool {
-        let mut buffer = [0; READ_BYTES_MAX];
-        while self.lines.total < PROGRESS_BYTES_MAX {
-            match self.pipe.try_read(&mut buffer) {
-                Ok(0) => return false,
-                Ok(length) => self.lines.push(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                // A pipe that can't be read has nothing more to say.
-                Err(_) => return false,
-            }
-        }
-        false
     }
 
     async fn tell(&mut self) {
@@ -128,6 +120,20 @@ struct Lines {
 impl Lines {
     fn new() -> Self {
         Self { since: Instant::now(), partial: Vec::new(), complete: Vec::new(), total: 0 }
+    }
+
+    /// Reads what is there; [`ErrorKind::WouldBlock`] if there may be more later.
+    fn read(&mut self, pipe: &impl AsFd) -> io::Result<()> {
+        let mut buffer = [0; READ_BYTES_MAX];
+        while self.total < PROGRESS_BYTES_MAX {
+            match read(pipe, &mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => self.push(&buffer[..length]),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Takes in bytes. A line without its newline is none.
