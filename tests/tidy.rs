@@ -49,6 +49,14 @@ const CLIENT: &[(&str, &[&str])] = &[
             "tree",
         ],
     ),
+    ("travel", &["compile", "dispatch", "failure", "settings", "testenv", "tree"]),
+    (
+        "runner",
+        &[
+            "cli", "compile", "failure", "fleet", "model", "parcel", "settings", "ship", "testenv",
+            "travel", "tree",
+        ],
+    ),
     ("results", &["event", "failure", "model", "settings"]),
     ("report", &["event", "failure", "model", "results", "settings", "ui"]),
     ("history", &["batch", "cost", "event", "failure", "model", "results", "settings"]),

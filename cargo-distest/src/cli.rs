@@ -47,6 +47,12 @@ pub enum Command {
     /// Build and list the test cases, without running them.
     #[command(after_help = EXIT_CODES)]
     List(Box<ListArgs>),
+    /// Run one executable on the fleet as if it ran here: a target runner for cargo.
+    ///
+    /// With `CARGO_TARGET_<TRIPLE>_RUNNER="cargo-distest runner"`, `cargo test`, `cargo run`,
+    /// `cargo bench` and `cargo nextest run` run their executables on the workers that
+    /// DISTEST_WORKERS or the configuration name; without any, here.
+    Runner(RunnerArgs),
     /// Be a worker: the same as `distest-worker`.
     #[command(subcommand)]
     Worker(WorkerCommand),
@@ -117,6 +123,22 @@ pub struct ListArgs {
     pub config: ConfigArgs,
 }
 
+/// `cargo distest runner`.
+#[derive(Clone, Debug, Args)]
+pub struct RunnerArgs {
+    /// Keep workers' connections at this socket: used by the runner itself.
+    #[arg(long, hide = true, value_name = "SOCKET", conflicts_with = "command")]
+    pub agent: Option<PathBuf>,
+    /// The executable and its arguments.
+    #[arg(
+        value_name = "EXE",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "agent"
+    )]
+    pub command: Vec<OsString>,
+}
+
 /// `list --message-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
@@ -179,12 +201,34 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     let select = match &mut cli.command {
         Command::Run(run) => Some(&mut run.select),
         Command::List(list) => Some(&mut list.select),
-        Command::Worker(_) | Command::Key(_) | Command::Completions { .. } | Command::Man => None,
+        Command::Runner(_)
+        | Command::Worker(_)
+        | Command::Key(_)
+        | Command::Completions { .. }
+        | Command::Man => None,
     };
     if let Some(select) = select {
         select.parse_libtest_args()?;
     }
     Ok(cli)
+}
+
+/// The executable and arguments of a plain `runner EXE ARGS…`, which needs no parser: it is called
+/// once for each executable, and has to be quick.
+pub fn runner_call(args: &[OsString]) -> Option<(&OsString, &[OsString])> {
+    let rest = match args {
+        [_, first, rest @ ..] if first == "distest" => rest,
+        [_, rest @ ..] => rest,
+        [] => return None,
+    };
+    match rest {
+        [word, program, args @ ..]
+            if word == "runner" && !program.as_encoded_bytes().starts_with(b"-") =>
+        {
+            Some((program, args))
+        }
+        _ => None,
+    }
 }
 
 impl ListArgs {

@@ -30,6 +30,8 @@ mod needed;
 mod runtime_env;
 mod toolchain;
 
+pub(crate) use needed::libraries as needed_libraries;
+
 use assemble::Assembler;
 use cargo_config::{CargoConfig, ConfigVariable};
 

@@ -9,10 +9,12 @@ mod connection;
 mod embedded;
 mod keys;
 
+use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use distest_worker::globs::Globs;
 use distest_worker::protocol::{OsText, OutputChunk, Report};
@@ -88,6 +90,8 @@ pub struct SessionFacts {
     pub environment: Vec<(OsString, OsString)>,
     /// Variables that remote tests get beside those that always travel.
     pub pass: Globs,
+    /// Sessions have no environment: each attempt brings all of its own.
+    pub bare: bool,
 }
 
 /// Makes connections, numbers workers.
@@ -171,6 +175,9 @@ impl Fleet {
 
     fn environment(&self, embedded: bool) -> Vec<(OsText, OsText)> {
         let facts = &self.shared.facts;
+        if facts.bare {
+            return Vec::new();
+        }
         testenv::session(&facts.run, facts.environment.iter().cloned(), embedded, &facts.pass)
     }
 
@@ -178,6 +185,15 @@ impl Fleet {
         // Nobody listens once the run is over.
         let _ = self.shared.messages.send(message).await;
     }
+}
+
+/// A name for a run, unique in practice, and in order of time: `20261122T101500Z-1a2b3c4d`.
+pub fn run_name() -> String {
+    let now = SystemTime::now();
+    let time = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+    // Its keys are random in every process.
+    let random = RandomState::new().hash_one((now, std::process::id()));
+    format!("{time}-{:08x}", random as u32)
 }
 
 /// Why an address yields no worker.

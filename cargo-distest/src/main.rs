@@ -3,16 +3,21 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use cargo_distest::cli::{self, Cli, Command};
+use cargo_distest::cli::{self, Cli, Command, RunnerArgs};
 use cargo_distest::failure::{self, Failure};
 use cargo_distest::key;
 use cargo_distest::run;
+use cargo_distest::runner::{agent, shim};
 use cargo_distest::settings::{Color, ShowProgress};
 use cargo_distest::ui::{self, Ui};
 
 fn main() -> ExitCode {
     distest_worker::zygote::enter_if_asked();
-    let Cli { command } = match cli::parse(std::env::args_os()) {
+    let args: Vec<_> = std::env::args_os().collect();
+    if let Some((program, args)) = cli::runner_call(&args) {
+        return ExitCode::from(shim::run(program, args).unwrap_or_else(tell).number());
+    }
+    let Cli { command } = match cli::parse(args) {
         Ok(cli) => cli,
         Err(error) => return tell_usage(&error),
     };
@@ -35,6 +40,14 @@ fn main() -> ExitCode {
         Command::Key(command) => match key::key(&command) {
             Ok(text) => print(text.as_bytes()),
             Err(failure) => tell(failure),
+        },
+        Command::Runner(RunnerArgs { agent: Some(socket), command: _ }) => {
+            agent::forget_inherited();
+            perform(agent::run(&socket))
+        }
+        Command::Runner(RunnerArgs { agent: None, command }) => match command.split_first() {
+            Some((program, args)) => shim::run(program, args).unwrap_or_else(tell),
+            None => failure::ExitCode::Usage,
         },
         Command::Worker(command) => return distest_worker::cli::run(command),
         Command::Run(args) => perform(run::run(&args)),

@@ -6,10 +6,7 @@ mod intake;
 mod list;
 mod record;
 mod signals;
-mod travel;
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,13 +22,14 @@ use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
 use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
 use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
-use crate::fleet::{Fleet, SessionFacts};
+use crate::fleet::{self, Fleet, SessionFacts};
 use crate::history::History;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{self, ConfigFiles, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning};
 use crate::testenv::RunFacts;
+use crate::travel::{self, Travel};
 use crate::tree::Tree;
 use crate::tree::copies::Copies;
 use crate::tree::statcache::StatCache;
@@ -40,7 +38,6 @@ use company::Choice;
 use intake::Intake;
 pub use list::list;
 use signals::Interrupts;
-use travel::Travel;
 
 /// Events that wait for the reporters.
 const EVENTS_MAX: usize = 1024;
@@ -333,6 +330,7 @@ impl Line {
             roots: self.travel.session_roots(&self.workspace),
             environment: std::env::vars_os().collect(),
             pass: self.travel.pass().clone(),
+            bare: false,
         }
     }
 
@@ -347,18 +345,9 @@ fn state_folder(workspace: &Workspace) -> PathBuf {
     workspace.target_dir.join("distest")
 }
 
-/// Unique in practice, and in order of time: `20261122T101500Z-1a2b3c4d`.
-fn run_name() -> String {
-    let now = SystemTime::now();
-    let time = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
-    // Its keys are random in every process.
-    let random = RandomState::new().hash_one((now, std::process::id()));
-    format!("{time}-{:08x}", random as u32)
-}
-
 fn facts(settings: &Settings, workspace: &Workspace) -> RunFacts {
     RunFacts {
-        run: run_name(),
+        run: fleet::run_name(),
         profile: settings.profile.clone(),
         workspace_root: workspace.root.clone().into_os_string(),
         threads: settings.execute.test_threads.unwrap_or_else(cores),

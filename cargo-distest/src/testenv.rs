@@ -185,8 +185,12 @@ pub fn travels(name: &OsStr, pass: &Globs) -> bool {
     if pass.matches(Path::new(name), Some(Path::new(name))) {
         return true;
     }
-    let Some(name) = name.to_str() else { return false };
-    TRAVELLING.iter().any(|pattern| match pattern.strip_suffix('*') {
+    name.to_str().is_some_and(|name| any_matches(TRAVELLING, name))
+}
+
+/// Whether one of `patterns` is `name`, or its beginning followed by `*`.
+pub fn any_matches(patterns: &[&str], name: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),
         None => name == *pattern,
     })

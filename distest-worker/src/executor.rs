@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, Exit, Leak, LossReason, ProgressLine, SlotId, Stream, Streams, Usage,
+    AttemptId, AttemptSignal, Exit, Leak, LossReason, ProgressLine, SlotId, Stream, Streams, Usage,
 };
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
@@ -79,6 +79,8 @@ pub enum SlotCommand {
     Terminate,
     /// SIGKILL to all that the attempt started. Answered by [`SlotEvent::Exited`].
     Kill,
+    /// A signal to this attempt, if it still runs. Not answered.
+    Signal(AttemptId, AttemptSignal),
     /// The next piece of standard input; an empty one closes it. Answered by
     /// [`SlotEvent::StdinTaken`] or [`SlotEvent::Exited`].
     Stdin(Bytes),

@@ -78,6 +78,8 @@ pub trait Worker {
     async fn stdin(chunk: StdinChunk) -> Result<(), Refusal>;
     /// Ends the session in order; the connection may be closed after the answer.
     async fn close() -> ();
+    /// Sends a signal to a running attempt. One that has not started yet is refused.
+    async fn signal(attempt: AttemptId, signal: AttemptSignal) -> Result<(), Refusal>;
 }
 
 /// Served by the client.
@@ -326,6 +328,25 @@ pub struct StdinChunk {
     pub attempt: AttemptId,
     /// At most [`CHUNK_BYTES_MAX`]; empty closes the stream.
     pub data: Bytes,
+}
+
+/// A signal for one attempt, by meaning: its number is the worker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttemptSignal {
+    /// SIGHUP to its process group.
+    Hangup,
+    /// SIGINT to its process group.
+    Interrupt,
+    /// SIGQUIT to its process group.
+    Quit,
+    /// SIGTERM to its process group.
+    Terminate,
+    /// SIGUSR1 to its process group.
+    User1,
+    /// SIGUSR2 to its process group.
+    User2,
+    /// SIGKILL to all that it started.
+    Kill,
 }
 
 /// How to end what runs.

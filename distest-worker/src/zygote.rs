@@ -24,7 +24,7 @@ use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::protocol::{AttemptId, Exit, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, Usage};
 use crate::sandbox::changes::is_nearly_full;
 use crate::sandbox::enclosure::{self, Enclosure, Entered};
 use processes::{descendants, kill_all};
@@ -211,14 +211,9 @@ impl Zygote {
             }
             Received::Request(Request::Enter(enclosure), _) => self.enter(&enclosure)?,
             Received::Request(Request::Terminate(id), _) => {
-                // Only while its leader is unreaped is the group surely this attempt's.
-                if let Some(attempt) = self.current.as_ref()
-                    && attempt.id == id
-                    && attempt.end.is_none()
-                {
-                    let _ = killpg(attempt.pid, Signal::SIGTERM);
-                }
+                self.signal(id, AttemptSignal::Terminate);
             }
+            Received::Request(Request::Signal(id, signal), _) => self.signal(id, signal),
             Received::Request(Request::Kill(id), _) => {
                 if let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) {
                     attempt.kill();
@@ -226,6 +221,25 @@ impl Zygote {
             }
         }
         Ok(())
+    }
+
+    fn signal(&mut self, id: AttemptId, signal: AttemptSignal) {
+        let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) else {
+            return;
+        };
+        let signal = match signal {
+            AttemptSignal::Hangup => Signal::SIGHUP,
+            AttemptSignal::Interrupt => Signal::SIGINT,
+            AttemptSignal::Quit => Signal::SIGQUIT,
+            AttemptSignal::Terminate => Signal::SIGTERM,
+            AttemptSignal::User1 => Signal::SIGUSR1,
+            AttemptSignal::User2 => Signal::SIGUSR2,
+            AttemptSignal::Kill => return attempt.kill(),
+        };
+        // Only while its leader is unreaped is the group surely this attempt's.
+        if attempt.end.is_none() {
+            let _ = killpg(attempt.pid, signal);
+        }
     }
 
     /// Enters a sandbox. Where that takes another process, only that one returns.

@@ -75,6 +75,10 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn signal(self, _: Context, _: AttemptId, _: AttemptSignal) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

@@ -15,6 +15,7 @@ mod hermetic;
 mod keys;
 mod models;
 mod output;
+mod runner;
 mod selection;
 mod shipping;
 mod signals;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         models::cases(),
         selection::cases(),
         output::cases(),
+        runner::cases(),
         environment::cases(),
         shipping::cases(),
         signals::cases(),

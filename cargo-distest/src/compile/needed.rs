@@ -9,7 +9,7 @@ use distest_worker::compat::elf::Elf;
 use object::ReadCache;
 
 /// File names of the libraries that `file` names itself (`DT_NEEDED`); empty for anything but ELF.
-pub(super) fn libraries(file: &Path) -> BTreeSet<String> {
+pub(crate) fn libraries(file: &Path) -> BTreeSet<String> {
     read(file).map(|elf| elf.needed.into_iter().collect()).unwrap_or_default()
 }
 

@@ -100,6 +100,15 @@ impl Worker for FakeWorker {
     async fn stdin(self, _: Context, _: StdinChunk) -> Result<(), Refusal> {
         Ok(())
     }
+    async fn signal(
+        self,
+        _: Context,
+        _: distest_worker::protocol::AttemptId,
+        _: distest_worker::protocol::AttemptSignal,
+    ) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {}
 }
 

@@ -142,7 +142,12 @@ impl Place {
                     None | Some(SlotCommand::End) => return None,
                     Some(SlotCommand::Spawn(request)) => request,
                     // Meant for an attempt that has ended meanwhile.
-                    Some(SlotCommand::Terminate | SlotCommand::Kill | SlotCommand::Stdin(_)) => continue,
+                    Some(
+                        SlotCommand::Terminate
+                        | SlotCommand::Kill
+                        | SlotCommand::Signal(..)
+                        | SlotCommand::Stdin(_),
+                    ) => continue,
                 },
             };
             if let Err(detail) = self.enclose(helper, request.layer).await {
@@ -303,6 +308,9 @@ impl Place {
                 running.killed = true;
                 running.answer_by = Some(Instant::now() + KILL_PATIENCE);
                 let _ = helper.send(&Request::Kill(running.attempt), &[]).await;
+            }
+            SlotCommand::Signal(attempt, signal) => {
+                let _ = helper.send(&Request::Signal(attempt, signal), &[]).await;
             }
             SlotCommand::Stdin(data) => {
                 if let Some(feeder) = &running.feeder {

@@ -150,6 +150,7 @@ impl Method for WorkerRequest {
             Self::Stop { .. } => 8,
             Self::Stdin { .. } => 9,
             Self::Close { .. } => 10,
+            Self::Signal { .. } => 11,
         }
     }
 
@@ -172,6 +173,7 @@ impl Method for WorkerResponse {
             Self::Stop(()) => 8,
             Self::Stdin(_) => 9,
             Self::Close(()) => 10,
+            Self::Signal(_) => 11,
         }
     }
 

@@ -22,8 +22,9 @@ use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, 
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Output, OutputChunk, Pong,
-    Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk, Stop,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Output,
+    OutputChunk, Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk,
+    Stop,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
@@ -212,6 +213,9 @@ impl Driver {
             }
             Request::Stop(how) => _ = self.step(Input::Stop(how)),
             Request::Stdin(chunk, answer) => self.stdin(chunk, answer),
+            Request::Signal(attempt, signal, answer) => {
+                let _ = answer.send(self.signal(attempt, signal));
+            }
             Request::Close(answer) => match &mut self.opened {
                 Some(opened) => {
                     opened.closing.push(answer);
@@ -301,6 +305,17 @@ impl Driver {
         };
         stdin.waiting.push_back(answer);
         slots.command(slot, SlotCommand::Stdin(chunk.data));
+    }
+
+    fn signal(&self, attempt: AttemptId, signal: AttemptSignal) -> Result<(), Refusal> {
+        let opened = self.opened.as_ref().ok_or_else(no_session)?;
+        // Every attempt that has a slot is among those that may take input.
+        let found = opened.stdin.iter().find(|(_, stdin)| stdin.attempt == attempt);
+        let (slot, _) = found.ok_or_else(|| {
+            Refusal::new(RefusalKind::Closed, "the attempt doesn't run (yet, or any more)")
+        })?;
+        opened.slots.command(*slot, SlotCommand::Signal(attempt, signal));
+        Ok(())
     }
 
     fn on_event(&mut self, event: SlotEvent) {

@@ -11,8 +11,8 @@ use super::files::Files;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind, SessionReady,
-    SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind,
+    SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -29,6 +29,7 @@ pub(super) enum Request {
     Revoke(Vec<AttemptId>, oneshot::Sender<Vec<AttemptId>>),
     Stop(Stop),
     Stdin(StdinChunk, oneshot::Sender<Result<(), Refusal>>),
+    Signal(AttemptId, AttemptSignal, oneshot::Sender<Result<(), Refusal>>),
     Close(oneshot::Sender<()>),
     /// A call that doesn't concern the session: a sign of life.
     Word,
@@ -145,5 +146,14 @@ impl Worker for Handler {
     async fn close(self, _: Context) {
         // If the driver is gone, everything has ended already.
         let _ = self.ask(Request::Close).await;
+    }
+
+    async fn signal(
+        self,
+        _: Context,
+        attempt: AttemptId,
+        signal: AttemptSignal,
+    ) -> Result<(), Refusal> {
+        answered(self.ask(|answer| Request::Signal(attempt, signal, answer))).await
     }
 }

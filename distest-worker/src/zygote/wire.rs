@@ -19,7 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{AttemptId, Exit, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, Usage};
 use crate::sandbox::enclosure::{Enclosure, Obstacle};
 
 /// The longest request that travels in the socket itself; longer ones travel in a memfd.
@@ -48,6 +48,8 @@ pub(crate) enum Request {
     /// Answered by [`Answer::Entered`], which brings a descriptor of the sandbox's written layer, or
     /// by [`Answer::CouldNotEnter`], after which the zygote leaves.
     Enter(Box<Enclosure>),
+    /// A signal to the attempt's process group, if it still runs.
+    Signal(AttemptId, AttemptSignal),
 }
 
 /// What to start. Texts end in NUL, so that they can be handed to the kernel as they lie.

@@ -7,7 +7,6 @@ use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
 use distest_worker::server::FROM_WORKER;
 
-use super::blocking;
 use crate::compile::Workspace;
 use crate::dispatch::Here;
 use crate::failure::{ExitCode, Failure};
@@ -19,7 +18,7 @@ use crate::tree::{self, Tree, TreeRoots, TreeRules};
 
 /// Where workspace files are looked for, and by which rules.
 #[derive(Clone, Debug)]
-pub(super) struct Travel {
+pub struct Travel {
     roots: TreeRoots,
     rules: TreeRules,
     pass: Globs,
@@ -27,7 +26,10 @@ pub(super) struct Travel {
 
 impl Travel {
     /// Checked before the build.
-    pub(super) fn new(settings: &TravelSettings, workspace: &Workspace) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// A pattern makes no sense.
+    pub fn new(settings: &TravelSettings, workspace: &Workspace) -> Result<Self, Failure> {
         let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, pass, collect: _ } =
             settings;
         let mut roots = TreeRoots {
@@ -49,7 +51,7 @@ impl Travel {
     }
 
     /// Folders that a worker lays out, outermost first, none within another.
-    pub(super) fn session_roots(&self, workspace: &Workspace) -> Vec<OsText> {
+    pub fn session_roots(&self, workspace: &Workspace) -> Vec<OsText> {
         let mut folders = workspace.local_roots.clone();
         folders.extend(
             [&workspace.root, &workspace.target_dir, &workspace.build_dir].map(Clone::clone),
@@ -63,12 +65,12 @@ impl Travel {
     }
 
     /// Variables that remote tests get beside those that always travel.
-    pub(super) fn pass(&self) -> &Globs {
+    pub fn pass(&self) -> &Globs {
         &self.pass
     }
 
     /// What is here, for a test that fails elsewhere.
-    pub(super) fn here(&self, workspace: &Workspace) -> Here {
+    pub fn here(&self, workspace: &Workspace) -> Here {
         let homes = ["CARGO_HOME", "RUSTUP_HOME"].into_iter().filter_map(std::env::var_os);
         let homes = homes.map(PathBuf::from).chain(
             std::env::home_dir()
@@ -93,14 +95,17 @@ impl Travel {
     }
 
     /// Takes stock of the workspace's files.
-    pub(super) async fn collect(&self, copies: &Arc<Copies>) -> Result<Tree, Failure> {
+    ///
+    /// # Errors
+    /// As [`tree::collect`].
+    pub async fn collect(&self, copies: &Arc<Copies>) -> Result<Tree, Failure> {
         let (this, copies) = (self.clone(), Arc::clone(copies));
         blocking(move || tree::collect(&this.roots, &this.rules, &copies)).await
     }
 }
 
 /// Whether the workspace is still what travelled, in one line if not; then tidies the copies.
-pub(super) async fn look_back(
+pub async fn look_back(
     tree: Arc<Tree>,
     copies: Arc<Copies>,
     ours: Vec<PathBuf>,
@@ -112,6 +117,14 @@ pub(super) async fn look_back(
         differs(&changed.collect::<Vec<_>>(), &workspace)
     })
     .await
+}
+
+/// Runs what blocks without holding up everything else.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 fn differs(changed: &[&Path], workspace: &Path) -> Option<Warning> {

@@ -1,0 +1,325 @@
+//! `cargo distest runner`: an executable on a worker behaves as if it ran here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use distest_tests::DEADLINE;
+use distest_tests::fixture::Fixture;
+use distest_tests::process::Owned;
+use distest_tests::product::{cargo, product};
+use distest_tests::scratch::Scratch;
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::{case, case_if};
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("runner::streams_and_status_are_the_executables", streams_and_status),
+        case("runner::stdin_of_100_mb_arrives", long_stdin),
+        case("runner::ends_by_the_signal_that_ended_the_executable", ends_by_signal),
+        case("runner::passes_signals_on", passes_signals),
+        case("runner::a_killed_runner_leaves_nothing_on_the_worker", killed),
+        case("runner::a_reader_that_leaves_ends_it", reader_leaves),
+        case("runner::without_workers_it_becomes_the_executable", no_workers),
+        case("runner::falls_back_or_says_why", falls_back),
+        case("runner::the_agents_socket_is_private", private_socket),
+        case("runner::cargo_test_says_the_same", cargo_test),
+        case("runner::cargo_test_of_dynamic_libraries", |scratch| {
+            same_verdicts(scratch, "dynamic")
+        }),
+        case("runner::cargo_run_in_a_subfolder", cargo_run),
+        case("runner::files_that_change_travel_again", changed_files),
+        case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
+    ]
+}
+
+/// The runner, with these workers.
+fn runner(scratch: &Scratch, workers: &[Worker]) -> Command {
+    let mut command = scratch.command(&product().client);
+    let addresses: Vec<&str> = workers.iter().map(|worker| &*worker.address).collect();
+    command
+        .arg("runner")
+        .env("DISTEST_WORKERS", addresses.join(" "))
+        .env("DISTEST_RUNNER_IDLE", "1")
+        .current_dir(scratch.path())
+        .stdin(Stdio::null());
+    command
+}
+
+/// cargo, with the runner set.
+fn cargo_with(scratch: &Scratch, workers: &[Worker], fixture: &Fixture) -> Command {
+    let mut command = scratch.command(cargo());
+    let addresses: Vec<&str> = workers.iter().map(|worker| &*worker.address).collect();
+    if !workers.is_empty() {
+        let runner = format!("{} runner", product().client.display());
+        let triple = host().to_uppercase().replace('-', "_");
+        command.env(format!("CARGO_TARGET_{triple}_RUNNER"), runner);
+    }
+    command
+        .env("DISTEST_WORKERS", addresses.join(" "))
+        .env("DISTEST_RUNNER_IDLE", "1")
+        .env("CARGO_TERM_COLOR", "never")
+        .env("CARGO_TARGET_DIR", &fixture.target_dir)
+        .current_dir(&fixture.root)
+        .stdin(Stdio::null());
+    command
+}
+
+/// What rustc builds for here.
+fn host() -> String {
+    let output = Command::new("rustc").arg("-vV").output().unwrap();
+    let told = text(&output.stdout);
+    told.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned()
+}
+
+fn shell(scratch: &Scratch, workers: &[Worker], script: &str) -> Command {
+    let mut command = runner(scratch, workers);
+    command.args(["/bin/sh", "-c", script]);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn streams_and_status(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    let script = "echo $DISTEST_TEST_WORKER; echo from stderr >&2; cat; exit 7";
+    let mut command = shell(scratch, &workers, script);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Owned::start(&mut command).unwrap();
+    let mut stdin = process.streams().stdin.take().unwrap();
+    stdin.write_all(b"typed\0by hand").unwrap();
+    drop(stdin);
+    let mut out = String::new();
+    let mut err = String::new();
+    use std::io::Read;
+    process.streams().stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    process.streams().stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((&*out, &*err), ("w1\ntyped\0by hand", "from stderr\n"));
+    assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(7));
+}
+
+fn long_stdin(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    const BYTES: u64 = 100_000_000;
+    let file = fs::File::create(scratch.join("zeros")).unwrap();
+    file.set_len(BYTES).unwrap();
+    let mut command = shell(scratch, &workers, "wc -c");
+    command.stdin(fs::File::open(scratch.join("zeros")).unwrap());
+    let output = command.output().unwrap();
+    assert_eq!(text(&output.stdout).trim(), BYTES.to_string(), "{}", text(&output.stderr));
+}
+
+fn ends_by_signal(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    for signal in [Signal::SIGKILL, Signal::SIGSEGV, Signal::SIGTERM, Signal::SIGINT] {
+        let script = format!("kill -{} $$; sleep 600", signal as i32);
+        let status = shell(scratch, &workers, &script).status().unwrap();
+        assert_eq!(status.signal(), Some(signal as i32), "{signal}: {status}");
+    }
+}
+
+fn passes_signals(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    for (signal, name) in [(Signal::SIGINT, "INT"), (Signal::SIGTERM, "TERM")] {
+        let script =
+            format!("trap 'echo caught; exit 3' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut command = shell(scratch, &workers, &script);
+        command.stdout(Stdio::piped());
+        let mut process = Owned::start(&mut command).unwrap();
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(
+            process.streams().stdout.take().unwrap(),
+        ));
+        assert_eq!(lines.next().unwrap().unwrap(), "ready");
+        process.signal(signal);
+        assert_eq!(lines.next().unwrap().unwrap(), "caught");
+        assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(3), "{name}");
+    }
+}
+
+fn killed(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    let mut process = Owned::start(&mut shell(scratch, &workers, "sleep 654 & wait")).unwrap();
+    let sleeps =
+        |stray: &distest_tests::scratch::Stray| stray.command_line.starts_with("sleep 654");
+    scratch.wait_for("the executable's own child", sleeps);
+    process.signal(Signal::SIGKILL);
+    assert!(process.wait(DEADLINE).is_some());
+    let left = scratch.left_after(crate::GONE_WITHIN, sleeps);
+    assert!(left.is_empty(), "still there: {left:?}");
+}
+
+fn reader_leaves(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    let mut command = runner(scratch, &workers);
+    command.args(["yes", "no"]).stdout(Stdio::piped());
+    let mut process = Owned::start(&mut command).unwrap();
+    let stdout = process.streams().stdout.take().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+    assert_eq!(lines.next().unwrap().unwrap(), "no");
+    drop(lines);
+    assert_eq!(process.wait(DEADLINE).unwrap().signal(), Some(Signal::SIGPIPE as i32));
+}
+
+fn no_workers(scratch: &Scratch) {
+    // The same process: nothing of ours is in between.
+    let mut process = Owned::start(shell(scratch, &[], "echo $$; exit 5").stdout(Stdio::piped()));
+    let process = process.as_mut().unwrap();
+    let mut told = String::new();
+    let mut stdout = process.streams().stdout.take().unwrap();
+    std::io::Read::read_to_string(&mut stdout, &mut told).unwrap();
+    assert_eq!(told.trim(), process.pid().to_string());
+    assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(5));
+}
+
+fn falls_back(scratch: &Scratch) {
+    let address = {
+        let worker = Worker::start(scratch, "w1", 1);
+        worker.address.clone()
+    };
+    let run = |scratch: &Scratch| -> Output {
+        let mut command = shell(scratch, &[], "echo here; exit 4");
+        command.env("DISTEST_WORKERS", &address).output().unwrap()
+    };
+    let output = run(scratch);
+    assert_eq!((output.status.code(), &*text(&output.stdout)), (Some(4), "here\n"));
+    let told = text(&output.stderr);
+    assert!(told.contains("runs on this machine") && told.contains(&address), "{told}");
+
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    let output = run(scratch);
+    assert_eq!(output.status.code(), Some(97), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+}
+
+fn private_socket(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    assert!(shell(scratch, &workers, "true").status().unwrap().success());
+    let folder = scratch.join("cache/cargo-distest/runner");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder), 0o700);
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+    }
+
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = shell(scratch, &workers, "true").output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(96), "{told}");
+    assert!(told.contains("others can enter it"), "{told}");
+}
+
+/// `test NAME ... RESULT` lines, counted: several binaries may have tests of one name.
+fn verdicts(output: &Output) -> BTreeMap<String, usize> {
+    let mut verdicts = BTreeMap::new();
+    let told = text(&output.stdout);
+    let lines = told.lines().filter(|line| line.starts_with("test ") && line.contains(" ... "));
+    for line in lines {
+        *verdicts.entry(line.to_owned()).or_default() += 1;
+    }
+    verdicts
+}
+
+fn cargo_test(scratch: &Scratch) {
+    for fixture in ["basic", "paths", "workspace", "environment"] {
+        same_verdicts(scratch, fixture);
+    }
+}
+
+/// `cargo test` with and without the runner.
+fn same_verdicts(scratch: &Scratch, fixture: &str) {
+    let fixture = Fixture::named(fixture);
+    let workers = [Worker::start(scratch, &format!("for-{}", fixture.model.exit_code), 2)];
+    let run = |workers: &[Worker]| {
+        let mut command = cargo_with(scratch, workers, &fixture);
+        command.args(["test", "--workspace", "--no-fail-fast"]).output().unwrap()
+    };
+    let (here, there) = (run(&[]), run(&workers));
+    let all = verdicts(&here);
+    assert!(!all.is_empty(), "no tests:\n{}", text(&here.stderr));
+    assert_eq!(verdicts(&there), all, "{}\n{}", text(&there.stdout), text(&there.stderr));
+    assert_eq!(there.status.code(), here.status.code());
+}
+
+fn cargo_run(scratch: &Scratch) {
+    let fixture = Fixture::named("paths");
+    let workers = Worker::fleet(scratch, 1, 1);
+    let mut command = cargo_with(scratch, &workers, &fixture);
+    command.args(["run", "--quiet", "--bin", "paths-tool", "--", "data/hello.txt"]);
+    let output = command.current_dir(fixture.root.join("tests")).output().unwrap();
+    assert_eq!(text(&output.stdout), "hello from a data file\n", "{}", text(&output.stderr));
+}
+
+fn changed_files(scratch: &Scratch) {
+    let fixture = Fixture::copied("paths", scratch);
+    let workers = Worker::fleet(scratch, 1, 1);
+    let file = fixture.root.join("tests/data/hello.txt");
+    let extra = fixture.root.join("tests/data/extra.txt");
+    let show = || {
+        let mut command = cargo_with(scratch, &workers, &fixture);
+        command.args(["run", "--quiet", "--bin", "paths-tool", "--"]).arg(&file);
+        text(&command.output().unwrap().stdout)
+    };
+    assert_eq!(show(), "hello from a data file\n");
+    fs::write(&file, "changed\n").unwrap();
+    assert_eq!(show(), "changed\n");
+
+    let there = || {
+        let mut command = cargo_with(scratch, &workers, &fixture);
+        command.args(["run", "--quiet", "--bin", "paths-tool", "--"]).arg(&extra);
+        let output = command.output().unwrap();
+        (output.status.success(), text(&output.stderr))
+    };
+    fs::write(&extra, "new\n").unwrap();
+    let (found, told) = there();
+    assert!(found, "a new file is not there: {told}");
+    fs::remove_file(&extra).unwrap();
+    let (found, told) = there();
+    assert!(!found, "a removed file is still there: {told}");
+}
+
+fn nextest_is_there() -> Result<(), String> {
+    let mut command = Command::new(cargo());
+    command.args(["nextest", "--version"]).stderr(Stdio::null()).stdout(Stdio::null());
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err("cargo-nextest is not installed".to_owned()),
+    }
+}
+
+fn nextest(scratch: &Scratch) {
+    let fixture = Fixture::named("workspace");
+    let workers = Worker::fleet(scratch, 2, 2);
+    let run = |workers: &[Worker]| {
+        let mut command = cargo_with(scratch, workers, &fixture);
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        command.args(["--status-level", "all", "--final-status-level", "none"]);
+        let output = command.output().unwrap();
+        let told = text(&output.stderr);
+        let mut lines: Vec<String> = told.lines().filter_map(verdict).collect();
+        lines.sort();
+        (lines, output.status.code(), told)
+    };
+    let (here, code, told) = run(&[]);
+    assert!(here.len() > 5, "{told}");
+    let (there, there_code, told) = run(&workers);
+    assert_eq!((there, there_code), (here, code), "{told}");
+}
+
+/// `PASS binary name` out of nextest's `PASS [   0.005s] (1/9) binary name`.
+fn verdict(line: &str) -> Option<String> {
+    let line = line.trim();
+    let word = line.split(' ').next().filter(|word| ["PASS", "FAIL", "SIGABRT"].contains(word))?;
+    let rest = line.split_once(']')?.1.trim();
+    let rest = if rest.starts_with('(') { rest.split_once(')')?.1 } else { rest };
+    Some(format!("{word} {}", rest.trim()))
+}
