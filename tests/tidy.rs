@@ -31,6 +31,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("ship", &["failure", "model", "tree"]),
     ("scheduler", &["event", "model", "plan"]),
     ("batch", &["model", "scheduler"]),
+    ("sim", &["batch", "dispatch", "event", "model", "plan", "scheduler"]),
     (
         "dispatch",
         &[

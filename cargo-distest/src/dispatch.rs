@@ -5,7 +5,7 @@
 mod company;
 mod gather;
 mod hints;
-mod judge;
+pub(crate) mod judge;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -22,11 +22,13 @@ use tokio::sync::{mpsc, watch};
 use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
-use crate::fleet::{Connection, Fleet, FleetMessage};
+use crate::fleet::{Connection, Fleet, FleetMessage, LOST_AFTER};
 use crate::model::{AttemptResult, Sharing, TestBinary, TestCase, TestIndex, WorkerId};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
-use crate::scheduler::{Batch, Effect, Grant, Input, Rotated, Rules, Scheduler, Task};
+use crate::scheduler::{
+    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task, Traits,
+};
 use crate::settings::Fallback;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
@@ -70,6 +72,8 @@ pub struct Planned {
     pub rank: Rank,
     /// What it will probably take.
     pub expected: Option<Duration>,
+    /// What it asks of where and beside whom it runs, if anything.
+    pub needs: Option<Arc<Needs>>,
 }
 
 /// What the stages before say.
@@ -97,6 +101,8 @@ pub enum Order {
 pub struct DispatchSettings {
     /// The scheduler's rules.
     pub rules: Rules,
+    /// Groups of tests, in the order in which [`Needs`] name them.
+    pub groups: Vec<Group>,
     /// What all tests have in common.
     pub facts: RunFacts,
     /// The clocks of each attempt.
@@ -122,12 +128,23 @@ pub struct DispatchSettings {
 }
 
 /// How dispatching ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dispatched {
     /// Why it ended early, if it did.
     pub cancelled: Option<CancelReason>,
     /// No worker was ever usable.
     pub never_had_worker: bool,
+    /// The test that no worker may run, if that ended it.
+    pub unplaceable: Option<Unplaceable>,
+}
+
+/// A test that no worker may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unplaceable {
+    /// Which, and why.
+    pub text: String,
+    /// The worker that comes nearest, and what it lacks.
+    pub nearest: Option<String>,
 }
 
 /// An attempt that is with a worker.
@@ -181,6 +198,7 @@ pub struct Dispatch {
     /// Workers that joined and that the user was waiting for.
     waited_for: u32,
     fell_back: bool,
+    unplaceable: Option<Unplaceable>,
     done: bool,
 }
 
@@ -231,7 +249,7 @@ impl Dispatch {
     ) -> Self {
         let hints = Hints::new(settings.here.clone());
         Self {
-            scheduler: Scheduler::new(settings.rules),
+            scheduler: Scheduler::with_groups(settings.rules, settings.groups.clone()),
             settings,
             fleet,
             events,
@@ -248,6 +266,7 @@ impl Dispatch {
             gate: Gate { planned: false, workers: false, opened: false },
             waited_for: 0,
             fell_back: false,
+            unplaceable: None,
             done: false,
         }
     }
@@ -284,7 +303,7 @@ impl Dispatch {
             let index = TestIndex(self.tests.len() as u32);
             let binary = test.runnable.key;
             self.runnables.entry(binary).or_insert_with(|| Arc::clone(&test.runnable));
-            tasks.push(Task { test: index, binary, rank: test.rank });
+            tasks.push(Task { test: index, binary, rank: test.rank, needs: test.needs.clone() });
             let (case, triple) = (test.case.clone(), test.runnable.binary.triple.clone());
             let expected = test.expected;
             self.tests.push(test);
@@ -315,7 +334,9 @@ impl Dispatch {
                 self.on_output(worker, chunk).await;
                 let _ = taken.send(());
             }
-            FleetMessage::Gone { worker, reason } => self.lose(worker, reason, inputs).await,
+            FleetMessage::Gone { worker, reason, dead_at } => {
+                self.cut(worker, reason, dead_at, inputs).await;
+            }
         }
     }
 
@@ -329,6 +350,8 @@ impl Dispatch {
             embedded: connection.embedded,
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
+        let traits =
+            Traits { embedded: connection.embedded, labels: connection.hello.labels.clone() };
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         self.workers.insert(worker, connected);
         if !info.embedded || !self.settings.workers_given {
@@ -336,16 +359,38 @@ impl Dispatch {
         }
         self.gate.workers |= self.waited_for >= self.settings.wait_workers.max(1);
         self.tell(RunEvent::WorkerJoined(info)).await;
-        inputs.push(Input::Joined { worker, slots, round_trip });
+        inputs.push(Input::Joined { worker, slots, round_trip, traits });
     }
 
-    async fn lose(&mut self, worker: WorkerId, reason: String, inputs: &mut Vec<Input>) {
+    /// A worker's connection is gone. What it had may run until `dead_at`: only then it is lost.
+    async fn cut(
+        &mut self,
+        worker: WorkerId,
+        reason: String,
+        dead_at: tokio::time::Instant,
+        inputs: &mut Vec<Input>,
+    ) {
         if self.workers.remove(&worker).is_none() {
             return;
         }
+        let theirs = self.in_flight.values().filter(|flight| flight.worker == worker);
+        let attempts = theirs.count() as u32;
+        let event = RunEvent::WorkerLost { worker, reason: reason.clone(), attempts };
+        self.tell(event).await;
+        inputs.push(Input::Cut { worker });
+        if dead_at <= tokio::time::Instant::now() {
+            return self.lose(worker, &reason, inputs);
+        }
+        let outcomes = self.outcomes.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep_until(dead_at).await;
+            let _ = outcomes.send(Outcome::Fenced { worker, reason }).await;
+        });
+    }
+
+    fn lose(&mut self, worker: WorkerId, reason: &str, inputs: &mut Vec<Input>) {
         let theirs = self.in_flight.extract_if(.., |_, flight| flight.worker == worker);
         let lost: Vec<_> = theirs.collect();
-        let attempts = lost.len() as u32;
         for (attempt, flight) in lost {
             let ending = Ending::lost(format!("the worker was lost: {reason}"), &flight);
             // Of a batch, only the test that ran is told of.
@@ -353,7 +398,6 @@ impl Dispatch {
             let test = running.unwrap_or(flight.test);
             self.endings.insert((attempt, test), (InFlight { test, ..flight }, ending));
         }
-        self.tell(RunEvent::WorkerLost { worker, reason, attempts }).await;
         inputs.push(Input::Lost { worker });
     }
 
@@ -465,7 +509,11 @@ impl Dispatch {
                 }
                 inputs.push(Input::Revoked { worker, attempts });
             }
-            Outcome::Gone { worker, reason } => self.lose(worker, reason, inputs).await,
+            Outcome::Gone { worker, reason } => {
+                let dead_at = tokio::time::Instant::now() + LOST_AFTER;
+                self.cut(worker, reason, dead_at, inputs).await;
+            }
+            Outcome::Fenced { worker, reason } => self.lose(worker, &reason, inputs),
         }
     }
 
@@ -546,6 +594,14 @@ impl Dispatch {
             Effect::RunsAgainAlone { test, outcome: _ } => {
                 self.tell(RunEvent::RunsAgainAlone { test }).await;
             }
+            Effect::TookDown { attempt, workers } => {
+                let ending = self.endings.range_mut((attempt, TestIndex(0))..).next();
+                if let Some((_, (_, ending))) = ending.filter(|((of, _), _)| *of == attempt) {
+                    ending.reason = format!("took {workers} workers down");
+                }
+            }
+            Effect::Quarantined { worker, fails } => self.quarantined(worker, fails).await,
+            Effect::Unplaceable { test } => self.unplaceable(test),
             Effect::NeedWorker => self.need_worker().await,
             Effect::Done => self.done = true,
         }
@@ -638,6 +694,35 @@ impl Dispatch {
         self.hints.of(runnable, tree, [&ended.stdout, &ended.stderr]).await
     }
 
+    async fn quarantined(&self, worker: WorkerId, fails: bool) {
+        let name = self.workers.get(&worker).map_or("?", Connected::name);
+        let why = match fails {
+            true => "it fails tests that pass elsewhere",
+            false => "tests come to no end there",
+        };
+        let text = format!("worker {name} gets no more tests in this run: {why}");
+        let hint = Some("look at its disk, memory and installed programs".to_owned());
+        self.tell(RunEvent::Warning { text, hint }).await;
+    }
+
+    /// Keeps in words which test no worker may run, and which worker comes nearest.
+    fn unplaceable(&mut self, test: TestIndex) {
+        let Some(planned) = self.tests.get(test.0 as usize) else { return };
+        let Some(needs) = &planned.needs else { return };
+        let misses =
+            self.workers.values().map(|worker| (needs.mismatches(&worker.traits()), worker));
+        let nearest = misses.min_by_key(|(misses, _)| misses.len());
+        let nearest = nearest.map(|(misses, worker)| {
+            let missing: Vec<_> = misses.iter().map(ToString::to_string).collect();
+            format!("the nearest is {}: {}", worker.name(), missing.join(", "))
+        });
+        let case = &planned.case;
+        self.unplaceable = Some(Unplaceable {
+            text: format!("no worker may run {case}, which needs {needs}"),
+            nearest,
+        });
+    }
+
     /// Tests are left that no worker takes: the embedded one, if it may and has not been tried.
     async fn need_worker(&mut self) {
         let embedded = self.workers.values().any(Connected::embedded);
@@ -666,7 +751,8 @@ impl Dispatch {
         let workers = self.workers.into_values();
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
-        Dispatched { cancelled, never_had_worker: self.waited_for == 0 }
+        let (never_had_worker, unplaceable) = (self.waited_for == 0, self.unplaceable);
+        Dispatched { cancelled, never_had_worker, unplaceable }
     }
 }
 

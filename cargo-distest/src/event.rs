@@ -201,6 +201,8 @@ pub enum CancelReason {
     GlobalTimeout,
     /// No worker is left.
     FleetLost,
+    /// No worker meets a test's needs.
+    Unplaceable,
     /// The build failed while tests were running.
     BuildFailed,
 }

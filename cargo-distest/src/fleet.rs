@@ -19,12 +19,14 @@ use std::time::{Duration, SystemTime};
 use distest_worker::globs::Globs;
 use distest_worker::protocol::{OsText, OutputChunk, Report};
 use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::time::Instant;
 
 use self::keys::Keys;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
 pub use connection::Connection;
+use connection::Gone;
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +35,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker that has not answered for this long is lost. Later than its own fence
 /// ([`distest_worker::session::FENCE_AFTER`]), so that no test runs twice at once.
 pub const LOST_AFTER: Duration = Duration::from_millis(4500);
+/// Between attempts to reach a worker again that was lost.
+const REDIAL_EVERY: Duration = Duration::from_millis(500);
 /// Messages of workers that wait to be taken.
 const MESSAGES_MAX: usize = 256;
 
@@ -76,6 +80,8 @@ pub enum FleetMessage {
         worker: WorkerId,
         /// Why, as far as we know.
         reason: String,
+        /// From now on nothing of ours can run there any more: it has ended, or fenced itself.
+        dead_at: Instant,
     },
 }
 
@@ -158,7 +164,12 @@ impl Fleet {
 
     async fn remote(&self, address: &WorkerAddress) {
         match connection::dial(self, address).await {
-            Ok(connection) => self.say(FleetMessage::Joined(connection)).await,
+            Ok(connection) => {
+                let (fleet, address) = (self.clone(), address.clone());
+                let gone = connection.gone();
+                self.say(FleetMessage::Joined(connection)).await;
+                tokio::spawn(async move { fleet.redial(address, gone).await });
+            }
             Err(unusable) => self.say(unusable.into_message(address.to_string())).await,
         }
     }
@@ -167,6 +178,25 @@ impl Fleet {
         let identity = &self.shared.settings.identity;
         let keys = self.shared.keys.get_or_init(|| async { Keys::load(identity) }).await;
         keys.as_ref().map_err(Clone::clone)
+    }
+
+    /// A worker that was lost may come back, as another one: whatever it had is forgotten.
+    async fn redial(self, address: WorkerAddress, mut gone: Gone) {
+        loop {
+            // The sender goes with the connection.
+            let _ = gone.wait_for(|_| false).await;
+            let connection = loop {
+                tokio::time::sleep(REDIAL_EVERY).await;
+                if self.shared.messages.is_closed() {
+                    return;
+                }
+                if let Ok(connection) = connection::dial(&self, &address).await {
+                    break connection;
+                }
+            };
+            gone = connection.gone();
+            self.say(FleetMessage::Joined(connection)).await;
+        }
     }
 
     fn next_id(&self) -> WorkerId {

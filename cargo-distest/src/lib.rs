@@ -27,6 +27,8 @@ pub mod scheduler;
 pub mod settings;
 pub mod shard;
 pub mod ship;
+#[cfg(test)]
+mod sim;
 pub mod suits;
 pub mod testenv;
 pub mod travel;

@@ -301,6 +301,7 @@ impl Line {
                 flaky_fails: execute.flaky_fails,
                 threads: if execute.no_capture { Some(1) } else { execute.test_threads },
             },
+            groups: Vec::new(),
             facts: self.facts.clone(),
             limits: Limits {
                 slow_after: execute.slow_timeout,

@@ -9,14 +9,19 @@
 //! longer live (its worker was lost, it was taken back) has no say. This module never reads a
 //! clock, an environment or a file; the same inputs always give the same effects.
 
+mod blame;
 mod company;
+mod mutation;
+mod needs;
 mod queue;
 mod returned;
+mod special;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey, Stop};
@@ -25,7 +30,11 @@ use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::{Rank, Urgency};
 pub use company::{Batch, Company, InBatch, Returned, Rotated};
+pub(crate) use mutation::Mutation;
+pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
 use queue::Queue;
+pub use special::LOSSES_ALONE_MAX;
+use special::Special;
 use state::{Depth, FailedAlone, Live, Story, Workers};
 
 /// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
@@ -57,6 +66,8 @@ pub struct Task {
     pub binary: BinaryKey,
     /// Its place in the queue.
     pub rank: Rank,
+    /// What it asks of where and beside whom it runs, if anything.
+    pub needs: Option<Arc<Needs>>,
 }
 
 /// What happened.
@@ -83,6 +94,8 @@ pub enum Input {
         slots: u32,
         /// From a request to its answer.
         round_trip: Duration,
+        /// What is true of it.
+        traits: Traits,
     },
     /// All addresses have answered or failed: no more workers will join by themselves.
     NoMoreWorkers,
@@ -146,7 +159,13 @@ pub enum Input {
         /// Which.
         attempts: Vec<AttemptId>,
     },
-    /// A worker is gone, and with it all that it had.
+    /// A worker's connection is gone. What it has may still run: it is given nothing more, and
+    /// [`Input::Lost`] follows when it has certainly fenced itself.
+    Cut {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker is gone, and with it all that it had: nothing runs there any more.
     Lost {
         /// Which.
         worker: WorkerId,
@@ -232,6 +251,26 @@ pub enum Effect {
         /// Attempts whose processes run now.
         running: u32,
     },
+    /// Tell that a test is to blame for the loss of workers: its attempt's end and its verdict
+    /// follow. No answer.
+    TookDown {
+        /// Its last attempt.
+        attempt: AttemptId,
+        /// How many workers were lost while it ran there alone.
+        workers: u32,
+    },
+    /// Tell that a worker gets nothing more. No answer.
+    Quarantined {
+        /// Which.
+        worker: WorkerId,
+        /// It fails what others pass; else: attempts come to no end there.
+        fails: bool,
+    },
+    /// Tell that the run can't go on because no worker meets a test's needs. No answer.
+    Unplaceable {
+        /// Which.
+        test: TestIndex,
+    },
     /// There are tests that no worker will take. Answered by [`Input::Joined`] or
     /// [`Input::NoWorker`].
     NeedWorker,
@@ -260,11 +299,17 @@ pub struct Scheduler {
     rules: Rules,
     stories: Vec<Story>,
     queue: Queue,
+    special: Special,
     workers: Workers,
     attempts_made: u64,
     failures: u32,
     done: usize,
     phase: Phase,
+    #[cfg(test)]
+    mutation: Option<Mutation>,
+    /// What is not live any more, for a bug that listens to it.
+    #[cfg(test)]
+    late: std::collections::BTreeMap<AttemptId, Live>,
 }
 
 /// How far the run is, apart from its tests.
@@ -277,6 +322,8 @@ struct Phase {
     asked_for_worker: bool,
     /// What binaries are wanted, or which worker has them, may have changed.
     binaries_changed: bool,
+    /// A worker was quarantined, and what it has not started is to be taken back.
+    quarantined: bool,
     cancelled: Option<CancelReason>,
     finished: bool,
 }
@@ -284,7 +331,13 @@ struct Phase {
 impl Scheduler {
     /// A run in which nothing is known yet.
     pub fn new(rules: Rules) -> Self {
+        Self::with_groups(rules, Vec::new())
+    }
+
+    /// The same with groups, for tests that name them by their place.
+    pub fn with_groups(rules: Rules, groups: Vec<Group>) -> Self {
         Self {
+            special: Special::new(groups),
             rules,
             stories: Vec::new(),
             queue: Queue::default(),
@@ -293,6 +346,10 @@ impl Scheduler {
             failures: 0,
             done: 0,
             phase: Phase::default(),
+            #[cfg(test)]
+            mutation: None,
+            #[cfg(test)]
+            late: Default::default(),
         }
     }
 
@@ -307,9 +364,9 @@ impl Scheduler {
             Input::Batched { batches, rotated } => self.batch(batches, rotated),
             Input::AllAdded => self.phase.all_added = true,
             Input::Open => self.phase.open = true,
-            Input::Joined { worker, slots, round_trip } => {
+            Input::Joined { worker, slots, round_trip, traits } => {
                 self.phase.asked_for_worker = false;
-                self.workers.insert(worker, slots, round_trip);
+                self.workers.insert(worker, slots, round_trip, traits);
             }
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
             Input::Ready { worker, binary } => self.workers.answer(worker, binary, true),
@@ -325,8 +382,9 @@ impl Scheduler {
                 self.end_batch(worker, attempt, &tests, duration, effects);
             }
             Input::Revoked { worker, attempts } => self.take_back(worker, &attempts, effects),
+            Input::Cut { worker } => self.cut(worker),
             Input::Lost { worker } => self.lose(worker, effects),
-            Input::NoWorker => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),
+            Input::NoWorker => self.no_worker(effects),
             Input::Cancel { reason, how } => self.cancel(reason, how, effects),
         }
         self.hand_out(effects);
@@ -342,9 +400,11 @@ impl Scheduler {
     fn add(&mut self, tasks: Vec<Task>, effects: &mut Vec<Effect>) {
         for task in tasks {
             debug_assert_eq!(task.test.0 as usize, self.stories.len());
-            self.stories.push(Story::new(task.binary, task.rank));
+            self.stories.push(Story::new(task.binary, task.rank, task.needs));
             if self.phase.cancelled.is_some() {
                 self.decide(task.test, Verdict::Skipped, effects);
+            } else if self.stories[task.test.0 as usize].is_special() {
+                self.wait_specially(task.rank, task.test);
             } else {
                 self.queue.insert(task.binary, task.rank, task.test, Company::Alone);
             }
@@ -360,18 +420,25 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         // A lost worker's late result, or a lie: the attempt has no say any more.
-        let Some(live) = self.workers.take(worker, attempt) else { return };
-        let Live { test, number, company, started, finished: _ } = live;
+        let Some(live) = self.take_live(worker, attempt) else { return };
+        let Live { test, number, company, started, .. } = live;
         if company != Company::Alone {
             // A batch that is answered like a test: nothing is known of its tests.
             return self.batch_ended(attempt, &company, test, &[], effects);
         }
         if result == AttemptResult::Lost {
+            self.avoid(test, worker);
+            let bad = self.phase.cancelled.is_none() && self.workers.trouble(worker, false);
+            if bad {
+                self.quarantine(worker, false, effects);
+            }
             self.lost_attempt(attempt, test, number, effects);
             self.requeue(test, started, effects);
             return;
         }
         self.workers.learn(worker, duration);
+        self.workers.trouble(worker, true);
+        self.compare(test, worker, result, effects);
         let cancelled = self.phase.cancelled.is_some();
         let story = &mut self.stories[test.0 as usize];
         let tries = self.rules.retries.saturating_add(story.batched);
@@ -387,6 +454,7 @@ impl Scheduler {
         if will_retry {
             story.number += 1;
             story.failed_before = true;
+            self.avoid(test, worker);
             self.queue_again(test);
             return;
         }
@@ -415,11 +483,11 @@ impl Scheduler {
 
     /// A test that was handed out in vain goes back: for free, unless that keeps happening.
     fn requeue(&mut self, test: TestIndex, started: bool, effects: &mut Vec<Effect>) {
-        let cancelled = self.phase.cancelled.is_some();
+        let cancelled = self.phase.cancelled.is_some() && !self.has(Mutation::RequeueCancelled);
         if cancelled {
             let verdict = if started { Verdict::Lost } else { Verdict::Skipped };
             self.decide(test, verdict, effects);
-        } else if self.stories[test.0 as usize].losses >= LOSSES_MAX {
+        } else if self.stories[test.0 as usize].losses >= LOSSES_MAX || self.is_culprit(test) {
             self.decide(test, Verdict::Lost, effects);
         } else {
             self.queue_again(test);
@@ -433,14 +501,18 @@ impl Scheduler {
     fn queue_in_company(&mut self, test: TestIndex, company: Company) {
         let story = &self.stories[test.0 as usize];
         let rank = Rank { urgency: Urgency::Again, ..story.rank };
-        self.queue.insert(story.binary, rank, test, company);
+        if company == Company::Alone && story.is_special() {
+            self.wait_specially(rank, test);
+        } else {
+            self.queue.insert(story.binary, rank, test, company);
+        }
         self.phase.binaries_changed = true;
     }
 
     fn take_back(&mut self, worker: WorkerId, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
         self.workers.revoking(worker, false);
         for attempt in attempts {
-            match self.workers.take(worker, *attempt) {
+            match self.take_live(worker, *attempt) {
                 Some(Live { test, company: Company::Alone, .. }) => {
                     self.requeue(test, false, effects);
                 }
@@ -451,13 +523,31 @@ impl Scheduler {
     }
 
     fn lose(&mut self, worker: WorkerId, effects: &mut Vec<Effect>) {
-        for (attempt, live) in self.workers.remove(worker) {
+        if self.has(Mutation::KeepDeadWork) && self.workers.none_started(worker) {
+            return;
+        }
+        let had = self.workers.remove(worker);
+        let alone = had.len() == 1;
+        for (attempt, live) in had {
+            #[cfg(test)]
+            self.late.insert(attempt, live.clone());
+            if !self.has(Mutation::ReleaseGroupEarly) {
+                self.special.left(live.group);
+            }
+            if !live.started && self.has(Mutation::SkipRequeue) {
+                continue;
+            }
             if live.company != Company::Alone {
                 self.lose_batch(attempt, live, effects);
                 continue;
             }
             // Only what had started is told of: the rest never was an attempt.
             if live.started {
+                let alone = alone && live.solo || self.has(Mutation::BlamePresence);
+                self.suspect(live.test, alone);
+                if self.is_culprit(live.test) {
+                    effects.push(Effect::TookDown { attempt, workers: LOSSES_ALONE_MAX });
+                }
                 self.lost_attempt(attempt, live.test, live.number, effects);
             }
             self.requeue(live.test, live.started, effects);
@@ -472,7 +562,10 @@ impl Scheduler {
             self.phase.cancelled = Some(reason);
             let running = self.workers.running();
             effects.push(Effect::Cancelling { reason, running });
-            for test in self.queue.drain() {
+            let mut waiting = self.queue.drain();
+            waiting.extend(self.special.drain());
+            waiting.sort_unstable();
+            for test in waiting {
                 // What was lost and is queued again did begin, and came to no end.
                 let Story { losses, failed_alone, .. } = &self.stories[test.0 as usize];
                 match (failed_alone, *losses > 0) {
@@ -518,6 +611,8 @@ impl Scheduler {
         if !self.phase.open {
             return;
         }
+        self.clear_quarantined(effects);
+        self.place_special(true, effects);
         for depth in [Depth::Slots, Depth::Prefetch] {
             // The emptiest worker first, so that what is left over goes where it starts soonest.
             for worker in self.workers.roomy() {
@@ -531,12 +626,15 @@ impl Scheduler {
             }
         }
         if self.queue.len() == 0 {
+            self.place_special(false, effects);
             self.rebalance(effects);
         }
     }
 
     fn prepare(&mut self, effects: &mut Vec<Effect>) {
         let mut wanted: Vec<_> = self.queue.binaries().collect();
+        let special = self.special_binaries();
+        wanted.extend(special.iter().filter(|binary| !self.queue.has(**binary)));
         if wanted.is_empty() {
             // What others prefetched can be taken back for a worker that joins late.
             let waiting = self.workers.waiting().flat_map(|(_, waiting)| waiting);
@@ -547,7 +645,8 @@ impl Scheduler {
             effects.push(Effect::Prepare { worker, binary });
         }
         let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
-        if needed && wanted.iter().any(|binary| !self.workers.may_take(*binary)) {
+        let homeless = |binary: &BinaryKey| !self.workers.may_take(*binary);
+        if needed && (wanted.iter().any(homeless) || self.unplaceable().is_some()) {
             self.phase.asked_for_worker = true;
             effects.push(Effect::NeedWorker);
         }
@@ -555,8 +654,13 @@ impl Scheduler {
 
     fn grants(&mut self, worker: WorkerId, depth: Depth) -> Vec<Grant> {
         let threads = self.rules.threads.unwrap_or(u32::MAX);
-        let permits = threads.saturating_sub(self.workers.outstanding());
-        let room = self.workers.room(worker, depth).min(permits);
+        let permits = threads.saturating_sub(self.workers.load());
+        let mut room = self.workers.room(worker, depth).min(permits);
+        if depth == Depth::Prefetch {
+            // What is left is for all: nobody takes more ahead than an equal share.
+            let share = self.queue.len().div_ceil(self.workers.len().max(1));
+            room = room.min(u32::try_from(share).unwrap_or(u32::MAX));
+        }
         let mut grants = Vec::new();
         for _ in 0..room {
             let Some((test, company)) =
@@ -564,16 +668,24 @@ impl Scheduler {
             else {
                 break;
             };
-            let attempt = AttemptId(self.attempts_made);
-            self.attempts_made += 1;
+            if self.has(Mutation::DoubleGrant) && company == Company::Alone {
+                self.queue_again(test);
+            }
+            let attempt = self.next_attempt();
             let Story { number, batched, .. } = self.stories[test.0 as usize];
             let with = company.clone();
-            let live = Live { test, number, company, started: false, finished: 0 };
-            self.workers.grant(worker, attempt, live);
+            self.workers.grant(worker, attempt, Live::new(test, number, company));
             let alone = number - batched;
             grants.push(Grant { attempt, test, number, alone, company: with });
         }
         grants
+    }
+
+    /// Numbers are never used twice, so a late word about an old attempt is never one about a new.
+    fn next_attempt(&mut self) -> AttemptId {
+        let attempt = AttemptId(self.attempts_made);
+        self.attempts_made += 1;
+        attempt
     }
 
     /// With an empty queue, takes prefetched attempts back for slots that are free elsewhere.
@@ -614,15 +726,16 @@ impl Scheduler {
     /// # Errors
     /// Says which invariant is broken.
     pub fn check(&self) -> Result<(), String> {
-        let (queued, live) = (self.queue.len(), self.workers.tests());
+        let (queued, live) = (self.queue.len() + self.special.len(), self.workers.tests());
+        self.special.check()?;
         let (done, known) = (self.done, self.stories.len());
         if queued + live + done != known {
             return Err(format!("{queued} queued + {live} live + {done} done ≠ {known} known"));
         }
-        let outstanding = self.workers.outstanding();
-        if self.rules.threads.is_some_and(|threads| outstanding > threads) {
+        let load = self.workers.load();
+        if self.rules.threads.is_some_and(|threads| load > threads) {
             let threads = self.rules.threads;
-            return Err(format!("{outstanding} attempts are live, {threads:?} may be"));
+            return Err(format!("{load} slots are taken, {threads:?} may be"));
         }
         // The full audit costs time in proportion to the fleet: for small ones only.
         if known <= 1_000 { self.workers.check() } else { Ok(()) }

@@ -24,6 +24,7 @@
 //! [`Client::output`]: crate::protocol::Client::output
 //! [`Client::fetch`]: crate::protocol::Client::fetch
 
+pub mod codec;
 mod frame;
 mod half;
 mod pipeline;

@@ -20,6 +20,14 @@ use self::slot::{Busy, Slot};
 
 /// A session whose client pings is ended after this long without a word of it.
 pub const FENCE_AFTER: Duration = Duration::from_secs(3);
+/// It is ended this long after the last of its answers that the client is known to have had,
+/// whatever else arrives.
+///
+/// A client pings again only when it has had the answer to its last ping, and takes a worker for
+/// lost 4.5 s after an answer. Words that were long under way, or that arrive while answers do not,
+/// prove nothing: only this bound keeps the worker's end before the client's, however long messages
+/// take (leases, Gray and Cheriton 1989).
+pub const LEASE: Duration = Duration::from_secs(4);
 
 /// Time since the session began, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -168,11 +176,27 @@ pub struct Session {
     asked: usize,
     phase: Phase,
     last_word: Tick,
+    /// When the answer was given that the client is known to have had.
+    proven: Tick,
+    /// When the last ping was answered.
+    answered: Tick,
     /// The client pings, so silence means that it is gone.
     fenced: bool,
     wake: Option<Tick>,
     #[cfg(debug_assertions)]
     count: Count,
+    #[cfg(feature = "mutations")]
+    mutation: Option<Mutation>,
+}
+
+/// Bugs that the client's simulation switches in to see whether it finds them.
+#[cfg(feature = "mutations")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mutation {
+    /// Any word moves the fence, heard answers or not.
+    FenceByAnyWord,
+    /// What runs is given back.
+    RevokeRunning,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -200,11 +224,21 @@ impl Session {
             asked: 0,
             phase: Phase::Open,
             last_word: Tick::default(),
+            proven: Tick::default(),
+            answered: Tick::default(),
             fenced: false,
             wake: None,
             #[cfg(debug_assertions)]
             count: Count::default(),
+            #[cfg(feature = "mutations")]
+            mutation: None,
         }
+    }
+
+    /// Switches a bug in.
+    #[cfg(feature = "mutations")]
+    pub fn mutate(&mut self, mutation: Option<Mutation>) {
+        self.mutation = mutation;
     }
 
     /// Attempts running or starting.
@@ -238,6 +272,11 @@ impl Session {
         {
             let held = u64::from(self.running() + self.queued());
             let Count { leased, answered, revoked } = self.count;
+            #[cfg(feature = "mutations")]
+            let leased = match self.mutation {
+                Some(Mutation::RevokeRunning) => held + answered + revoked,
+                Some(Mutation::FenceByAnyWord) | None => leased,
+            };
             assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
             assert!(self.asked <= self.slots.len(), "no more permits than slots");
             if self.phase != Phase::Open {
@@ -269,6 +308,8 @@ impl Session {
             Input::Heard => self.last_word = now,
             Input::Pinged => {
                 self.last_word = now;
+                self.proven = self.answered;
+                self.answered = now;
                 self.fenced = true;
             }
             Input::Permit(permit) => self.permitted(permit, effects),
@@ -331,6 +372,11 @@ impl Session {
             }
             keep
         });
+        #[cfg(feature = "mutations")]
+        if self.mutation == Some(Mutation::RevokeRunning) {
+            let running = self.busy().map(|busy| busy.attempt);
+            revoked.extend(running.filter(|attempt| attempts.contains(attempt)));
+        }
         revoked
     }
 
@@ -502,7 +548,11 @@ impl Session {
 
     fn fence_at(&self) -> Option<Tick> {
         let armed = self.fenced && self.phase == Phase::Open;
-        armed.then(|| self.last_word.after(FENCE_AFTER))
+        #[cfg(feature = "mutations")]
+        if self.mutation == Some(Mutation::FenceByAnyWord) {
+            return armed.then(|| self.last_word.after(FENCE_AFTER));
+        }
+        armed.then(|| self.last_word.after(FENCE_AFTER).min(self.proven.after(LEASE)))
     }
 
     fn slot(&mut self, slot: SlotId) -> Option<&mut Slot> {
@@ -523,6 +573,8 @@ impl Session {
                 Effect::Report(Report::Finished(_) | Report::Lost { .. }) => {
                     self.count.answered += 1;
                 }
+                #[cfg(feature = "mutations")]
+                Effect::Revoked(_) if self.mutation == Some(Mutation::RevokeRunning) => {}
                 Effect::Revoked(attempts) => self.count.revoked += attempts.len() as u64,
                 _ => {}
             }

@@ -5,7 +5,7 @@ use distest_worker::protocol::{Exit, Finished, LossReason};
 use crate::model::AttemptResult;
 
 /// How an attempt counts, and why in words (empty for a plain pass).
-pub(super) fn judge(finished: &Finished) -> (AttemptResult, String) {
+pub(crate) fn judge(finished: &Finished) -> (AttemptResult, String) {
     if finished.timed_out {
         let seconds = finished.duration.as_secs_f64();
         return (AttemptResult::Timeout, format!("timed out after {seconds:.1} s"));

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::Runnable;
 use crate::fleet::Connection;
 use crate::model::WorkerId;
+use crate::scheduler::Traits;
 use crate::ship::{ShipError, Shipped, Shipper};
 use crate::suits;
 use crate::tree::Tree;
@@ -37,6 +38,8 @@ pub(super) enum Outcome {
     Revoked { worker: WorkerId, attempts: Vec<AttemptId> },
     /// A request was not answered: the worker is of no use any more.
     Gone { worker: WorkerId, reason: String },
+    /// A worker whose connection is gone has fenced itself by now.
+    Fenced { worker: WorkerId, reason: String },
 }
 
 /// A worker of this run.
@@ -64,6 +67,10 @@ impl Connected {
 
     pub(super) fn name(&self) -> &str {
         &self.connection.name
+    }
+
+    pub(super) fn traits(&self) -> Traits {
+        Traits { embedded: self.connection.embedded, labels: self.connection.hello.labels.clone() }
     }
 
     pub(super) fn embedded(&self) -> bool {

@@ -2,17 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use distest_worker::hello::{self, Hello, HelloError, Role};
-use distest_worker::link::{self, Link, LinkStats};
+use distest_worker::link::{self, Link, LinkEnd, LinkStats};
 use distest_worker::protocol::{Client, SessionSpec, WorkerClient};
 use distest_worker::tls;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::callbacks::Callbacks;
 use super::keys::Place;
@@ -41,12 +42,22 @@ pub struct Connection {
     pub worker: WorkerClient,
     /// Bytes on the wire so far.
     pub stats: Arc<LinkStats>,
-    tasks: Vec<JoinHandle<()>>,
+    task: JoinHandle<()>,
+    here: watch::Sender<()>,
+}
+
+/// Ends with an error when the connection is dropped.
+pub(super) type Gone = watch::Receiver<()>;
+
+impl Connection {
+    pub(super) fn gone(&self) -> Gone {
+        self.here.subscribe()
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.task.abort();
     }
 }
 
@@ -155,10 +166,8 @@ impl Open {
             .map_err(|refusal| Unusable { reason: refusal.message, hint: refusal.hint })?;
         let round_trip = asked.elapsed();
         let stats = link.stats();
-        let mut tasks = vec![tokio::spawn(watch(self.id, link, messages.clone()))];
-        if !embedded {
-            tasks.push(tokio::spawn(heartbeat(self.id, worker.clone(), messages)));
-        }
+        let pinged = (!embedded).then(|| worker.clone());
+        let task = tokio::spawn(attend(self.id, link, pinged, messages));
         Ok(Connection {
             id: self.id,
             name: theirs.name.clone(),
@@ -169,35 +178,48 @@ impl Open {
             round_trip,
             worker,
             stats,
-            tasks,
+            task,
+            here: watch::Sender::new(()),
         })
     }
 }
 
-/// Tells of the connection's end.
-async fn watch(worker: WorkerId, link: Link, messages: tokio::sync::mpsc::Sender<FleetMessage>) {
-    let reason = link.ended().await.to_string();
-    // Nobody listens once the run is over.
-    let _ = messages.send(FleetMessage::Gone { worker, reason }).await;
-}
-
-/// Asks for a sign of life each [`HEARTBEAT`]; tells if none has come for [`LOST_AFTER`].
-async fn heartbeat(
+/// Asks for a sign of life each [`HEARTBEAT`] and tells of the worker's end: when its connection
+/// is gone, or when it has not answered for [`LOST_AFTER`].
+///
+/// One ping follows the answer to another, never earlier: so the worker learns from each that we
+/// have had its last answer, and its own fence can't be later than our loss of it
+/// ([`distest_worker::session`]).
+async fn attend(
     id: WorkerId,
-    worker: WorkerClient,
+    link: Link,
+    pinged: Option<WorkerClient>,
     messages: tokio::sync::mpsc::Sender<FleetMessage>,
 ) {
-    let mut last = tokio::time::Instant::now();
-    loop {
-        match tokio::time::timeout_at(last + LOST_AFTER, worker.ping(link::context(LOST_AFTER)))
-            .await
-        {
-            Ok(Ok(_)) => last = tokio::time::Instant::now(),
-            Ok(Err(_)) if last.elapsed() < LOST_AFTER => {}
-            Ok(Err(_)) | Err(_) => break,
+    let (mut last, embedded) = (Instant::now(), pinged.is_none());
+    let silent = async {
+        let Some(worker) = pinged else { return std::future::pending().await };
+        loop {
+            let asked = Instant::now();
+            let answer = worker.ping(link::context(LOST_AFTER));
+            match timeout_at(last + LOST_AFTER, answer).await {
+                Ok(Ok(_)) => last = Instant::now(),
+                Ok(Err(_)) | Err(_) => break,
+            }
+            sleep_until(asked + HEARTBEAT).await;
         }
-        tokio::time::sleep(HEARTBEAT).await;
-    }
-    let reason = format!("no sign of life for {:.1} s", LOST_AFTER.as_secs_f64());
-    let _ = messages.send(FleetMessage::Gone { worker: id, reason }).await;
+        sleep_until(last + LOST_AFTER).await;
+    };
+    let (reason, fenced) = tokio::select! {
+        biased;
+        end = link.ended() => {
+            // It says goodbye when everything has ended; then there is nothing to wait for.
+            let orderly = matches!(end, LinkEnd::Closed | LinkEnd::Goodbye(_));
+            (end.to_string(), orderly)
+        }
+        () = silent => (format!("no sign of life for {:.1} s", LOST_AFTER.as_secs_f64()), true),
+    };
+    let dead_at = if fenced || embedded { Instant::now() } else { last + LOST_AFTER };
+    // Nobody listens once the run is over.
+    let _ = messages.send(FleetMessage::Gone { worker: id, reason, dead_at }).await;
 }

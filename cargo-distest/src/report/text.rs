@@ -115,6 +115,7 @@ pub(super) fn because(reason: CancelReason) -> &'static str {
         CancelReason::Interrupt => "interrupt",
         CancelReason::GlobalTimeout => "the global timeout",
         CancelReason::FleetLost => "the loss of all workers",
+        CancelReason::Unplaceable => "a test that no worker may run",
         CancelReason::BuildFailed => "build failure",
     }
 }

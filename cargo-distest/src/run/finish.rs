@@ -3,6 +3,7 @@
 use tokio::sync::mpsc;
 
 use super::{Ended, record};
+use crate::dispatch::Unplaceable;
 use crate::event::{CancelReason, RunEvent};
 use crate::failure::{ExitCode, Failure};
 use crate::history::History;
@@ -63,6 +64,7 @@ pub(super) fn end(
             code.or_worse(ExitCode::NoWorker)
         }
         Some(CancelReason::FleetLost) => code.or_worse(ExitCode::FleetLost),
+        Some(CancelReason::Unplaceable) => code.or_worse(ExitCode::NoWorker),
         Some(CancelReason::GlobalTimeout) => code.or_worse(ExitCode::TestsFailed),
         Some(CancelReason::TestFailure | CancelReason::BuildFailed) | None => code,
     };
@@ -78,6 +80,10 @@ pub(super) fn end(
     let warning = history.and_then(|history| record::remember(history, &summary, &settings));
     if let Some(Warning { text, hint }) = warning {
         report_warning(ui, &text, hint.as_deref());
+    }
+    if let (None, Some(Unplaceable { text, nearest })) = (&fed.failure, &dispatched.unplaceable) {
+        let hint = nearest.as_deref().unwrap_or("connect a worker that has what it needs");
+        return Err(Failure::new(code, text.clone()).hint(hint));
     }
     match (fed.failure, written) {
         (Some(failure), _) => Err(Failure { code, ..failure }),

@@ -174,6 +174,7 @@ impl<'a> Intake<'a> {
             rank: plan::rank(&case, timings),
             expected: plan::expected(&case, timings),
             place: 0,
+            needs: None,
             ignored: false,
             runnable: Arc::clone(runnable),
             case,

@@ -238,7 +238,7 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
                 let said = Said::Output(chunk.stream, chunk.data, taken);
                 state.tell(worker, chunk.attempt, said);
             }
-            FleetMessage::Gone { worker, reason } => state.lose(worker, &reason),
+            FleetMessage::Gone { worker, reason, .. } => state.lose(worker, &reason),
         }
         drop(state);
         shared.changed.send_replace(());

@@ -73,6 +73,11 @@ impl Queue {
         self.best.iter().map(|(_, binary)| *binary)
     }
 
+    /// Whether tests of this binary wait.
+    pub(super) fn has(&self, binary: BinaryKey) -> bool {
+        self.by_binary.contains_key(&binary)
+    }
+
     /// Empties the queue, in order of test numbers.
     pub(super) fn drain(&mut self) -> Vec<TestIndex> {
         self.best.clear();

@@ -19,6 +19,9 @@ impl Scheduler {
             return;
         }
         for Rotated { test, company } in rotated {
+            if self.stories[test.0 as usize].is_special() {
+                continue;
+            }
             self.stories[test.0 as usize].company = Some(company);
         }
         for Batch { binary, tests, expected } in batches {
@@ -45,7 +48,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         // As with a single test: whoever is not live has no say.
-        let Some(live) = self.workers.take(worker, attempt) else { return };
+        let Some(live) = self.take_live(worker, attempt) else { return };
         self.workers.learn(worker, duration);
         self.batch_ended(attempt, &live.company, live.test, returned, effects);
     }
@@ -135,7 +138,7 @@ impl Scheduler {
 
     /// A batch whose worker is gone: the test that ran then may be why, and runs alone.
     pub(super) fn lose_batch(&mut self, attempt: AttemptId, live: Live, effects: &mut Vec<Effect>) {
-        let Live { test, number: _, company, started, finished } = live;
+        let Live { test, company, started, finished, .. } = live;
         let tests = match &company {
             Company::Batch(tests) if started => Arc::clone(tests),
             Company::Witness(_) if started => return self.heard_witness(test, false, effects),
@@ -144,6 +147,7 @@ impl Scheduler {
         let ran = tests.get(finished as usize).copied();
         if let Some(test) = ran {
             let number = self.stories[test.0 as usize].number;
+            self.suspect(test, false);
             self.lost_attempt(attempt, test, number, effects);
             self.requeue(test, true, effects);
         }

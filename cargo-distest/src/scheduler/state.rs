@@ -7,11 +7,15 @@ use std::time::Duration;
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use super::company::Company;
+use super::needs::{GroupIndex, Needs, Traits};
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::Rank;
 
 /// Attempts that a worker holds beyond its slots, at most.
 const PREFETCH_MAX: u32 = 64;
+/// Attempts that a worker fails and others pass, or that come to no end there one after the other,
+/// before it is quarantined.
+const STRIKES_MAX: u32 = 3;
 /// Tests shorter than this are handed out one per slot ahead.
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -26,6 +30,16 @@ pub(super) struct Story {
     pub(super) batched: u32,
     pub(super) failed_before: bool,
     pub(super) losses: u32,
+    /// What it asks of its surroundings.
+    pub(super) needs: Option<Arc<Needs>>,
+    /// Its process ran when its worker was lost.
+    pub(super) suspect: bool,
+    /// Workers that were lost while it ran there with nothing else.
+    pub(super) losses_alone: u32,
+    /// Where it went wrong last.
+    pub(super) avoid: Option<WorkerId>,
+    /// Where it failed.
+    pub(super) failed_on: Vec<WorkerId>,
     /// The batch that it would be in if it didn't run alone this time.
     pub(super) company: Option<Arc<[TestIndex]>>,
     /// How it failed alone, while a witness is sought of its passing in company.
@@ -42,8 +56,13 @@ pub(super) struct FailedAlone {
 }
 
 impl Story {
-    pub(super) fn new(binary: BinaryKey, rank: Rank) -> Self {
+    pub(super) fn new(binary: BinaryKey, rank: Rank, needs: Option<Arc<Needs>>) -> Self {
         Self {
+            needs,
+            suspect: false,
+            losses_alone: 0,
+            avoid: None,
+            failed_on: Vec::new(),
             binary,
             rank,
             number: 1,
@@ -67,9 +86,20 @@ pub(super) struct Live {
     pub(super) started: bool,
     /// Tests of a batch that have ended, as far as is known.
     pub(super) finished: u32,
+    /// Slots that it takes.
+    pub(super) weight: u32,
+    /// Nothing else may run beside it.
+    pub(super) solo: bool,
+    /// Whose bounds it obeys.
+    pub(super) group: Option<GroupIndex>,
 }
 
 impl Live {
+    pub(super) fn new(test: TestIndex, number: u32, company: Company) -> Self {
+        let (started, finished, weight, solo, group) = (false, 0, 1, false, None);
+        Self { test, number, company, started, finished, weight, solo, group }
+    }
+
     fn tests(&self) -> usize {
         self.company.counted(&self.test).len()
     }
@@ -85,16 +115,36 @@ enum Readiness {
 
 /// A worker that joined and was not lost.
 #[derive(Debug)]
-struct Worker {
+pub(super) struct Worker {
     slots: u32,
     round_trip: Duration,
+    traits: Traits,
     /// Mean duration of what ended here, exponentially weighted.
     mean: Option<Duration>,
     binaries: BTreeMap<BinaryKey, Readiness>,
     preparing: usize,
     live: BTreeMap<AttemptId, Live>,
+    /// Slots that `live` takes.
+    load: u32,
     /// A [`super::Effect::Revoke`] is unanswered.
     revoking: bool,
+    /// Nothing more is handed out here until this test is.
+    pub(super) reserved: Option<TestIndex>,
+    standing: Standing,
+    /// How often it failed what passed elsewhere.
+    strikes: u32,
+    /// Attempts in a row that came to no end here.
+    troubles: u32,
+}
+
+/// Whether a worker may be given work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Good,
+    /// Its connection is gone, and what it has may run on until it is declared lost.
+    Cut,
+    /// It fails what others pass.
+    Quarantined,
 }
 
 impl Worker {
@@ -102,13 +152,55 @@ impl Worker {
         self.binaries.get(&binary) == Some(&Readiness::Ready)
     }
 
-    fn held(&self) -> u32 {
-        self.live.len() as u32
+    /// Slots that are taken, here or on the way.
+    pub(super) fn held(&self) -> u32 {
+        self.load
     }
 
-    /// Attempts that may be added now.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    pub(super) fn traits(&self) -> &Traits {
+        &self.traits
+    }
+
+    /// It is ready for a binary, in good standing, and meets these needs.
+    pub(super) fn suits(&self, binary: BinaryKey, needs: Option<&Needs>) -> bool {
+        let suits = needs.is_none_or(|needs| needs.met_by(&self.traits));
+        suits && self.standing == Standing::Good && self.is_ready(binary)
+    }
+
+    /// It runs this binary, or may yet say that it does.
+    pub(super) fn may_take(&self, binary: BinaryKey) -> bool {
+        let refuses = self.binaries.get(&binary) == Some(&Readiness::Refused);
+        self.standing != Standing::Quarantined && !refuses
+    }
+
+    /// Attempts of a group that are here.
+    pub(super) fn of_group(&self, group: Option<GroupIndex>) -> u32 {
+        if group.is_none() {
+            return 0;
+        }
+        self.live.values().filter(|live| live.group == group).count() as u32
+    }
+
+    /// Slots that may be filled now.
     fn room(&self, depth: Depth) -> u32 {
-        let extra = if depth == Depth::Prefetch { self.prefetch().min(PREFETCH_MAX) } else { 0 };
+        self.room_of(depth, false)
+    }
+
+    /// As [`Worker::room`], of a reservation too.
+    pub(super) fn room_of(&self, depth: Depth, reserved_too: bool) -> u32 {
+        let solo = self.live.values().next().is_some_and(|live| live.solo);
+        let kept = self.reserved.is_some() && !reserved_too;
+        if solo || kept || self.standing != Standing::Good {
+            return 0;
+        }
+        // The worker starts what it has as slots come free, and knows nothing of weights.
+        let heavy = self.load > self.live.len() as u32;
+        let ahead = depth == Depth::Prefetch && !heavy;
+        let extra = if ahead { self.prefetch().min(PREFETCH_MAX) } else { 0 };
         (self.slots + extra).saturating_sub(self.held())
     }
 
@@ -129,7 +221,7 @@ impl Worker {
         let waiting = waiting.map(|(attempt, live)| (*attempt, live.clone()));
         let beyond = self.held().saturating_sub(self.slots) as usize;
         let wait = self.mean.unwrap_or(Duration::MAX).checked_div(self.slots);
-        if wait.is_none_or(|wait| wait < patience) {
+        if self.standing != Standing::Good || wait.is_none_or(|wait| wait < patience) {
             return Vec::new();
         }
         waiting.take(beyond).collect()
@@ -152,13 +244,27 @@ pub(super) struct Workers {
     /// Workers that may have room for an attempt, by what they hold: the emptiest first.
     roomy: BTreeSet<(u32, WorkerId)>,
     outstanding: u32,
+    /// Slots that they take.
+    load: u32,
     /// Tests of the attempts that are outstanding.
     tests: usize,
 }
 
 impl Workers {
-    pub(super) fn insert(&mut self, id: WorkerId, slots: u32, round_trip: Duration) {
+    pub(super) fn insert(
+        &mut self,
+        id: WorkerId,
+        slots: u32,
+        round_trip: Duration,
+        traits: Traits,
+    ) {
         let worker = Worker {
+            traits,
+            load: 0,
+            reserved: None,
+            standing: Standing::Good,
+            strikes: 0,
+            troubles: 0,
             slots: slots.max(1),
             round_trip,
             mean: None,
@@ -170,6 +276,15 @@ impl Workers {
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
         self.roomy.insert((0, id));
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
+        self.by_id.iter()
+    }
+
+    /// Slots that are taken everywhere.
+    pub(super) fn load(&self) -> u32 {
+        self.load
     }
 
     pub(super) fn ids(&self) -> Vec<WorkerId> {
@@ -207,8 +322,7 @@ impl Workers {
 
     /// Whether some worker runs this binary, or may yet say that it does.
     pub(super) fn may_take(&self, binary: BinaryKey) -> bool {
-        let refused = Some(&Readiness::Refused);
-        self.by_id.values().any(|worker| worker.binaries.get(&binary) != refused)
+        self.by_id.values().any(|worker| worker.may_take(binary))
     }
 
     /// Which of `binaries`, in their order, each worker is to be asked for now, so that at most
@@ -220,6 +334,9 @@ impl Workers {
     ) -> Vec<(WorkerId, BinaryKey)> {
         let mut asked = Vec::new();
         for (id, worker) in &mut self.by_id {
+            if worker.standing != Standing::Good {
+                continue;
+            }
             for binary in binaries {
                 if worker.preparing >= at_once {
                     break;
@@ -247,7 +364,9 @@ impl Workers {
 
     pub(super) fn grant(&mut self, id: WorkerId, attempt: AttemptId, live: Live) {
         self.tests += live.tests();
+        self.load += live.weight;
         self.changing(id, |worker| {
+            worker.load += live.weight;
             worker.live.insert(attempt, live);
         });
         self.outstanding += 1;
@@ -268,8 +387,13 @@ impl Workers {
 
     /// Removes an attempt that is live there.
     pub(super) fn take(&mut self, id: WorkerId, attempt: AttemptId) -> Option<Live> {
-        let live = self.changing(id, |worker| worker.live.remove(&attempt))??;
+        let live = self.changing(id, |worker| {
+            let live = worker.live.remove(&attempt)?;
+            worker.load -= live.weight;
+            Some(live)
+        })??;
         self.outstanding -= 1;
+        self.load -= live.weight;
         self.tests -= live.tests();
         Some(live)
     }
@@ -286,8 +410,10 @@ impl Workers {
 
     /// Removes a worker; answers what it had.
     pub(super) fn remove(&mut self, id: WorkerId) -> BTreeMap<AttemptId, Live> {
-        let live = self.by_id.remove(&id).map(|worker| worker.live).unwrap_or_default();
-        self.roomy.remove(&(live.len() as u32, id));
+        let Some(worker) = self.by_id.remove(&id) else { return BTreeMap::new() };
+        self.roomy.remove(&(worker.held(), id));
+        self.load -= worker.load;
+        let live = worker.live;
         self.outstanding -= live.len() as u32;
         self.tests -= live.values().map(Live::tests).sum::<usize>();
         live
@@ -319,8 +445,81 @@ impl Workers {
         }
     }
 
+    /// Nothing that it has has started.
+    pub(super) fn none_started(&self, id: WorkerId) -> bool {
+        self.by_id.get(&id).is_some_and(|worker| worker.live.values().all(|live| !live.started))
+    }
+
+    /// The groups of what it has.
+    pub(super) fn groups_on(&self, id: WorkerId) -> Vec<Option<GroupIndex>> {
+        let live = self.by_id.get(&id).map(|worker| worker.live.values());
+        live.into_iter().flatten().map(|live| live.group).collect()
+    }
+
+    /// Its connection is gone.
+    pub(super) fn cut(&mut self, id: WorkerId) {
+        self.changing(id, |worker| {
+            worker.standing = Standing::Cut;
+            worker.reserved = None;
+        });
+    }
+
+    /// A test that failed here has passed elsewhere. True if that is enough for a quarantine.
+    pub(super) fn strike(&mut self, id: WorkerId) -> bool {
+        if let Some(worker) = self.by_id.get_mut(&id) {
+            worker.strikes += 1;
+        }
+        self.is_bad(id)
+    }
+
+    /// An attempt came to an end here, or to none by the worker's own word. True if there were
+    /// enough of the latter in a row for a quarantine.
+    pub(super) fn trouble(&mut self, id: WorkerId, ended: bool) -> bool {
+        if let Some(worker) = self.by_id.get_mut(&id) {
+            worker.troubles = if ended { 0 } else { worker.troubles + 1 };
+        }
+        !ended && self.is_bad(id)
+    }
+
+    /// It is in good standing, should not be, and somebody else is there.
+    fn is_bad(&self, id: WorkerId) -> bool {
+        let good = |worker: &Worker| worker.standing == Standing::Good;
+        let bad = self.by_id.get(&id).is_some_and(|worker| {
+            good(worker) && worker.strikes.max(worker.troubles) >= STRIKES_MAX
+        });
+        bad && self.by_id.iter().any(|(other, worker)| *other != id && good(worker))
+    }
+
+    /// What workers in quarantine have not started.
+    pub(super) fn held_by_quarantined(&self) -> Vec<(WorkerId, Vec<AttemptId>)> {
+        let theirs = self
+            .by_id
+            .iter()
+            .filter(|(_, worker)| worker.standing == Standing::Quarantined && !worker.revoking);
+        let held = theirs.map(|(id, worker)| {
+            let waiting = worker.live.iter().filter(|(_, live)| !live.started);
+            (*id, waiting.map(|(attempt, _)| *attempt).collect::<Vec<_>>())
+        });
+        held.filter(|(_, attempts)| !attempts.is_empty()).collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(super) fn quarantine(&mut self, id: WorkerId) {
+        self.changing(id, |worker| {
+            worker.standing = Standing::Quarantined;
+            worker.reserved = None;
+        });
+    }
+
     /// Changes a worker and keeps `roomy` true.
-    fn changing<T>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    pub(super) fn changing<T>(
+        &mut self,
+        id: WorkerId,
+        change: impl FnOnce(&mut Worker) -> T,
+    ) -> Option<T> {
         let worker = self.by_id.get_mut(&id)?;
         self.roomy.remove(&(worker.held(), id));
         let result = change(worker);
@@ -332,7 +531,11 @@ impl Workers {
 
     /// What must hold after every step.
     pub(super) fn check(&self) -> Result<(), String> {
-        let held: u32 = self.by_id.values().map(Worker::held).sum();
+        let held: u32 = self.by_id.values().map(|worker| worker.live.len() as u32).sum();
+        let load: u32 = self.by_id.values().map(Worker::held).sum();
+        if load != self.load {
+            return Err(format!("{load} slots are taken, {} counted", self.load));
+        }
         if held != self.outstanding {
             return Err(format!("{held} attempts are held, {} counted", self.outstanding));
         }
@@ -345,6 +548,11 @@ impl Workers {
             let roomy = self.roomy.contains(&(worker.held(), *id));
             if roomy != (worker.room(Depth::Prefetch) > 0) {
                 return Err(format!("{id:?} is filed wrongly: roomy = {roomy}"));
+            }
+            let weight: u32 = worker.live.values().map(|live| live.weight).sum();
+            let beside = worker.live.len() > 1 && worker.live.values().any(|live| live.solo);
+            if weight != worker.load || beside {
+                return Err(format!("{id:?} counts wrongly, or something is beside a lone test"));
             }
             let over = worker.held() > worker.slots + PREFETCH_MAX;
             let asked = worker.binaries.values().filter(|s| **s == Readiness::Asked).count();

@@ -1,0 +1,115 @@
+//! Whose fault it is: a test that takes workers down, a worker that fails what others pass.
+
+use distest_worker::protocol::{AttemptId, Stop};
+
+use super::special::LOSSES_ALONE_MAX;
+use super::state::Live;
+use super::{Effect, Mutation, Scheduler};
+use crate::event::CancelReason;
+use crate::model::{AttemptResult, TestIndex, WorkerId};
+
+impl Scheduler {
+    /// Takes an attempt off its worker, and out of its group. None if it isn't live there.
+    pub(super) fn take_live(&mut self, worker: WorkerId, attempt: AttemptId) -> Option<Live> {
+        let Some(live) = self.workers.take(worker, attempt) else { return self.late(attempt) };
+        self.special.left(live.group);
+        #[cfg(test)]
+        self.late.insert(attempt, live.clone());
+        Some(live)
+    }
+
+    #[cfg(test)]
+    fn late(&mut self, attempt: AttemptId) -> Option<Live> {
+        self.late.remove(&attempt).filter(|_| self.has(Mutation::AcceptLateResult))
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "as in tests")]
+    fn late(&mut self, _: AttemptId) -> Option<Live> {
+        None
+    }
+
+    /// A worker gets nothing more, and keeps what it has until it is lost.
+    pub(super) fn cut(&mut self, worker: WorkerId) {
+        if self.has(Mutation::ReleaseGroupEarly) {
+            for group in self.workers.groups_on(worker) {
+                self.special.left(group);
+            }
+        }
+        self.workers.cut(worker);
+    }
+
+    /// A test's process ran when its worker was lost: it may be why, and runs with nothing beside
+    /// it from now on.
+    pub(super) fn suspect(&mut self, test: TestIndex, alone: bool) {
+        let story = &mut self.stories[test.0 as usize];
+        story.suspect = true;
+        story.losses_alone += u32::from(alone);
+    }
+
+    /// Being there proves nothing: only who was alone, again and again, is to blame.
+    pub(super) fn is_culprit(&self, test: TestIndex) -> bool {
+        self.stories[test.0 as usize].losses_alone >= LOSSES_ALONE_MAX
+    }
+
+    /// Something went wrong here: rather elsewhere next time.
+    pub(super) fn avoid(&mut self, test: TestIndex, worker: WorkerId) {
+        if self.workers.len() > 1 {
+            self.stories[test.0 as usize].avoid = Some(worker);
+        }
+    }
+
+    /// Learns from a test that fails here and passes there.
+    pub(super) fn compare(
+        &mut self,
+        test: TestIndex,
+        worker: WorkerId,
+        result: AttemptResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        let story = &mut self.stories[test.0 as usize];
+        if !result.passed() {
+            story.failed_on.push(worker);
+            return;
+        }
+        // Who fails it here and passes it here is no worse than others: the test is.
+        let failed_on = std::mem::take(&mut story.failed_on);
+        if failed_on.contains(&worker) {
+            return;
+        }
+        for failed_on in failed_on {
+            if self.workers.strike(failed_on) && self.phase.cancelled.is_none() {
+                self.quarantine(failed_on, true, effects);
+            }
+        }
+    }
+
+    pub(super) fn quarantine(&mut self, worker: WorkerId, fails: bool, effects: &mut Vec<Effect>) {
+        self.workers.quarantine(worker);
+        self.phase.binaries_changed = true;
+        self.phase.quarantined = true;
+        effects.push(Effect::Quarantined { worker, fails });
+    }
+
+    /// Takes back what quarantined workers have not started.
+    pub(super) fn clear_quarantined(&mut self, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.phase.quarantined) {
+            return;
+        }
+        for (worker, attempts) in self.workers.held_by_quarantined() {
+            self.workers.revoking(worker, true);
+            effects.push(Effect::Revoke { worker, attempts });
+        }
+    }
+
+    /// No worker will come: because none suits a test, or because none is left.
+    pub(super) fn no_worker(&mut self, effects: &mut Vec<Effect>) {
+        match self.unplaceable().filter(|_| self.workers.len() > 0) {
+            Some(test) => {
+                effects.push(Effect::Unplaceable { test });
+                self.cancel(CancelReason::Unplaceable, Stop::Kill, effects);
+            }
+            None => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),
+        }
+    }
+}

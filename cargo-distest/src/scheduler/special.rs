@@ -1,0 +1,300 @@
+//! Tests that can't run just anywhere beside just anybody: those with needs, and suspects.
+//!
+//! A test is a *suspect* if its process ran when its worker was lost. It runs again with nothing
+//! else on its worker, so that a second loss says who did it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use distest_worker::protocol::BinaryKey;
+
+use super::company::Company;
+use super::needs::{Group, GroupIndex, Needs};
+use super::state::{Depth, Live, Story};
+use super::{Effect, Grant, Mutation, Scheduler};
+use crate::model::{TestIndex, WorkerId};
+use crate::plan::Rank;
+
+/// Tests of one group, or without a group, that are considered at a time.
+const SCAN_MAX: usize = 256;
+/// Losses of a worker under the same lone test after which that test is to blame.
+pub const LOSSES_ALONE_MAX: u32 = 2;
+
+/// Smaller is sooner.
+type Key = (Reverse<i8>, Rank, TestIndex);
+
+/// Tests that wait for a place that suits them.
+#[derive(Debug, Default)]
+pub(super) struct Special {
+    groups: Vec<Group>,
+    /// Attempts of each group that are with workers.
+    alive: Vec<u32>,
+    waiting: BTreeMap<Option<GroupIndex>, BTreeSet<Key>>,
+    len: usize,
+}
+
+impl Special {
+    pub(super) fn new(groups: Vec<Group>) -> Self {
+        Self { alive: vec![0; groups.len()], groups, ..Self::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn insert(&mut self, story: &Story, rank: Rank, test: TestIndex) {
+        let key = (Reverse(story.priority()), rank, test);
+        let added = self.waiting.entry(story.group()).or_default().insert(key);
+        debug_assert!(added, "{test:?} waits already");
+        self.len += 1;
+    }
+
+    fn remove(&mut self, group: Option<GroupIndex>, key: &Key) {
+        if let Some(waiting) = self.waiting.get_mut(&group)
+            && waiting.remove(key)
+        {
+            self.len -= 1;
+            if waiting.is_empty() {
+                self.waiting.remove(&group);
+            }
+        }
+    }
+
+    /// Every waiting test, by number.
+    pub(super) fn drain(&mut self) -> Vec<TestIndex> {
+        self.len = 0;
+        let waiting = std::mem::take(&mut self.waiting).into_values().flatten();
+        let mut tests: Vec<_> = waiting.map(|(_, _, test)| test).collect();
+        tests.sort_unstable();
+        tests
+    }
+
+    pub(super) fn tests(&self) -> impl Iterator<Item = TestIndex> {
+        self.waiting.values().flatten().map(|(_, _, test)| *test)
+    }
+
+    pub(super) fn has_room(&self, group: Option<GroupIndex>) -> bool {
+        let Some(GroupIndex(index)) = group else { return true };
+        let max = self.groups.get(index as usize).and_then(|group| group.threads_max);
+        max.is_none_or(|max| self.alive[index as usize] < max)
+    }
+
+    pub(super) fn per_worker(&self, group: Option<GroupIndex>) -> Option<u32> {
+        self.groups.get(group?.0 as usize)?.per_worker
+    }
+
+    pub(super) fn entered(&mut self, group: Option<GroupIndex>) {
+        if let Some(alive) = group.and_then(|GroupIndex(index)| self.alive.get_mut(index as usize))
+        {
+            *alive += 1;
+        }
+    }
+
+    pub(super) fn left(&mut self, group: Option<GroupIndex>) {
+        if let Some(alive) = group.and_then(|GroupIndex(index)| self.alive.get_mut(index as usize))
+        {
+            *alive -= 1;
+        }
+    }
+
+    /// What must hold after every step.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (group, alive) in self.groups.iter().zip(&self.alive) {
+            if group.threads_max.is_some_and(|max| *alive > max) {
+                return Err(format!("{alive} attempts of group {} are live", group.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Story {
+    /// It may not run just anywhere.
+    pub(super) fn is_special(&self) -> bool {
+        self.needs.is_some() || self.suspect || self.avoid.is_some()
+    }
+
+    /// Nothing else may run beside it.
+    pub(super) fn solo(&self) -> bool {
+        self.suspect || self.needs.as_ref().is_some_and(|needs| needs.exclusive)
+    }
+
+    fn priority(&self) -> i8 {
+        self.needs.as_ref().map_or(0, |needs| needs.priority)
+    }
+
+    pub(super) fn group(&self) -> Option<GroupIndex> {
+        self.needs.as_ref().and_then(|needs| needs.group)
+    }
+
+    fn threads(&self) -> u32 {
+        self.needs.as_ref().map_or(1, |needs| needs.threads.max(1))
+    }
+}
+
+impl Scheduler {
+    pub(super) fn wait_specially(&mut self, rank: Rank, test: TestIndex) {
+        self.special.insert(&self.stories[test.0 as usize], rank, test);
+    }
+
+    /// Binaries of tests that wait here.
+    pub(super) fn special_binaries(&self) -> BTreeSet<BinaryKey> {
+        self.special.tests().map(|test| self.stories[test.0 as usize].binary).collect()
+    }
+
+    /// A waiting test that no worker here will ever take because of its needs.
+    pub(super) fn unplaceable(&self) -> Option<TestIndex> {
+        self.special.tests().find(|test| {
+            let story = &self.stories[test.0 as usize];
+            !self.workers.may_suit(story.binary, story.needs.as_deref())
+        })
+    }
+
+    /// Gives what waits here a place, if there is one, or reserves one.
+    pub(super) fn place_special(&mut self, urgent: bool, effects: &mut Vec<Effect>) {
+        if self.special.len() == 0 {
+            return;
+        }
+        // Whoever keeps a worker from others goes on with it, whatever became urgent meanwhile.
+        let reserved = self.workers.reserved_for();
+        let with_room = self.special.waiting.iter();
+        let with_room = with_room.filter(|(group, _)| self.special.has_room(**group));
+        let wanted = with_room.flat_map(|(group, keys)| {
+            let keys = keys.iter().filter(|(Reverse(priority), _, test)| {
+                (*priority >= 0 || reserved.contains(test)) == urgent
+            });
+            keys.take(SCAN_MAX).map(|key| (*key, *group))
+        });
+        let mut wanted: Vec<_> = wanted.collect();
+        wanted.sort_unstable();
+        for (key, group) in wanted {
+            if self.special.has_room(group) {
+                self.place(key, group, effects);
+            }
+        }
+    }
+
+    fn place(&mut self, key: Key, group: Option<GroupIndex>, effects: &mut Vec<Effect>) {
+        let (_, _, test) = key;
+        let story = &self.stories[test.0 as usize];
+        let permits =
+            self.rules.threads.map_or(u32::MAX, |max| max.saturating_sub(self.workers.load()));
+        let threads = story.threads().min(self.rules.threads.unwrap_or(u32::MAX).max(1));
+        let wish = Wish {
+            test,
+            binary: story.binary,
+            needs: story.needs.as_deref(),
+            solo: story.solo(),
+            threads,
+            per_worker: self.special.per_worker(group),
+            group,
+            avoid: story.avoid,
+        };
+        let found = self.workers.suitable(&wish);
+        let Some((worker, weight)) = found.filter(|(_, weight)| *weight <= permits) else {
+            if wish.solo || wish.threads > 1 {
+                self.workers.reserve(&wish);
+            }
+            return;
+        };
+        let solo = wish.solo && !self.has(Mutation::CrowdExclusive);
+        self.special.remove(group, &key);
+        self.special.entered(group);
+        let Story { number, batched, .. } = self.stories[test.0 as usize];
+        let company = Company::Alone;
+        let live = Live { weight, solo, group, ..Live::new(test, number, company.clone()) };
+        self.workers.unreserve(test);
+        let attempt = self.next_attempt();
+        self.workers.grant(worker, attempt, live);
+        let grants = vec![Grant { attempt, test, number, alone: number - batched, company }];
+        effects.push(Effect::Lease { worker, grants });
+    }
+}
+
+/// What is sought for a test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'a> {
+    pub(super) test: TestIndex,
+    pub(super) binary: BinaryKey,
+    pub(super) needs: Option<&'a Needs>,
+    pub(super) solo: bool,
+    pub(super) threads: u32,
+    pub(super) group: Option<GroupIndex>,
+    pub(super) per_worker: Option<u32>,
+    pub(super) avoid: Option<WorkerId>,
+}
+
+impl super::state::Workers {
+    /// Where a wish can be met now: the emptiest such worker, and what it takes there.
+    fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
+        let suits = || self.all().filter(|(_, worker)| worker.suits(wish.binary, wish.needs));
+        // Another worker is better than one where it went wrong, even if it is busy now.
+        let elsewhere = suits().any(|(id, _)| Some(*id) != wish.avoid);
+        suits()
+            .filter(|(id, worker)| {
+                let kept = worker.reserved == Some(wish.test);
+                kept || !elsewhere || Some(**id) != wish.avoid
+            })
+            .filter(|(_, worker)| worker.reserved.is_none_or(|test| test == wish.test))
+            .filter_map(|(id, worker)| {
+                let weight = wish.threads.min(worker.slots());
+                let whole = wish.solo || wish.threads > worker.slots();
+                let fits = if whole {
+                    worker.held() == 0
+                } else {
+                    worker.room_of(Depth::Slots, true) >= weight
+                };
+                let beside = worker.of_group(wish.group);
+                let fits = fits && wish.per_worker.is_none_or(|max| beside < max);
+                fits.then_some((worker.held(), *id, weight))
+            })
+            .min()
+            .map(|(_, id, weight)| (id, weight))
+    }
+
+    /// Keeps a worker from getting more until this wish can be met there. At most half of the
+    /// workers are reserved at once, at least one.
+    fn reserve(&mut self, wish: &Wish<'_>) {
+        let (mut reserved, mut all) = (0, 0);
+        for (_, worker) in self.all() {
+            if worker.reserved == Some(wish.test) {
+                return;
+            }
+            reserved += usize::from(worker.reserved.is_some());
+            all += 1;
+        }
+        if reserved >= (all / 2).max(1) {
+            return;
+        }
+        let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
+        let elsewhere = self.all().any(|(id, w)| suits(w) && Some(*id) != wish.avoid);
+        let best = self
+            .all()
+            .filter(|(id, worker)| suits(worker) && !(elsewhere && Some(**id) == wish.avoid))
+            .filter(|(_, worker)| worker.reserved.is_none())
+            .min_by_key(|(id, worker)| (worker.held(), **id))
+            .map(|(id, _)| *id);
+        if let Some(id) = best {
+            self.changing(id, |worker| worker.reserved = Some(wish.test));
+        }
+    }
+
+    fn reserved_for(&self) -> BTreeSet<TestIndex> {
+        self.all().filter_map(|(_, worker)| worker.reserved).collect()
+    }
+
+    fn unreserve(&mut self, test: TestIndex) {
+        let theirs = self.all().filter(|(_, worker)| worker.reserved == Some(test));
+        let ids: Vec<_> = theirs.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.changing(id, |worker| worker.reserved = None);
+        }
+    }
+
+    /// Whether some worker that is there meets these needs and runs this binary, or may yet.
+    fn may_suit(&self, binary: BinaryKey, needs: Option<&Needs>) -> bool {
+        self.all().any(|(_, worker)| {
+            worker.may_take(binary) && needs.is_none_or(|needs| needs.met_by(worker.traits()))
+        })
+    }
+}

@@ -1,0 +1,170 @@
+//! What really happened. Knows every process, and nothing of what anybody says of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use distest_worker::protocol::AttemptId;
+
+use super::scenario::{Nature, Scenario};
+use super::world::ConnId;
+use crate::model::{AttemptResult, TestIndex, Verdict};
+use crate::scheduler::{LOSSES_MAX, Needs};
+
+/// A test's process, or a batch's while it runs this test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alive {
+    pub(super) test: TestIndex,
+    pub(super) conn: ConnId,
+    pub(super) slots: u32,
+    pub(super) in_batch: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    alive: BTreeMap<AttemptId, Alive>,
+    /// How attempts ended that really ran to their end.
+    ended: BTreeMap<(TestIndex, AttemptId), BTreeSet<AttemptResult>>,
+    verdicts: BTreeMap<TestIndex, Verdict>,
+    losses: BTreeMap<TestIndex, u32>,
+    culprits: BTreeSet<AttemptId>,
+    cancelled: bool,
+    /// Sessions of which nothing may be alive any more.
+    dead: BTreeSet<ConnId>,
+}
+
+impl Judge {
+    pub(super) fn begins(&mut self, attempt: AttemptId, alive: Alive) {
+        self.alive.insert(attempt, alive);
+    }
+
+    /// The process is gone, without an end of its own.
+    pub(super) fn dies(&mut self, attempt: AttemptId) {
+        self.alive.remove(&attempt);
+    }
+
+    pub(super) fn ends(&mut self, test: TestIndex, attempt: AttemptId, result: AttemptResult) {
+        self.ended.entry((test, attempt)).or_default().insert(result);
+    }
+
+    pub(super) fn cancelled(&mut self) {
+        self.cancelled = true;
+    }
+
+    pub(super) fn blamed(&mut self, attempt: AttemptId) {
+        self.culprits.insert(attempt);
+    }
+
+    pub(super) fn session_lost(&mut self, conn: ConnId) {
+        self.dead.insert(conn);
+    }
+
+    pub(super) fn verdicts(&self) -> &BTreeMap<TestIndex, Verdict> {
+        &self.verdicts
+    }
+
+    pub(super) fn attempt_ended(
+        &mut self,
+        scenario: &Scenario,
+        attempt: AttemptId,
+        test: TestIndex,
+        result: AttemptResult,
+    ) -> Result<(), String> {
+        if result == AttemptResult::Lost {
+            *self.losses.entry(test).or_default() += 1;
+            let innocent = scenario.tests[test.0 as usize].nature != Nature::Kills;
+            if self.culprits.contains(&attempt) && innocent {
+                return Err(format!("{test:?} is blamed for what it did not do"));
+            }
+            return Ok(());
+        }
+        match self.ended.get(&(test, attempt)) {
+            Some(really) if really.contains(&result) => Ok(()),
+            really => {
+                Err(format!("{attempt:?} of {test:?} is said to be {result:?}, it is {really:?}"))
+            }
+        }
+    }
+
+    pub(super) fn verdict(&mut self, test: TestIndex, verdict: Verdict) -> Result<(), String> {
+        if let Some(before) = self.verdicts.insert(test, verdict) {
+            return Err(format!("{test:?} is judged twice: {before:?}, then {verdict:?}"));
+        }
+        let of_test = (test, AttemptId(0))..=(test, AttemptId(u64::MAX));
+        let ends: BTreeSet<_> =
+            self.ended.range(of_test).flat_map(|(_, results)| results.iter().copied()).collect();
+        let passed = ends.contains(&AttemptResult::Pass);
+        let failed = ends.iter().any(|result| !result.passed());
+        let losses = self.losses.get(&test).copied().unwrap_or(0);
+        let blamed = !self.culprits.is_empty();
+        let true_of_it = match verdict {
+            Verdict::Pass => passed,
+            Verdict::Flaky => passed && failed,
+            Verdict::Fail => ends.contains(&AttemptResult::Fail),
+            Verdict::Timeout => ends.contains(&AttemptResult::Timeout),
+            Verdict::Crashed => ends.contains(&AttemptResult::Crashed),
+            Verdict::Skipped => self.cancelled,
+            Verdict::Lost => self.cancelled || losses >= LOSSES_MAX || blamed,
+        };
+        match true_of_it {
+            true => Ok(()),
+            false => Err(format!("{test:?} is {verdict:?} and ended {ends:?}, {losses} lost")),
+        }
+    }
+
+    /// Who may be alive beside whom.
+    pub(super) fn check(&self, scenario: &Scenario) -> Result<(), String> {
+        let mut tests = BTreeSet::new();
+        let mut groups: BTreeMap<_, u32> = BTreeMap::new();
+        let mut hosts: BTreeMap<ConnId, (u32, bool)> = BTreeMap::new();
+        for alive in self.alive.values() {
+            let test = alive.test;
+            if !tests.insert(test) {
+                return Err(format!("{test:?} is alive twice"));
+            }
+            if self.dead.contains(&alive.conn) {
+                return Err(format!("{test:?} outlives its worker's loss on {:?}", alive.conn));
+            }
+            let needs = scenario.tests[test.0 as usize].task.needs.as_deref();
+            if let Some(group) = needs.and_then(|needs| needs.group) {
+                let alive = groups.entry(group).or_default();
+                *alive += 1;
+                let group = &scenario.groups[group.0 as usize];
+                if group.threads_max.is_some_and(|max| *alive > max) {
+                    return Err(format!("{alive} of group {} are alive", group.name));
+                }
+            }
+            let beside = hosts.entry(alive.conn).or_default();
+            let exclusive = needs.is_some_and(|needs: &Needs| needs.exclusive);
+            let threads_max = scenario.rules.threads.unwrap_or(u32::MAX).min(alive.slots);
+            beside.0 += needs.map_or(1, |needs| needs.threads.clamp(1, threads_max.max(1)));
+            beside.1 |= exclusive;
+            if beside.0 > alive.slots && !alive.in_batch {
+                let beside = self.alive.values().filter(|other| other.conn == alive.conn);
+                let beside: Vec<_> = beside
+                    .map(|other| (other.test, &scenario.tests[other.test.0 as usize].task.needs))
+                    .collect();
+                return Err(format!("too much is alive on {:?}: {beside:?}", alive.conn));
+            }
+        }
+        let mut counts: BTreeMap<ConnId, u32> = BTreeMap::new();
+        for alive in self.alive.values() {
+            *counts.entry(alive.conn).or_default() += 1;
+        }
+        let crowded = hosts.iter().find(|(conn, (_, lone))| *lone && counts[conn] > 1);
+        match crowded {
+            Some((conn, _)) => Err(format!("an exclusive test is not alone on {conn:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// What must hold when the run has ended and everything was closed.
+    pub(super) fn check_end(&self, scenario: &Scenario) -> Result<(), String> {
+        if self.verdicts.len() != scenario.tests.len() {
+            let (judged, known) = (self.verdicts.len(), scenario.tests.len());
+            return Err(format!("{judged} of {known} tests are judged"));
+        }
+        match self.alive.first_key_value() {
+            Some((attempt, alive)) => Err(format!("{attempt:?} runs on: {alive:?}")),
+            None => Ok(()),
+        }
+    }
+}
