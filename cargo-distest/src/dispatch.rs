@@ -132,10 +132,22 @@ pub struct DispatchSettings {
 pub struct Dispatched {
     /// Why it ended early, if it did.
     pub cancelled: Option<CancelReason>,
-    /// No worker was ever usable.
-    pub never_had_worker: bool,
+    /// What was left of the fleet.
+    pub fleet: FleetEnd,
     /// The test that no worker may run, if that ended it.
     pub unplaceable: Option<Unplaceable>,
+}
+
+/// What is left of a fleet at the end of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FleetEnd {
+    /// No worker was ever usable.
+    #[default]
+    NeverWas,
+    /// All workers were lost.
+    Lost,
+    /// Workers are there.
+    Stands,
 }
 
 /// A test that no worker may run.
@@ -748,11 +760,15 @@ impl Dispatch {
 
     /// Ends all sessions in order.
     async fn close(self) -> Dispatched {
+        let fleet = match (self.waited_for, self.workers.is_empty()) {
+            (0, _) => FleetEnd::NeverWas,
+            (_, true) => FleetEnd::Lost,
+            (_, false) => FleetEnd::Stands,
+        };
         let workers = self.workers.into_values();
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
-        let (never_had_worker, unplaceable) = (self.waited_for == 0, self.unplaceable);
-        Dispatched { cancelled, never_had_worker, unplaceable }
+        Dispatched { cancelled, fleet, unplaceable: self.unplaceable }
     }
 }
 

@@ -199,12 +199,12 @@ pub enum CancelReason {
     Interrupt,
     /// `--global-timeout`.
     GlobalTimeout,
-    /// No worker is left.
+    /// No worker is left, or none that takes what remains.
     FleetLost,
     /// No worker meets a test's needs.
     Unplaceable,
-    /// The build failed while tests were running.
-    BuildFailed,
+    /// Something else failed: told at the end.
+    Failure,
 }
 
 /// One attempt, from start to end.

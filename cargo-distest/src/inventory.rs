@@ -219,8 +219,10 @@ fn failed(binary: &TestBinary, args: &[&str]) -> Failure {
         Harness::Libtest => format!("run it by hand: {by_hand}"),
         Harness::Custom => format!(
             "run it by hand: {by_hand}\n\
-             if its harness doesn't understand `--list`, declare {} one test case with \
-             `list = \"whole\"` in .config/distest.toml",
+             if its harness doesn't understand `--list`, declare it one test case in \
+             .config/distest.toml, under a heading of its own:\n\
+             [binary.\"{}\"]\n\
+             list = \"whole\"",
             binary.id
         ),
     };

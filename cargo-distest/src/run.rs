@@ -131,6 +131,8 @@ struct Line {
     travel: Travel,
     copies: Arc<Copies>,
     events: mpsc::Sender<RunEvent>,
+    /// cargo has linked everything.
+    built: watch::Sender<bool>,
 }
 
 /// How the line ended, apart from the tests' verdicts.
@@ -173,6 +175,7 @@ impl Line {
             travel,
             copies,
             events,
+            built: watch::Sender::new(false),
         };
         (line, history)
     }
@@ -180,8 +183,8 @@ impl Line {
     async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
         self.announce(warnings).await;
         let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
-        let watch =
-            signals::watch(interrupts, self.settings.execute.global_timeout, orders.clone());
+        let (timeout, built) = (self.settings.execute.global_timeout, self.built.subscribe());
+        let watch = signals::watch(interrupts, timeout, built, orders.clone());
         let (fleet, messages) = Fleet::new(self.session_facts(), self.settings.fleet.clone());
         let connecting = tokio::spawn({
             let fleet = fleet.clone();
@@ -230,7 +233,7 @@ impl Line {
             () = orders.closed() => None,
         };
         if failure.is_some() {
-            let _ = orders.send(Order::Cancel(CancelReason::BuildFailed, Stop::Kill)).await;
+            let _ = orders.send(Order::Cancel(CancelReason::Failure, Stop::Kill)).await;
         }
         Fed { failure, ..fed }
     }
@@ -245,6 +248,7 @@ impl Line {
         let building = async {
             let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
             fed.built_at = Some(self.origin.elapsed());
+            self.built.send_replace(true);
             self.tell(RunEvent::Built { elapsed: built.elapsed }).await;
             fed.tree = self.send_tree(orders).await?;
             Ok(())

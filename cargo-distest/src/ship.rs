@@ -174,7 +174,7 @@ impl Shipper {
     }
 
     /// Does `act` when the worker has all blobs that `entries` name. Blobs that it has lost
-    /// meanwhile are sent once more.
+    /// meanwhile are sent once more; it may notice them one at a time.
     async fn with_blobs<F>(
         &self,
         entries: &[TreeEntry],
@@ -192,13 +192,16 @@ impl Shipper {
             })
             .collect();
         self.ensure(&digests, files, false).await?;
-        match act().await {
-            Err(ShipError::Refused(refusal)) if refusal.kind == RefusalKind::MissingBlob => {
-                self.ensure(&digests, files, true).await?;
-                act().await
+        // Each blob is sent again once at most, so that a worker that loses all ends this too.
+        for _ in 0..digests.len() {
+            match act().await {
+                Err(ShipError::Refused(refusal)) if refusal.kind == RefusalKind::MissingBlob => {
+                    self.ensure(&digests, files, true).await?;
+                }
+                done => return done,
             }
-            done => done,
         }
+        act().await
     }
 
     /// Makes sure that the worker has these blobs; asks again about those that we believe it has

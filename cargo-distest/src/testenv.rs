@@ -122,7 +122,9 @@ pub fn arguments(case: &TestCase, ignored: bool, whole: bool) -> Vec<OsText> {
 /// The shell command that runs a test again through us: `build` is what cargo was given.
 pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> String {
     let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
-    let filterset = format!("binary_id(={id}) & test(={name})");
+    // An equality needs something to be equal to.
+    let name = if name.is_empty() { "/^$/".to_owned() } else { format!("={name}") };
+    let filterset = format!("binary_id(={id}) & test({name})");
     command(build, binary, &format!("--run-ignored all -E {}", quote(&filterset)))
 }
 
@@ -152,14 +154,15 @@ fn command(build: &[OsString], binary: &TestBinary, last: &str) -> String {
     words.chain([last.to_owned()]).collect::<Vec<_>>().join(" ")
 }
 
-/// A name as a filterset's `=` matcher takes it.
-fn filterset_literal(name: &str) -> String {
+/// A name as a filterset's `=` matcher takes it, legible on a terminal.
+pub fn filterset_literal(name: &str) -> String {
     let mut literal = String::with_capacity(name.len());
     for c in name.chars() {
-        if matches!(c, '\\' | ')' | '(' | ',') {
-            literal.push('\\');
+        match c {
+            '\\' | ')' | ',' => literal.extend(['\\', c]),
+            c if c.is_control() => literal += &format!("\\u{{{:x}}}", u32::from(c)),
+            c => literal.push(c),
         }
-        literal.push(c);
     }
     literal
 }

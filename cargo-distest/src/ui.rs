@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anstream::{AutoStream, ColorChoice};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
+use crate::failure::{ExitCode, Failure};
 use crate::settings::{Color, ShowProgress};
 
 pub use failure::{report_failure, report_warning};
@@ -33,6 +34,8 @@ struct Inner {
 struct Door {
     writer: Option<Box<dyn Write + Send>>,
     colors: bool,
+    /// Why not all could be written, unless its reader just went away.
+    failure: Option<io::Error>,
 }
 
 /// What was written to a [`Ui::captured`].
@@ -63,9 +66,9 @@ impl Ui {
         let colors = wants_colors(color, &stderr);
         let out_colors = wants_colors(color, &stdout);
         // Stderr comes in whole lines; stdout may come in a hundred thousand of them.
-        let stderr = Door { writer: Some(stream(stderr, colors)), colors };
+        let stderr = Door::new(stream(stderr, colors), colors);
         let stdout = BufWriter::new(stream(stdout, out_colors));
-        let stdout = Door { writer: Some(Box::new(stdout)), colors: out_colors };
+        let stdout = Door::new(Box::new(stdout), out_colors);
         Self::from_doors(stderr, stdout, bar, terminal)
     }
 
@@ -79,7 +82,7 @@ impl Ui {
                     Box::new(capture.clone()) as Box<dyn Write + Send>
                 )),
             };
-            Door { writer: Some(writer), colors }
+            Door::new(writer, colors)
         };
         let ui = Self::from_doors(door(&captured.stderr), door(&captured.stdout), None, false);
         (ui, captured)
@@ -118,6 +121,19 @@ impl Ui {
     /// Sends what is held back to stdout: after each burst of lines, and before the process ends.
     pub fn flush(&self) {
         lock(&self.inner.stdout).write(&[], true);
+    }
+
+    /// Whether all that was meant for stdout got there, or its reader wanted no more.
+    ///
+    /// # Errors
+    /// [`ExitCode::ReportFailed`]: a full disk, for example.
+    pub fn stdout_written(&self) -> Result<(), Failure> {
+        let failure = lock(&self.inner.stdout).failure.take();
+        failure.map_or(Ok(()), |error| {
+            Err(Failure::new(ExitCode::ReportFailed, "could not write to stdout")
+                .because(error)
+                .hint("what was written before is not complete"))
+        })
     }
 
     /// Whether somebody still reads stdout.
@@ -161,6 +177,10 @@ impl Ui {
 }
 
 impl Door {
+    fn new(writer: Box<dyn Write + Send>, colors: bool) -> Self {
+        Self { writer: Some(writer), colors, failure: None }
+    }
+
     fn write(&mut self, bytes: &[u8], flush: bool) {
         let Some(writer) = &mut self.writer else { return };
         let written = writer.write_all(bytes).and_then(|()| match flush {
@@ -168,8 +188,9 @@ impl Door {
             false => Ok(()),
         });
         // Whatever the reason (a closed pipe, a full disk): nobody can be told through here.
-        if written.is_err() {
+        if let Err(error) = written {
             self.writer = None;
+            self.failure = Some(error).filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
         }
     }
 }
@@ -231,22 +252,37 @@ mod tests {
 
     #[test]
     fn a_reader_that_has_gone_is_no_error() {
-        struct Closed;
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let door = || Door { writer: Some(Box::new(Closed)), colors: false };
-        let ui = Ui::from_doors(door(), door(), None, false);
+        let ui = closed(io::ErrorKind::BrokenPipe);
         assert!(ui.stdout_is_open());
         ui.stdout_line("dropped");
         ui.stdout_line("dropped too");
         ui.line("dropped as well");
         ui.flush();
         assert!(!ui.stdout_is_open());
+        assert!(ui.stdout_written().is_ok());
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let ui = closed(io::ErrorKind::StorageFull);
+        ui.stdout_line("lost");
+        ui.flush();
+        let failure = ui.stdout_written().unwrap_err();
+        assert_eq!(failure.code, ExitCode::ReportFailed);
+    }
+
+    /// A terminal on which every write fails like this.
+    fn closed(kind: io::ErrorKind) -> Ui {
+        struct Closed(io::ErrorKind);
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let door = || Door::new(Box::new(Closed(kind)), false);
+        Ui::from_doors(door(), door(), None, false)
     }
 }

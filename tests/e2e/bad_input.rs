@@ -39,6 +39,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("bad_input::build_error_in_json", build_error_in_json),
         case("bad_input::report_that_cannot_be_written", unwritable_report),
         case("bad_input::binary_that_cannot_be_listed", cannot_list),
+        case("bad_input::stdout_that_cannot_be_written", full_stdout),
+        case("bad_input::time_limit_is_one_of_the_tests", time_limit),
     ]
 }
 
@@ -131,4 +133,36 @@ fn cannot_list(scratch: &Scratch) {
     scratch.write("custom/.config/distest.toml", "[binary.\"custom::odd\"]\nlist = \"whole\"\n");
     let finished = Client::call(scratch, &folder, &["run", "--offline"]).json().finish();
     assert_eq!(finished.transcript(100).summary.failed, 1);
+}
+
+fn full_stdout(scratch: &Scratch) {
+    let fixture = Fixture::named("basic");
+    for args in [&["run", "adds", "--message-format", "json"][..], &["list"]] {
+        let output = scratch
+            .command(&distest_tests::product::product().client)
+            .args(args)
+            .current_dir(&fixture.root)
+            .env("CARGO_TARGET_DIR", &fixture.target_dir)
+            .stdout(fs::File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .expect("cargo-distest can be started");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(110), "{args:?}: {told}");
+        assert!(told.contains("stdout"), "{told}");
+    }
+}
+
+/// The build takes longer than the limit, the tests don't.
+fn time_limit(scratch: &Scratch) {
+    let build = "fn main() { std::thread::sleep(std::time::Duration::from_millis(1500)); }\n";
+    let folder = package(scratch, "patient", "build = \"build.rs\"\n", "#[test]\nfn quick() {}\n");
+    scratch.write("patient/build.rs", build);
+    let args = ["--offline", "--global-timeout", "1s"];
+    in_folder(scratch, &folder, &args).complains(0, &["1 passed"]);
+
+    let forever = "#[test]\nfn forever() { loop { std::thread::park(); } }\n";
+    let folder = package(scratch, "endless", "", forever);
+    let finished = Client::call(scratch, &folder, &["run"]).args(args).json().finish();
+    finished.transcript(100);
+    finished.complains(100, &["warning", "global timeout"]);
 }

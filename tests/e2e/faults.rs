@@ -1,6 +1,7 @@
 //! What dies in the middle: workers, connections, the client, disks.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,7 +30,9 @@ pub(crate) fn cases() -> Vec<Trial> {
             client_killed(scratch, &Worker::fleet(scratch, 2, 2));
         }),
         case("faults::a_test_that_ignores_sigterm_is_killed", ignores_sigterm),
+        case("faults::every_blob_of_a_worker_is_damaged", damaged_store),
         case_if("faults::disk_of_a_worker_is_full", can_mount, full_disk),
+        case_if("faults::disk_of_the_only_worker_is_full", can_mount, only_disk_full),
     ]
 }
 
@@ -126,6 +129,55 @@ fn ignores_sigterm(scratch: &Scratch) {
     let args = ["--run-ignored", "only", "--test-timeout", "1s"];
     let transcript = Client::run(scratch, &fixture).args(args).finish().transcript(100);
     assert_eq!(transcript.count(Verdict::Timeout), 1);
+}
+
+/// One run mends all of it: nothing is taken for what it was.
+fn damaged_store(scratch: &Scratch) {
+    let fixture = Fixture::copied("basic", scratch);
+    let worker = Worker::start(scratch, "w1", 2);
+    let run = || {
+        let client = Client::run(scratch, &fixture).args(&fixture.model.args);
+        let client = client.args(["--local-slots", "0", "--worker", &worker.address]);
+        client.finish().transcript(fixture.model.exit_code)
+    };
+    let first = run();
+    let blobs = scratch.join("store-w1/v1/blobs");
+    let damaged = damage(&blobs);
+    assert!(damaged > 10, "{damaged} blobs in {}", blobs.display());
+    let second = run();
+    assert_eq!(first.verdicts, second.verdicts);
+    assert!(second.summary.shipped_bytes > 0, "all of it is sent again");
+}
+
+/// Overwrites a byte in every file below `folder`, empty ones excepted.
+fn damage(folder: &Path) -> usize {
+    let mut damaged = 0;
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            damaged += damage(&entry.path());
+            continue;
+        }
+        let mut bytes = fs::read(entry.path()).unwrap();
+        let Some(last) = bytes.last_mut() else { continue };
+        *last ^= 1;
+        let mut permissions = entry.metadata().unwrap().permissions();
+        permissions.set_mode(0o600);
+        fs::set_permissions(entry.path(), permissions).unwrap();
+        fs::write(entry.path(), bytes).unwrap();
+        damaged += 1;
+    }
+    damaged
+}
+
+/// The worker is there and takes nothing: it was not lost.
+fn only_disk_full(scratch: &Scratch) {
+    let fixture = Fixture::named("basic");
+    let disk = SmallDisk::mount(scratch.join("small-disk"));
+    let full =
+        Worker::start_with(scratch, "full", 1, &disk.folder.join("store"), Executable::Worker);
+    let finished = Client::run_human(scratch, &fixture).only_on(&[full]).finish();
+    finished.complains(97, &["full", "space", "no worker takes the tests that are left"]);
+    assert!(!finished.stderr.contains("lost"), "{}", finished.stderr);
 }
 
 fn full_disk(scratch: &Scratch) {

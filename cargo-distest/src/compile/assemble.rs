@@ -2,7 +2,8 @@
 //!
 //! cargo reports an integration test as soon as it is linked, which may be before the package's
 //! programs are: the test only needed their paths to compile. Such a binary is held back until
-//! everything that it may start has been reported.
+//! everything that it may start has been reported; so is one of which cargo has not yet noted with
+//! which run of a build script it was built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -104,10 +105,31 @@ impl Assembler {
 
     fn release(&mut self, all: bool) -> Vec<TestBinary> {
         let waiting = std::mem::take(&mut self.waiting);
-        let (ready, waiting) =
-            waiting.into_iter().partition(|artifact| all || self.is_complete(artifact));
+        let (ready, waiting) = waiting
+            .into_iter()
+            .partition(|artifact| all || self.is_complete(artifact) && self.is_decided(artifact));
         self.waiting = waiting;
         ready.into_iter().filter_map(|artifact| self.finish(&artifact)).collect()
+    }
+
+    /// Whether it is known with which run of its build script it was built.
+    fn is_decided(&self, artifact: &Artifact) -> bool {
+        artifact.executable.as_ref().is_none_or(|executable| {
+            let executable = executable.as_std_path();
+            let layout = self.layout(executable);
+            let choice = self.script_of(&artifact.package_id.repr, executable, &layout);
+            matches!(choice, dep_info::Choice::Decided(_))
+        })
+    }
+
+    fn script_of(
+        &self,
+        package_id: &str,
+        executable: &Path,
+        layout: &Layout,
+    ) -> dep_info::Choice<'_> {
+        let candidates = self.scripts_of(package_id, layout);
+        dep_info::choose(&candidates, executable, &layout.intermediate)
     }
 
     /// Whether everything that the binary's tests may start has been reported.
@@ -156,11 +178,7 @@ impl Assembler {
             _ => self.workspace.host.clone(),
         };
         let dependencies = self.dependencies(package_id);
-        let script = dep_info::choose(
-            &self.scripts_of(package_id, &layout),
-            &executable,
-            &layout.intermediate,
-        );
+        let script = self.script_of(package_id, &executable, &layout).script();
         let native_dirs = self.native_dirs(&dependencies, &layout);
         let none = BTreeMap::new();
         let key = (package_id.clone(), layout.clone());

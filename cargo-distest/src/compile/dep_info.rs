@@ -4,7 +4,8 @@
 //! dependency) runs its build script twice, and cargo reports both under the same package id, in
 //! any order. What the binary was compiled with stands in its dep-info file: rustc notes every
 //! variable that the code asked for (`# env-dep:OUT_DIR=…`). A binary whose code asked for none is
-//! decided by cargo's own fingerprints.
+//! decided by cargo's own fingerprints, which cargo writes some time after it has reported the
+//! binary: until then there is no answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -12,16 +13,24 @@ use std::path::Path;
 
 use cargo_metadata::BuildScript;
 
+/// Which run of a build script it was.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Choice<'a> {
+    /// This one, or there was none.
+    Decided(Option<&'a BuildScript>),
+    /// Nothing decides yet. If nothing ever does: the first by output folder, the same one every
+    /// time.
+    Open(Option<&'a BuildScript>),
+}
+
 /// The run among `candidates`, all of one package, that `executable` was built with.
-///
-/// Where nothing decides, the first by output folder: the same one every time.
 pub(super) fn choose<'a>(
     candidates: &[&'a BuildScript],
     executable: &Path,
     intermediate: &Path,
-) -> Option<&'a BuildScript> {
+) -> Choice<'a> {
     if let [] | [_] = candidates {
-        return candidates.first().copied();
+        return Choice::Decided(candidates.first().copied());
     }
     let asked = read_dep_info(executable);
     let mut left: Vec<_> =
@@ -31,11 +40,26 @@ pub(super) fn choose<'a>(
         let fits = |one: &&BuildScript| {
             fingerprint(one, intermediate).is_some_and(|own| needed.contains(&own))
         };
-        if left.iter().any(fits) {
-            left.retain(fits);
+        // Fingerprints of an earlier build fit none.
+        if !left.iter().any(fits) {
+            return Choice::Open(first(left));
         }
+        left.retain(fits);
     }
-    left.into_iter().min_by_key(|one| &one.out_dir)
+    Choice::Decided(first(left))
+}
+
+fn first(mut left: Vec<&BuildScript>) -> Option<&BuildScript> {
+    left.sort_by_key(|one| &one.out_dir);
+    left.into_iter().next()
+}
+
+impl<'a> Choice<'a> {
+    /// The run, whatever decided.
+    pub(super) fn script(self) -> Option<&'a BuildScript> {
+        let (Self::Decided(script) | Self::Open(script)) = self;
+        script
+    }
 }
 
 /// Whether the code can have seen these values when it was built with `candidate`.
@@ -160,8 +184,10 @@ mod tests {
             run("/a/without/out", &[("FEATURE", "no")]),
         ];
         for candidates in [[&runs[0], &runs[1]], [&runs[1], &runs[0]]] {
-            let chosen = choose(&candidates, &executable, temp.path()).unwrap();
-            assert_eq!(chosen.out_dir, expected, "{dep_info}");
+            let chosen = choose(&candidates, &executable, temp.path());
+            let open = matches!(chosen, Choice::Open(_));
+            assert_eq!(open, !dep_info.contains("env-dep"), "{dep_info}");
+            assert_eq!(chosen.script().unwrap().out_dir, expected, "{dep_info}");
         }
     }
 

@@ -203,3 +203,21 @@ fn absurd_nesting_is_refused_and_long_unions_are_not() {
     let long = vec!["not test(=parse)"; 3_000].join(" and ");
     assert_eq!(selected(&expressions(&[&long])).len(), 6);
 }
+
+/// The command that reproduces a failure selects its test and no other.
+#[test]
+fn any_name_can_be_selected_by_its_literal() {
+    let binary = &binaries()[0];
+    for name in ["plain", "add(1, 2)", r"back\slash", "bell\u{7}", "tab\t", "ünï çödé", "/x/", "#1"]
+    {
+        let literal = crate::testenv::filterset_literal(name);
+        let filtersets = vec![format!("binary_id(=alpha) & test(={literal})")];
+        let select = SelectSettings { filtersets, ..SelectSettings::default() };
+        let filter = Filter::new(&select, METADATA).unwrap();
+        let decide = |name: &str| {
+            filter.decide(binary, &ListedCase { name: TestName::new(name), ignored: false }).is_ok()
+        };
+        assert!(decide(name), "{name:?} by {literal}");
+        assert!(!decide(&format!("{name}x")), "{name:?}x by {literal}");
+    }
+}

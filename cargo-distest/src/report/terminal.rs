@@ -280,6 +280,14 @@ impl Reporter for Terminal {
             (MessageFormat::Json, RunEvent::LiveOutput { data, .. }) => {
                 self.screen.raw(Stream::Stderr, data);
             }
+            // No line for programs says why.
+            (
+                MessageFormat::Json,
+                RunEvent::Cancelling { reason: CancelReason::GlobalTimeout, .. },
+            ) => {
+                let why = because(CancelReason::GlobalTimeout);
+                self.warning(&format!("the run was cancelled due to {why}"), None);
+            }
             (MessageFormat::Json, _) => {}
         }
         if let RunEvent::Finished(finished) = event {

@@ -114,9 +114,9 @@ pub(super) fn because(reason: CancelReason) -> &'static str {
         CancelReason::TestFailure => "test failure",
         CancelReason::Interrupt => "interrupt",
         CancelReason::GlobalTimeout => "the global timeout",
-        CancelReason::FleetLost => "the loss of all workers",
+        CancelReason::FleetLost => "the lack of a worker",
         CancelReason::Unplaceable => "a test that no worker may run",
-        CancelReason::BuildFailed => "build failure",
+        CancelReason::Failure => "an error",
     }
 }
 

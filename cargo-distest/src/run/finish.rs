@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 
 use super::{Ended, record};
-use crate::dispatch::Unplaceable;
+use crate::dispatch::{FleetEnd, Unplaceable};
 use crate::event::{CancelReason, RunEvent};
 use crate::failure::{ExitCode, Failure};
 use crate::history::History;
@@ -31,13 +31,29 @@ pub(super) async fn report(
     Reported { reports, summary }
 }
 
-fn without_worker(code: ExitCode, never_had_one: bool) -> Failure {
-    if never_had_one {
-        let hint = "start a worker, or allow this machine with --local-slots N";
-        return Failure::new(code, "no worker is usable").hint(hint);
+/// What a run without a worker for its tests exits with.
+fn code_without_worker(fleet: FleetEnd) -> ExitCode {
+    match fleet {
+        FleetEnd::NeverWas | FleetEnd::Stands => ExitCode::NoWorker,
+        FleetEnd::Lost => ExitCode::FleetLost,
     }
-    Failure::new(code, "all workers were lost before the end of the run")
-        .hint("what ran until then is in the report")
+}
+
+fn without_worker(code: ExitCode, fleet: FleetEnd) -> Failure {
+    let (what, hint) = match fleet {
+        FleetEnd::NeverWas => {
+            ("no worker is usable", "start a worker, or allow this machine with --local-slots N")
+        }
+        FleetEnd::Stands => (
+            "no worker takes the tests that are left",
+            "the warnings say why; mend that, or allow this machine with --local-slots N",
+        ),
+        FleetEnd::Lost => (
+            "all workers were lost before the end of the run",
+            "what ran until then is in the report",
+        ),
+    };
+    Failure::new(code, what).hint(hint)
 }
 
 /// Tells the last event, writes reports and history, and says what to exit with.
@@ -60,13 +76,10 @@ pub(super) fn end(
     }
     code = match dispatched.cancelled {
         Some(CancelReason::Interrupt) => code.or_worse(ExitCode::Interrupted),
-        Some(CancelReason::FleetLost) if dispatched.never_had_worker => {
-            code.or_worse(ExitCode::NoWorker)
-        }
-        Some(CancelReason::FleetLost) => code.or_worse(ExitCode::FleetLost),
+        Some(CancelReason::FleetLost) => code.or_worse(code_without_worker(dispatched.fleet)),
         Some(CancelReason::Unplaceable) => code.or_worse(ExitCode::NoWorker),
         Some(CancelReason::GlobalTimeout) => code.or_worse(ExitCode::TestsFailed),
-        Some(CancelReason::TestFailure | CancelReason::BuildFailed) | None => code,
+        Some(CancelReason::TestFailure | CancelReason::Failure) | None => code,
     };
     if none_left.is_some() && no_tests == NoTests::Fail {
         code = code.or_worse(ExitCode::NoTests);
@@ -76,7 +89,7 @@ pub(super) fn end(
     let finished = RunEvent::Finished(summary.ending(ending));
     summary.apply(&finished);
     reports.event(&finished, &summary);
-    let written = reports.finish(&summary);
+    let written = reports.finish(&summary).and(ui.stdout_written());
     let warning = history.and_then(|history| record::remember(history, &summary, &settings));
     if let Some(Warning { text, hint }) = warning {
         report_warning(ui, &text, hint.as_deref());
@@ -88,7 +101,7 @@ pub(super) fn end(
     match (fed.failure, written) {
         (Some(failure), _) => Err(Failure { code, ..failure }),
         (None, Ok(())) if dispatched.cancelled == Some(CancelReason::FleetLost) => {
-            Err(without_worker(code, dispatched.never_had_worker))
+            Err(without_worker(code, dispatched.fleet))
         }
         (None, Err(failure)) => Err(Failure { code: code.or_worse(failure.code), ..failure }),
         (None, Ok(())) => match (none_left, no_tests) {

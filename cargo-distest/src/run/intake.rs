@@ -1,6 +1,7 @@
 //! From linked test binaries to planned test cases: taken into the store, listed, filtered, ranked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use distest_worker::protocol::BinaryKey;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -17,6 +18,9 @@ use crate::parcel::Parcel;
 use crate::plan;
 use crate::shard::{self, Candidate};
 use crate::tree::keep::ClientStore;
+
+/// A listing that takes longer is told of.
+const SLOW_LISTING: Duration = Duration::from_secs(10);
 
 /// Takes in the binaries of one run.
 pub(super) struct Intake<'a> {
@@ -106,7 +110,10 @@ impl<'a> Intake<'a> {
         })?;
         let wanted = self.line.filter.wants_binary(&binary) != Some(false);
         let listing = match wanted {
-            true => self.inventory.list(Arc::clone(&binary), Some(blob.digest)).await?,
+            true => {
+                let list = self.inventory.list(Arc::clone(&binary), Some(blob.digest));
+                self.with_notice(&binary, list).await?
+            }
             false => Listing {
                 binary: Arc::clone(&binary),
                 cases: Vec::new(),
@@ -117,6 +124,18 @@ impl<'a> Intake<'a> {
         let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
         let Listing { whole, sharing, .. } = listing;
         Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, sharing, parcel }), listing })
+    }
+
+    /// Tells whom everybody waits for when a listing takes long.
+    async fn with_notice<T>(&self, binary: &TestBinary, list: impl Future<Output = T>) -> T {
+        let mut list = std::pin::pin!(list);
+        if let Ok(listed) = tokio::time::timeout(SLOW_LISTING, &mut list).await {
+            return listed;
+        }
+        let seconds = SLOW_LISTING.as_secs();
+        let text = format!("{} has been listing its tests for {seconds} s already", binary.id);
+        self.line.tell(RunEvent::Warning { text, hint: None }).await;
+        list.await
     }
 
     /// Sends on what is selected; tells of what is not.

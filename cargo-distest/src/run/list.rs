@@ -54,7 +54,7 @@ pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
     tests.sort_by(|a, b| plan::listing_order(&a.case, &b.case));
     print(&tests, args.message_format, &ui);
     ui.flush();
-    Ok(ExitCode::Passed)
+    ui.stdout_written().map(|()| ExitCode::Passed)
 }
 
 fn print(tests: &[Planned], format: ListFormat, ui: &Ui) {

@@ -45,18 +45,22 @@ impl Interrupts {
     }
 }
 
-/// The first signal cancels in order, the second kills, the third ends this process at once.
+/// The first signal cancels in order, the second kills, the third ends this process at once. The
+/// time limit is one of the tests: as cargo-nextest's it begins when everything is `built`.
 pub(super) fn watch(
     mut interrupts: Interrupts,
     global_timeout: Option<Duration>,
+    mut built: watch::Receiver<bool>,
     orders: mpsc::Sender<Order>,
 ) -> Watch {
     let (tell, interrupted) = watch::channel(false);
     let task = tokio::spawn(async move {
         let timeout = async {
             match global_timeout {
-                Some(timeout) => tokio::time::sleep(timeout).await,
-                None => future::pending().await,
+                Some(timeout) if built.wait_for(|built| *built).await.is_ok() => {
+                    tokio::time::sleep(timeout).await;
+                }
+                _ => future::pending().await,
             }
         };
         let mut reason = CancelReason::Interrupt;

@@ -371,6 +371,8 @@ fn fleet_settings(
         Some(workers) => workers,
         None => from_files(),
     };
+    let mut seen = BTreeSet::new();
+    let workers = workers.into_iter().filter(|address| seen.insert(address.to_string())).collect();
     let WaitWorkers { count, within } =
         wait_workers.unwrap_or(WaitWorkers { count: 1, within: None });
     Ok(FleetSettings {
