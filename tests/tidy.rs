@@ -51,6 +51,7 @@ const CLIENT: &[(&str, &[&str])] = &[
         ],
     ),
     ("travel", &["compile", "dispatch", "failure", "settings", "testenv", "tree"]),
+    ("doctest", &["compile", "failure", "model", "settings"]),
     (
         "runner",
         &[

@@ -8,6 +8,7 @@ pub mod clues;
 pub mod compile;
 pub mod cost;
 pub mod dispatch;
+pub mod doctest;
 pub mod event;
 pub mod failure;
 pub mod filter;

@@ -1,6 +1,7 @@
 //! The pipeline. The only module that knows the whole line; everything else knows its neighbours.
 
 mod company;
+mod doctests;
 mod finish;
 mod intake;
 mod list;
@@ -27,7 +28,9 @@ use crate::history::History;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
-use crate::settings::{self, ConfigFiles, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning};
+use crate::settings::{
+    self, ConfigFiles, Doctests, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning,
+};
 use crate::testenv::RunFacts;
 use crate::travel::{self, Travel};
 use crate::tree::Tree;
@@ -193,8 +196,9 @@ impl Line {
         let dispatching =
             Dispatch::run(self.dispatch(), fleet, self.events.clone(), orders_in, messages);
         let feeding = self.feed(&orders, watch.interrupted());
-        let (fed, dispatched) = futures::future::join(feeding, dispatching).await;
+        let (mut fed, mut dispatched) = futures::future::join(feeding, dispatching).await;
         connecting.abort();
+        self.doctests(&mut fed, &mut dispatched, watch.interrupted()).await;
         drop(watch);
         self.save_digests().await;
         if let Some(tree) = fed.tree.clone() {
@@ -215,6 +219,32 @@ impl Line {
         self.tell(RunEvent::Started(started)).await;
         for Warning { text, hint } in warnings {
             self.tell(RunEvent::Warning { text, hint }).await;
+        }
+    }
+
+    /// Runs the doctests, unless the run has come to an early end.
+    async fn doctests(
+        &self,
+        fed: &mut Fed,
+        dispatched: &mut Dispatched,
+        interrupted: watch::Receiver<bool>,
+    ) {
+        let over = dispatched.cancelled.is_some() || fed.failure.is_some();
+        let Some(plan) = fed.planned.as_mut().filter(|_| !over) else { return };
+        if self.settings.doctests == Doctests::No {
+            return;
+        }
+        match doctests::run(self, plan, interrupted).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let timeout = self.settings.execute.global_timeout;
+                let timed_out = timeout.is_some_and(|timeout| self.origin.elapsed() >= timeout);
+                dispatched.cancelled = Some(match timed_out {
+                    true => CancelReason::GlobalTimeout,
+                    false => CancelReason::Interrupt,
+                });
+            }
+            Err(failure) => fed.failure = Some(failure),
         }
     }
 
@@ -246,6 +276,12 @@ impl Line {
         let (binaries, binaries_in) = mpsc::channel(BINARIES_MAX);
         let intake = Intake::open(self).await?;
         let building = async {
+            if self.settings.doctests == Doctests::Only {
+                // cargo knows no building without running here; rustdoc runs later.
+                drop(binaries);
+                self.send_tree(orders).await?;
+                return Ok(());
+            }
             let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
             fed.built_at = Some(self.origin.elapsed());
             self.built.send_replace(true);

@@ -41,6 +41,8 @@ pub struct Settings {
     pub compile: CompileSettings,
     /// Which tests.
     pub select: SelectSettings,
+    /// Whether doctests run.
+    pub doctests: Doctests,
     /// How they run.
     pub execute: ExecuteSettings,
     /// Where they run.
@@ -51,6 +53,17 @@ pub struct Settings {
     pub report: ReportSettings,
     /// What is remembered.
     pub history: HistorySettings,
+}
+
+/// Whether doctests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doctests {
+    /// They don't.
+    No,
+    /// After the other tests.
+    After,
+    /// And nothing else.
+    Only,
 }
 
 /// How cargo is called.

@@ -9,6 +9,7 @@
 mod bad_input;
 mod bad_workers;
 mod batches;
+mod doctests;
 mod environment;
 mod faults;
 mod hermetic;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         selection::cases(),
         output::cases(),
         runner::cases(),
+        doctests::cases(),
         environment::cases(),
         shipping::cases(),
         signals::cases(),

@@ -47,6 +47,19 @@ pub struct BuildArgs {
     /// Test all targets
     #[arg(long, help_heading = "Target selection")]
     pub all_targets: bool,
+    /// Test only this library's documentation
+    ///
+    /// Without a flag that selects targets, doctests run after all other tests, unless a
+    /// configuration of cargo-nextest is in force.
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "lib", "bin", "bins", "example", "examples", "test", "tests", "bench", "benches",
+            "all_targets",
+        ],
+        help_heading = "Target selection"
+    )]
+    pub doc: bool,
 
     /// Features to activate, separated by spaces or commas
     #[arg(short = 'F', long, value_name = "FEATURES", help_heading = "Feature selection")]

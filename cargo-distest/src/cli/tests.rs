@@ -97,6 +97,7 @@ const FLAGS: &[&str] = &[
     "--local-slots=0",
     "--local-slots=auto",
     "--collect=*.snap.new",
+    "--doc",
     "--junit=junit.xml",
     "--message-format=human",
     "--message-format=json",

@@ -1,17 +1,18 @@
 //! `cargo distest list`: the same line up to the plan, printed instead of run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, prepare};
+use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, doctests, prepare};
 use crate::cli::{ListArgs, ListFormat};
-use crate::dispatch::{Order, Planned};
+use crate::dispatch::Order;
 use crate::event::RunEvent;
 use crate::failure::{ExitCode, Failure};
-use crate::model::BinaryId;
+use crate::model::{BinaryId, TestBinary, TestCase};
 use crate::plan;
 use crate::settings::ShowProgress;
 use crate::ui::{Ui, report_warning};
@@ -31,13 +32,19 @@ pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
     let (line, _) = Line::new(Instant::now(), prepared, events);
     let planning = async move {
         let mut fed = Fed::default();
-        line.build_and_plan(&orders, &mut fed).await
+        line.build_and_plan(&orders, &mut fed).await?;
+        drop(orders);
+        doctests::cases(&line).await
     };
     let collecting = async {
         let mut tests = Vec::new();
         while let Some(order) = orders_in.recv().await {
             if let Order::Tests(planned) = order {
-                tests.extend(planned);
+                tests.extend(planned.into_iter().map(|planned| Entry {
+                    binary: Arc::clone(&planned.runnable.binary),
+                    case: planned.case,
+                    doctest: false,
+                }));
             }
         }
         tests
@@ -50,14 +57,22 @@ pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
         }
     };
     let (planned, mut tests, ()) = tokio::join!(planning, collecting, warning);
-    planned?;
+    tests.extend(planned?.into_iter().map(|(case, binary)| Entry { case, binary, doctest: true }));
     tests.sort_by(|a, b| plan::listing_order(&a.case, &b.case));
     print(&tests, args.message_format, &ui);
     ui.flush();
     ui.stdout_written().map(|()| ExitCode::Passed)
 }
 
-fn print(tests: &[Planned], format: ListFormat, ui: &Ui) {
+/// A test in the list.
+struct Entry {
+    case: TestCase,
+    binary: Arc<TestBinary>,
+    /// rustdoc will make its executable.
+    doctest: bool,
+}
+
+fn print(tests: &[Entry], format: ListFormat, ui: &Ui) {
     match format {
         ListFormat::Oneline => tests.iter().for_each(|test| ui.stdout_line(&test.case.to_string())),
         ListFormat::Human => {
@@ -75,23 +90,25 @@ fn print(tests: &[Planned], format: ListFormat, ui: &Ui) {
 }
 
 /// One document: binaries in listing order, each with its selected tests.
-fn document(tests: &[Planned]) -> serde_json::Value {
+fn document(tests: &[Entry]) -> serde_json::Value {
     let mut names: BTreeMap<&BinaryId, Vec<&str>> = BTreeMap::new();
     let mut binaries = Vec::new();
     for test in tests {
         let names = names.entry(&test.case.binary).or_default();
         if names.is_empty() {
-            binaries.push(&test.runnable.binary);
+            binaries.push((&test.binary, test.doctest));
         }
         names.push(&test.case.name.0);
     }
-    let binaries = binaries.into_iter().map(|binary| {
+    let binaries = binaries.into_iter().map(|(binary, doctest)| {
+        let executable = (!doctest).then(|| binary.executable.to_string_lossy());
+        let kind = if doctest { json!("doc") } else { json!(binary.kind) };
         json!({
             "binary_id": binary.id,
             "package": binary.package,
-            "kind": binary.kind,
+            "kind": kind,
             "target": binary.triple,
-            "executable": binary.executable.to_string_lossy(),
+            "executable": executable,
             "cwd": binary.cwd.to_string_lossy(),
             "tests": names.get(&binary.id),
         })

@@ -34,14 +34,15 @@ const OUTPUT_BYTES_MAX: usize = 16 << 20;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Runs `call` and tells the shim. Ends when all has been told, or the shim is gone: then nothing
-/// of the call runs any more.
+/// of the call runs any more. Answers whether it came to no end because of a worker.
 pub(super) async fn serve<W>(
     call: &Call,
     site: &Site,
     settings: &FleetSettings,
     mut frames: Frames,
     to: W,
-) where
+) -> bool
+where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let (shim, writing) = Shim::start(to);
@@ -55,11 +56,14 @@ pub(super) async fn serve<W>(
         }
         Err(last) => Some(last),
     };
+    let code = ExitCode::FleetLost.number();
+    let lost = matches!(&last, Some(ToShim::Failed(refused)) if refused.code == code);
     if let Some(last) = last {
         shim.say(&last, None);
     }
     drop(shim);
     let _ = writing.await;
+    lost
 }
 
 /// What a shim says.

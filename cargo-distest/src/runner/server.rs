@@ -23,9 +23,9 @@ use crate::tree::copies::Copies;
 pub struct Server {
     settings: FleetSettings,
     sites: Sites,
-    /// Calls under way, and all calls so far.
+    /// Calls under way.
     busy: watch::Sender<usize>,
-    calls: AtomicU64,
+    losses: AtomicU64,
 }
 
 enum Sites {
@@ -57,12 +57,12 @@ impl Server {
     }
 
     fn with(settings: FleetSettings, sites: Sites) -> Self {
-        Self { settings, sites, busy: watch::Sender::new(0), calls: AtomicU64::new(0) }
+        Self { settings, sites, busy: watch::Sender::new(0), losses: AtomicU64::new(0) }
     }
 
-    /// Calls so far.
-    pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+    /// Calls so far that came to no end because of a worker.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
     }
 
     /// Calls under way, as they come and go.
@@ -78,7 +78,6 @@ impl Server {
         if stream.peer_cred()?.uid() != geteuid().as_raw() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.calls.fetch_add(1, Ordering::Relaxed);
         self.busy.send_modify(|busy| *busy += 1);
         let _busy = Busy(&self.busy);
         let (from, mut to) = stream.into_split();
@@ -88,7 +87,10 @@ impl Server {
             return reading.await.map_err(io::Error::other)?;
         };
         match self.site(&call).await {
-            Ok(site) => call::serve(&call, &site, &self.settings, frames, to).await,
+            Ok(site) => {
+                let lost = call::serve(&call, &site, &self.settings, frames, to).await;
+                self.losses.fetch_add(u64::from(lost), Ordering::Relaxed);
+            }
             Err(failure) => {
                 let (code, what, hint) = (failure.code.number(), failure.to_string(), failure.hint);
                 to.write_all(&ToShim::Failed(Refused { code, what, hint }).frame()?).await?;

@@ -50,6 +50,7 @@ fn cargo_args(args: &BuildArgs) -> (Vec<OsString>, Vec<OsString>) {
         bench,
         benches,
         all_targets,
+        doc: _,
         features,
         all_features,
         no_default_features,

@@ -10,9 +10,10 @@ use super::layer::{Layer, parse_choice};
 use super::reader::{self, FileConfig, FileProfile};
 use super::travel::{self, TravelLayer};
 use super::{
-    CompileSettings, ConfigFiles, Dialect, ExecuteSettings, FleetSettings, HistorySettings,
-    IdentitySettings, Isolation, MaxFail, OutputWhen, ReportSettings, RunIgnored, SelectSettings,
-    Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress, cargo_args, identity,
+    CompileSettings, ConfigFiles, Dialect, Doctests, ExecuteSettings, FleetSettings,
+    HistorySettings, IdentitySettings, Isolation, MaxFail, OutputWhen, ReportSettings, RunIgnored,
+    SelectSettings, Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress, cargo_args,
+    identity,
 };
 use crate::cli::{
     ConfigArgs, ExecuteArgs, FlakyResult, FleetArgs, HistoryArgs, LibtestArgs, ReportArgs, RunArgs,
@@ -87,6 +88,7 @@ pub fn resolve(
     let mut settings = Settings {
         compile: compile_settings(args, env),
         select: select_settings(select, &layer, &files)?,
+        doctests: doctests(args, &files),
         execute: execute_settings(execute, env, &select.libtest, &layer, &files, facts)?,
         fleet: fleet_settings(fleet, env, &layer, &files, facts)?,
         travel: travel::settings(travel, &layer),
@@ -96,6 +98,25 @@ pub fn resolve(
     };
     warnings.extend(identity::without_key(&mut settings.fleet));
     Ok(Resolved { settings, warnings })
+}
+
+/// As cargo: no target selected means doctests too. Where a configuration of cargo-nextest is in
+/// force, what it knows runs, which doctests are not part of.
+fn doctests(args: &RunArgs, files: &Files) -> Doctests {
+    let build = &args.build;
+    let some = |names: &[String]| !names.is_empty();
+    let targets = build.lib
+        || build.bins
+        || build.examples
+        || build.tests
+        || build.benches
+        || build.all_targets
+        || [&build.bin, &build.example, &build.test, &build.bench].into_iter().any(|it| some(it));
+    match build.doc {
+        true => Doctests::Only,
+        false if targets || args.execute.no_run || files.nextest.is_some() => Doctests::No,
+        false => Doctests::After,
+    }
 }
 
 const DEFAULT_PROFILE: &str = "default";

@@ -73,6 +73,7 @@ fn defaults() {
             partition: None,
             whole: [],
         },
+        doctests: After,
         execute: ExecuteSettings {
             isolation: Auto,
             seed: None,
