@@ -2,6 +2,7 @@
 //!
 //! The only state here is what the scheduler has no business knowing: clients, outputs, clocks.
 
+mod baked;
 mod company;
 mod gather;
 mod hints;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use distest_worker::globs::Globs;
-use distest_worker::protocol::{OsText, OutputChunk, Report};
+use distest_worker::protocol::{OsText, OutputChunk, Report, Writes};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -25,8 +25,8 @@ use self::keys::Keys;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
-pub use connection::Connection;
 use connection::Gone;
+pub use connection::{Connection, PathsThere};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -98,6 +98,8 @@ pub struct SessionFacts {
     pub pass: Globs,
     /// Sessions have no environment: each attempt brings all of its own.
     pub bare: bool,
+    /// Which tests see what others wrote, where that is discarded.
+    pub writes: Writes,
 }
 
 /// Makes connections, numbers workers.

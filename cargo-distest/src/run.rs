@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use distest_worker::protocol::{Limits, Stop, Streams};
+use distest_worker::protocol::{self, Limits, Stop, Streams};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
@@ -29,7 +29,7 @@ use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{
-    self, ConfigFiles, Doctests, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning,
+    self, ConfigFiles, Doctests, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning, Writes,
 };
 use crate::testenv::RunFacts;
 use crate::travel::{self, Travel};
@@ -372,6 +372,11 @@ impl Line {
             environment: std::env::vars_os().collect(),
             pass: self.travel.pass().clone(),
             bare: false,
+            writes: match self.settings.execute.writes {
+                Writes::Binary => protocol::Writes::Binary,
+                Writes::Lease => protocol::Writes::Lease,
+                Writes::Test => protocol::Writes::Test,
+            },
         }
     }
 

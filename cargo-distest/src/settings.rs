@@ -168,6 +168,8 @@ pub enum PartitionBy {
 pub struct ExecuteSettings {
     /// `--isolation`.
     pub isolation: Isolation,
+    /// The profile's `isolation.writes`.
+    pub writes: Writes,
     /// `--seed`: decides who shares a process; none: another one in each run.
     pub seed: Option<u64>,
     /// Attempts beyond the first that a failing test gets.
@@ -202,6 +204,19 @@ pub enum Isolation {
     Process,
     /// As many of a binary in one as can be.
     Batch,
+}
+
+/// Which tests of a slot see what others wrote, where that is discarded in the end: on workers with
+/// a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Writes {
+    /// Those of one binary that follow each other.
+    #[default]
+    Binary,
+    /// Those of one binary that were handed out together.
+    Lease,
+    /// None.
+    Test,
 }
 
 /// When failures end a run early.

@@ -297,7 +297,7 @@ pub fn enter(given: &str) -> io::Result<()> {
         mount_memory(folder, &format!("mode={mode},uid={owner},gid={owner}"))?;
     }
     if plan.denied == Denied::Proc {
-        mount(Some("/dev/null"), "/proc/kcore", none, MsFlags::MS_BIND, none)?;
+        mount(Some("/dev/null"), "/proc/cmdline", none, MsFlags::MS_BIND, none)?;
     }
     if plan.denied == Denied::UserNamespaces {
         deny_user_namespaces()?;

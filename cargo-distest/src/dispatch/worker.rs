@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distest_worker::hello::Hello;
 use distest_worker::link;
 use distest_worker::protocol::{
     AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk, Stop,
@@ -12,9 +13,9 @@ use distest_worker::protocol::{
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
-use super::Runnable;
-use crate::fleet::Connection;
-use crate::model::WorkerId;
+use super::{Runnable, baked};
+use crate::fleet::{Connection, PathsThere};
+use crate::model::{TestBinary, WorkerId};
 use crate::scheduler::Traits;
 use crate::ship::{ShipError, Shipped, Shipper};
 use crate::suits;
@@ -83,12 +84,14 @@ impl Connected {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
         let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
         let outcomes = self.outcomes.clone();
-        let obstacle = match embedded {
-            true => None,
-            false => suits::obstacle(&runnable.binary, &self.connection.hello),
-        };
+        let (hello, paths) =
+            (Arc::clone(&self.connection.hello), Arc::clone(&self.connection.paths));
         tokio::spawn(async move {
             let binary = runnable.key;
+            let obstacle = match embedded {
+                true => None,
+                false => obstacle(Arc::clone(&runnable.binary), hello, paths).await,
+            };
             if let Some((reason, hint)) = obstacle {
                 let _ = outcomes.send(Outcome::Refused { worker, binary, reason, hint }).await;
                 return;
@@ -176,6 +179,20 @@ impl Connected {
         // A worker that doesn't answer ends the session when the connection does.
         let _ = self.connection.worker.close(link::context(ANSWER)).await;
     }
+}
+
+/// Why a worker can't run a binary, and what to do.
+async fn obstacle(
+    binary: Arc<TestBinary>,
+    hello: Arc<Hello>,
+    paths: Arc<PathsThere>,
+) -> Option<(String, Option<String>)> {
+    let unsuited = suits::obstacle(&binary, &hello);
+    if unsuited.is_some() {
+        return unsuited;
+    }
+    let asked = tokio::task::spawn_blocking(move || baked::obstacle(&binary, &paths.roots, &paths));
+    asked.await.unwrap_or_else(|error| Some((format!("could not look into it: {error}"), None)))
 }
 
 /// Gets a binary and then the tree to where the tests will find them.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
-use distest_worker::protocol::{Client, SessionSpec, WorkerClient};
+use distest_worker::protocol::{Client, OsText, SessionSpec, WorkerClient};
 use distest_worker::tls;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,6 +36,8 @@ pub struct Connection {
     pub embedded: bool,
     /// What it says of itself.
     pub hello: Arc<Hello>,
+    /// How it recreates the client's paths.
+    pub paths: Arc<PathsThere>,
     /// From a request to its answer.
     pub round_trip: Duration,
     /// For calling it.
@@ -53,6 +55,19 @@ impl Connection {
     pub(super) fn gone(&self) -> Gone {
         self.here.subscribe()
     }
+}
+
+/// How a worker recreates the client's paths in a session.
+#[derive(Debug)]
+pub struct PathsThere {
+    /// The client's folders that tests may look for.
+    pub roots: Vec<OsText>,
+    /// The number of a [`distest_worker::sandbox::level::Level`].
+    pub level: u32,
+    /// Why it is not a better one; empty if it can't be.
+    pub reason: String,
+    /// What to do about that.
+    pub hint: Option<String>,
 }
 
 impl Drop for Connection {
@@ -156,7 +171,7 @@ impl Open {
             in_place: embedded,
             roots: if embedded { Vec::new() } else { facts.roots.clone() },
             env: fleet.environment(embedded),
-            ..SessionSpec::default()
+            writes: facts.writes,
         };
         let asked = Instant::now();
         let ready = worker
@@ -175,6 +190,12 @@ impl Open {
             slots: ready.slots,
             embedded,
             hello: Arc::new(theirs),
+            paths: Arc::new(PathsThere {
+                roots: facts.roots.clone(),
+                level: ready.sandbox_level,
+                reason: ready.sandbox_reason,
+                hint: ready.sandbox_hint,
+            }),
             round_trip,
             worker,
             stats,

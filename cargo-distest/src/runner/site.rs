@@ -266,6 +266,7 @@ impl Site {
             environment: Vec::new(),
             pass: Globs::default(),
             bare: true,
+            writes: distest_worker::protocol::Writes::default(),
         }
     }
 }

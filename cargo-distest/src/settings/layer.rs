@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use super::travel::TravelLayer;
 use super::{
     Color, Isolation, LocalSlots, MaxFail, MessageFormat, NoTests, OutputWhen, ShowProgress,
-    StatusLevel, TestThreads,
+    StatusLevel, TestThreads, Writes,
 };
 
 /// What one source says.
@@ -27,6 +27,7 @@ pub(super) struct Layer {
     pub(super) leak_timeout: Option<Duration>,
     pub(super) global_timeout: Option<Duration>,
     pub(super) isolation: Option<Isolation>,
+    pub(super) writes: Option<Writes>,
     pub(super) local_slots: Option<LocalSlots>,
     pub(super) default_filter: Option<String>,
     pub(super) no_tests: Option<NoTests>,
@@ -59,6 +60,7 @@ impl Layer {
             leak_timeout: self.leak_timeout.or(lower.leak_timeout),
             global_timeout: self.global_timeout.or(lower.global_timeout),
             isolation: self.isolation.or(lower.isolation),
+            writes: self.writes.or(lower.writes),
             local_slots: self.local_slots.or(lower.local_slots),
             default_filter: self.default_filter.or(lower.default_filter),
             no_tests: self.no_tests.or(lower.no_tests),

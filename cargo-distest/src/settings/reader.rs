@@ -12,7 +12,9 @@ use std::time::Duration;
 use super::layer::{Layer, parse_choice};
 use super::travel;
 use super::values::{parse_duration, parse_positive_duration};
-use super::{ConfigText, Dialect, Fallback, Isolation, MaxFail, TestThreads, WorkerAddress};
+use super::{
+    ConfigText, Dialect, Fallback, Isolation, MaxFail, TestThreads, WorkerAddress, Writes,
+};
 use crate::cli::FlakyResult;
 use crate::failure::Failure;
 use node::Node;
@@ -158,9 +160,7 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
             "success-output" => layer.success_output = Some(node.parse(parse_choice)?),
             "failure-output" => layer.failure_output = Some(node.parse(parse_choice)?),
             "junit" => read_junit(&node, layer)?,
-            "isolation" if ours => {
-                layer.isolation = Some(node.parse(parse_choice::<Isolation>)?);
-            }
+            "isolation" if ours => read_isolation(&node, layer)?,
             "local-slots" if ours => {
                 layer.local_slots = Some(node.number_or(
                     |number| u32::try_from(number).ok().map(super::LocalSlots::Count),
@@ -179,6 +179,22 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
         }
     }
     Ok(profile)
+}
+
+/// `"process"`, or a table of `mode` and `writes`.
+fn read_isolation(node: &Node<'_>, layer: &mut Layer) -> Result<(), Failure> {
+    if !node.is_table() {
+        layer.isolation = Some(node.parse(parse_choice::<Isolation>)?);
+        return Ok(());
+    }
+    for (key, node) in node.entries()? {
+        match key {
+            "mode" => layer.isolation = Some(node.parse(parse_choice::<Isolation>)?),
+            "writes" => layer.writes = Some(node.parse(parse_choice::<Writes>)?),
+            _ => node.unknown(&["mode", "writes"])?,
+        }
+    }
+    Ok(())
 }
 
 fn read_retries(node: &Node<'_>, profile: &mut FileProfile) -> Result<(), Failure> {

@@ -224,6 +224,7 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         leak_timeout: None,
         global_timeout: execute.global_timeout,
         isolation: execute.isolation,
+        writes: None,
         local_slots: fleet.local_slots,
         default_filter: None,
         no_tests: select.no_tests,
@@ -257,6 +258,7 @@ fn environment_layer(env: &Environment<'_>, facts: &Facts) -> Result<Layer, Fail
         max_fail: parsed(env, "DISTEST_MAX_FAIL", str::parse)?,
         test_threads: parsed(env, "DISTEST_TEST_THREADS", str::parse::<TestThreads>)?,
         isolation: parsed(env, "DISTEST_ISOLATION", parse_choice)?,
+        writes: None,
         local_slots: parsed(env, "DISTEST_LOCAL_SLOTS", str::parse)?,
         no_tests: parsed(env, "DISTEST_NO_TESTS", parse_choice)?,
         message_format: parsed(env, "DISTEST_MESSAGE_FORMAT", parse_choice)?,
@@ -355,6 +357,7 @@ fn execute_settings(
     };
     Ok(ExecuteSettings {
         isolation: layer.isolation.unwrap_or(isolation),
+        writes: layer.writes.unwrap_or_default(),
         seed: match seed {
             Some(seed) => Some(*seed),
             None => parsed(env, "DISTEST_SEED", |text| {

@@ -40,7 +40,7 @@ status-level = "retry"
 final-status-level = "flaky"
 success-output = "final"
 failure-output = "immediate-final"
-isolation = "process"
+isolation = { mode = "process", writes = "lease" }
 local-slots = 3
 include = ["data/*.bin", "/opt/models"]
 exclude = ["*.iso"]
@@ -87,6 +87,7 @@ fn every_suggested_key_is_understood() {
     assert_eq!(layer.success_output, Some(OutputWhen::Final));
     assert_eq!(layer.failure_output, Some(OutputWhen::ImmediateFinal));
     assert_eq!(layer.isolation, Some(Isolation::Process));
+    assert_eq!(layer.writes, Some(Writes::Lease));
     assert_eq!(layer.local_slots, Some(LocalSlots::Count(3)));
     assert_eq!(layer.junit, Some(PathBuf::from("junit.xml")));
     assert_eq!(layer.junit_name.as_deref(), Some("nightly"));
@@ -108,6 +109,8 @@ fn short_forms_mean_what_the_long_ones_mean() {
     assert_eq!(layer("retries = 3").retries, Some(3));
     assert_eq!(layer("test-threads = \"num-cpus\"").test_threads, Some(TestThreads::NumCpus));
     assert_eq!(layer("leak-timeout = \"1s\"").leak_timeout, Some(Duration::from_secs(1)));
+    assert_eq!(layer("isolation = \"process\"").isolation, Some(Isolation::Process));
+    assert_eq!(layer("isolation.writes = \"test\"").writes, Some(Writes::Test));
     assert_eq!(layer("local-slots = \"auto\"").local_slots, Some(LocalSlots::Auto));
     // A period alone takes back a lower profile's end.
     let slow = layer("slow-timeout = \"5s\"");

@@ -76,6 +76,7 @@ fn defaults() {
         doctests: After,
         execute: ExecuteSettings {
             isolation: Auto,
+            writes: Binary,
             seed: None,
             retries: 0,
             flaky_fails: false,
