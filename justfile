@@ -32,3 +32,11 @@ generated-workspace *ARGS:
 # Real projects: same verdicts as cargo test, embedded and on two workers
 public-crates *ARGS:
     cargo run --release -p distest-tests --bin public-crates -- {{ARGS}}
+
+# 1,000 sleeping tests on 25 workers: wall time against the bound
+bench-sleepers *ARGS:
+    cargo run --release -p distest-tests --bin bench-sleepers -- {{ARGS}}
+
+# Simulated runs: as many seeds as that, or FROM..TO
+simulate SEEDS="100000":
+    DISTEST_SIM_SEEDS={{SEEDS}} cargo test --release -p cargo-distest --lib sim::tests::seeds -- --nocapture

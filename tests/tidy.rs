@@ -30,6 +30,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("scheduler", &["event", "model", "plan"]),
+    ("constraint", &["failure", "filter", "model", "scheduler", "settings"]),
     ("batch", &["model", "scheduler"]),
     ("sim", &["batch", "dispatch", "event", "model", "plan", "scheduler"]),
     (
@@ -118,6 +119,7 @@ const PURE: &[(&str, &[&str])] = &[
             "cost",
             "shard",
             "filter",
+            "constraint",
             "scheduler",
             "results",
             "testenv",

@@ -20,7 +20,7 @@ use nextest_metadata::{GLOBAL_TEST_GROUP, RustBinaryId, RustTestBinaryKind, Test
 
 use crate::event::SkipReason;
 use crate::failure::{ExitCode, Failure};
-use crate::model::{BinaryKind, ListedCase, TestBinary};
+use crate::model::{BinaryKind, ListedCase, TestBinary, TestName};
 use crate::settings::{RunIgnored, SelectSettings};
 
 /// Decides, test case by test case, what runs.
@@ -145,6 +145,43 @@ impl Filter {
 
     fn context(&self) -> EvalContext<'_> {
         EvalContext { default_filter: &self.default_filter }
+    }
+}
+
+/// Filtersets that are asked one by one.
+#[derive(Debug, Default)]
+pub struct Expressions(Vec<CompiledExpr>);
+
+impl Expressions {
+    /// Compiles them. `metadata_json` as for [`Filter::new`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Filter::new`].
+    pub fn new(texts: &[&str], metadata_json: &str) -> Result<Self, Failure> {
+        if texts.is_empty() {
+            return Ok(Self::default());
+        }
+        let graph = PackageGraph::from_json(metadata_json).map_err(|error| {
+            let what = "could not make sense of what cargo metadata printed";
+            Failure::new(ExitCode::MetadataFailed, what).because(error)
+        })?;
+        let context = ParseContext::new(&graph);
+        let compiled = texts.iter().map(|text| compile(text, &context, FiltersetKind::Test));
+        Ok(Self(compiled.collect::<Result<_, _>>()?))
+    }
+
+    /// Places of those that match a test, in their order.
+    pub fn matching(&self, binary: &TestBinary, name: &TestName) -> impl Iterator<Item = usize> {
+        let names = BinaryNames::new(binary);
+        let test_name = TestCaseName::new(&name.0);
+        let query = TestQuery { binary_query: names.query(binary), test_name: &test_name };
+        let context = EvalContext { default_filter: &CompiledExpr::ALL };
+        let matches = |expression: &CompiledExpr| {
+            expression.matches_test_with_groups(&query, &context, &OnlyGlobalGroup)
+        };
+        let places = self.0.iter().enumerate().filter(|(_, expression)| matches(expression));
+        places.map(|(place, _)| place).collect::<Vec<_>>().into_iter()
     }
 }
 

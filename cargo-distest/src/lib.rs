@@ -6,6 +6,7 @@ pub mod batch;
 pub mod cli;
 pub mod clues;
 pub mod compile;
+pub mod constraint;
 pub mod cost;
 pub mod dispatch;
 pub mod doctest;

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
 use crate::compile::{self, Workspace};
+use crate::constraint::Constraints;
 use crate::cost::Timings;
 use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
 use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
@@ -54,6 +55,7 @@ struct Prepared {
     settings: Settings,
     workspace: Arc<Workspace>,
     filter: Arc<Filter>,
+    constraints: Arc<Constraints>,
     history: Option<History>,
     timings: Arc<Timings>,
     choice: Option<Choice>,
@@ -114,12 +116,23 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         settings::check_writable(junit)?;
     }
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
+    let constraints = Arc::new(Constraints::new(&settings.constraints, &workspace.raw)?);
     let travel = Travel::new(&settings.travel, &workspace)?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
     let choice = record::choice(history.as_mut(), &settings, &workspace, &mut warnings);
-    Ok(Prepared { settings, workspace, filter, history, timings, choice, travel, warnings })
+    Ok(Prepared {
+        settings,
+        workspace,
+        filter,
+        constraints,
+        history,
+        timings,
+        choice,
+        travel,
+        warnings,
+    })
 }
 
 /// The line itself.
@@ -128,6 +141,7 @@ struct Line {
     settings: Settings,
     workspace: Arc<Workspace>,
     filter: Arc<Filter>,
+    constraints: Arc<Constraints>,
     timings: Arc<Timings>,
     choice: Option<Choice>,
     facts: RunFacts,
@@ -162,8 +176,17 @@ impl Line {
         prepared: Prepared,
         events: mpsc::Sender<RunEvent>,
     ) -> (Self, Option<History>) {
-        let Prepared { settings, workspace, filter, history, timings, choice, travel, .. } =
-            prepared;
+        let Prepared {
+            settings,
+            workspace,
+            filter,
+            constraints,
+            history,
+            timings,
+            choice,
+            travel,
+            ..
+        } = prepared;
         let facts = facts(&settings, &workspace);
         let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
         let copies = Arc::new(Copies::new(&workspace.target_dir, stats));
@@ -172,6 +195,7 @@ impl Line {
             settings,
             workspace,
             filter,
+            constraints,
             timings,
             choice,
             facts,
@@ -341,7 +365,7 @@ impl Line {
                 flaky_fails: execute.flaky_fails,
                 threads: if execute.no_capture { Some(1) } else { execute.test_threads },
             },
-            groups: Vec::new(),
+            groups: self.constraints.groups().to_vec(),
             facts: self.facts.clone(),
             limits: Limits {
                 slow_after: execute.slow_timeout,

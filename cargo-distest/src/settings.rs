@@ -8,6 +8,7 @@
 mod address;
 mod cargo_args;
 mod config;
+mod constraints;
 mod identity;
 mod layer;
 mod reader;
@@ -24,6 +25,7 @@ use clap::ValueEnum;
 use distest_worker::identity::PublicKey;
 
 pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
+pub use constraints::{ConstraintSettings, GLOBAL, Override, TestGroup};
 pub use identity::{IdentitySettings, KeySource};
 pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
 pub use travel::TravelSettings;
@@ -45,6 +47,8 @@ pub struct Settings {
     pub doctests: Doctests,
     /// How they run.
     pub execute: ExecuteSettings,
+    /// Where and beside whom some of them may run.
+    pub constraints: ConstraintSettings,
     /// Where they run.
     pub fleet: FleetSettings,
     /// What goes there and what comes back.

@@ -193,7 +193,7 @@ impl<'a> Intake<'a> {
             rank: plan::rank(&case, timings),
             expected: plan::expected(&case, timings),
             place: 0,
-            needs: None,
+            needs: self.line.constraints.needs(&runnable.binary, &case.name),
             ignored: false,
             runnable: Arc::clone(runnable),
             case,

@@ -44,6 +44,7 @@ pub(super) struct Layer {
     pub(super) junit_success_output: Option<bool>,
     pub(super) junit_failure_output: Option<bool>,
     pub(super) travel: TravelLayer,
+    pub(super) overrides: Vec<super::Override>,
 }
 
 impl Layer {
@@ -76,6 +77,7 @@ impl Layer {
             junit_success_output: self.junit_success_output.or(lower.junit_success_output),
             junit_failure_output: self.junit_failure_output.or(lower.junit_failure_output),
             travel: self.travel.or(lower.travel),
+            overrides: [self.overrides, lower.overrides].concat(),
         }
     }
 }

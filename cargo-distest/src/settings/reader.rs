@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::constraints::{self, TestGroup};
 use super::layer::{Layer, parse_choice};
 use super::travel;
 use super::values::{parse_duration, parse_positive_duration};
@@ -26,6 +27,8 @@ pub(super) struct FileConfig {
     pub(super) store: Option<PathBuf>,
     pub(super) workers: Option<Vec<WorkerAddress>>,
     pub(super) fallback: Option<Fallback>,
+    /// Test groups.
+    pub(super) groups: BTreeMap<String, TestGroup>,
     /// Binary ids with `list = "whole"`.
     pub(super) whole: Vec<String>,
     /// Keys that mean something to cargo-nextest and nothing here.
@@ -41,7 +44,7 @@ pub(super) struct FileProfile {
     pub(super) without_effect: Vec<String>,
 }
 
-const TOP_KEYS: &[&str] = &["profile", "store", "fleet", "binary"];
+const TOP_KEYS: &[&str] = &["profile", "store", "fleet", "binary", "test-groups"];
 const FLEET_KEYS: &[&str] = &["workers", "fallback"];
 const PROFILE_KEYS: &[&str] = &[
     "inherits",
@@ -67,6 +70,7 @@ const PROFILE_KEYS: &[&str] = &[
     "tree-bytes-max",
     "env",
     "collect",
+    "overrides",
 ];
 const JUNIT_KEYS: &[&str] =
     &["path", "report-name", "store-success-output", "store-failure-output"];
@@ -98,7 +102,8 @@ pub(super) fn read(file: &ConfigText, dialect: Dialect) -> Result<FileConfig, Fa
                 }
             }
             ("binary", Dialect::Distest) => read_binaries(&node, &mut config)?,
-            ("scripts" | "script" | "test-groups", Dialect::Nextest) => {
+            ("test-groups", _) => config.groups = constraints::read_groups(&node)?,
+            ("scripts" | "script", Dialect::Nextest) => {
                 config.without_effect.push(node.name.clone());
             }
             _ => node.unknown(TOP_KEYS)?,
@@ -169,8 +174,11 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
                 )?);
             }
             key if ours && travel::KEYS.contains(&key) => layer.travel.read(key, &node)?,
-            "overrides" | "scripts" | "threads-required" | "run-extra-args" | "test-group"
-            | "archive" | "bench" | "priority"
+            "overrides" => {
+                layer.overrides = constraints::read_overrides(&node, &mut profile.without_effect)?;
+            }
+            "scripts" | "threads-required" | "run-extra-args" | "test-group" | "archive"
+            | "bench" | "priority"
                 if !ours =>
             {
                 profile.without_effect.push(node.name.clone());

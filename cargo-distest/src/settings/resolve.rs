@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::constraints::{self, ConstraintSettings};
 use super::layer::{Layer, parse_choice};
 use super::reader::{self, FileConfig, FileProfile};
 use super::travel::{self, TravelLayer};
@@ -85,7 +86,9 @@ pub fn resolve(
     let (file_layer, mut warnings) = files.profile(&profile)?;
     let layer = flags_layer(args, facts).or(environment_layer(env, facts)?).or(file_layer);
 
+    let constraints = constraint_settings(&layer, &files);
     let mut settings = Settings {
+        constraints,
         compile: compile_settings(args, env),
         select: select_settings(select, &layer, &files)?,
         doctests: doctests(args, &files),
@@ -96,6 +99,8 @@ pub fn resolve(
         history: history_settings(history, env, facts),
         profile,
     };
+    let workers_given = !settings.fleet.workers.is_empty();
+    constraints::check(&settings.constraints, workers_given, settings.fleet.local_slots)?;
     warnings.extend(identity::without_key(&mut settings.fleet));
     Ok(Resolved { settings, warnings })
 }
@@ -117,6 +122,13 @@ fn doctests(args: &RunArgs, files: &Files) -> Doctests {
         false if targets || args.execute.no_run || files.nextest.is_some() => Doctests::No,
         false => Doctests::After,
     }
+}
+
+/// Groups of both files, ours before nextest's; overrides come by profile.
+fn constraint_settings(layer: &Layer, files: &Files) -> ConstraintSettings {
+    let mut groups = files.nextest.as_ref().map(|file| file.groups.clone()).unwrap_or_default();
+    groups.extend(files.distest.groups.clone());
+    ConstraintSettings { groups, overrides: layer.overrides.clone() }
 }
 
 const DEFAULT_PROFILE: &str = "default";
@@ -214,6 +226,7 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         _ => execute.max_fail,
     };
     Layer {
+        overrides: Vec::new(),
         retries: execute.retries,
         flaky_fails: execute.flaky_result.map(|result| result == FlakyResult::Fail),
         max_fail,

@@ -55,8 +55,16 @@ report-name = "nightly"
 store-success-output = true
 store-failure-output = false
 
+[[profile.ci.overrides]]
+filter = "test(db)"
+test-group = "db"
+threads-required = 2
+
 [profile.plain]
 max-fail = "all"
+
+[test-groups]
+db = { max-threads = 1, per-worker = 1 }
 "#;
 
 #[test]
@@ -93,6 +101,8 @@ fn every_suggested_key_is_understood() {
     assert_eq!(layer.junit_name.as_deref(), Some("nightly"));
     assert_eq!(layer.junit_success_output, Some(true));
     assert_eq!(layer.junit_failure_output, Some(false));
+    assert_eq!(layer.overrides.len(), 1);
+    assert_eq!(config.groups["db"].per_worker, Some(1));
     assert_eq!(config.profiles["plain"].layer.max_fail, Some(MaxFail::All));
 }
 
@@ -127,7 +137,6 @@ fn errors_name_the_line_and_the_nearest_key() {
         "[profile.ci]\nslow-timeout = \"soon\"",
         "[profile.ci]\nstatus-level = \"loud\"",
         "[profile.ci]\nfail-fast = { max-fail = 0 }",
-        "[profile.ci]\noverrides = []",
         "[profile.ci.junit]\npth = \"x\"",
         "profile = 3",
         "[fleet]\nworkers = [\n  \"tcp://a:1\",\n  \"ssh://b\",\n]",
@@ -153,7 +162,6 @@ fn errors_name_the_line_and_the_nearest_key() {
     distest.toml:2: invalid value `soon` of `profile.ci.slow-timeout`: expected a duration such as `90s` or `1m 30s` (expected number at 0)
     distest.toml:2: invalid value `loud` of `profile.ci.status-level`: expected one of `none`, `fail`, `retry`, `flaky`, `slow`, `leak`, `pass`, `skip`, `all`
     distest.toml:2: invalid value of `profile.ci.fail-fast.max-fail`: expected a number from 1 or `"all"`
-    distest.toml:2: unknown key `overrides` in [profile.ci] (known keys: inherits, retries, flaky-result, fail-fast, max-fail, test-threads, slow-timeout, leak-timeout, global-timeout, default-filter, status-level, final-status-level, success-output, failure-output, junit, isolation, local-slots, include, exclude, tree-files-max, tree-bytes-max, env, collect)
     distest.toml:2: unknown key `pth` in [profile.ci.junit] (did you mean `path`?)
     distest.toml:1: invalid value of `profile`: expected a table
     distest.toml:4: invalid value `ssh://b` of `fleet.workers`: this version does not support `ssh` addresses yet; expected tcp://HOST:PORT[#FINGERPRINT], such as tcp://10.0.0.7:7077 or tcp://[::1]:7077
@@ -191,13 +199,15 @@ fn nextests_unknown_keys_are_ignored_and_known_ones_without_effect_are_told() {
         retries = 9
         "#,
     );
-    assert_eq!(config.without_effect, ["scripts", "test-groups"]);
+    assert_eq!(config.without_effect, ["scripts"]);
+    let serial = TestGroup { max_threads: Some(1), per_worker: None };
+    assert_eq!(config.groups, BTreeMap::from([("serial".to_owned(), serial)]));
     let default = &config.profiles["default"];
     assert_eq!(default.layer.retries, Some(3));
     assert_eq!(default.layer.isolation, None);
     let expected = [
         "leak-timeout.result",
-        "overrides",
+        "overrides.retries",
         "retries.backoff",
         "retries.delay",
         "retries.jitter",

@@ -92,6 +92,10 @@ fn defaults() {
             global_timeout: None,
             no_capture: false,
         },
+        constraints: ConstraintSettings {
+            groups: {},
+            overrides: [],
+        },
         fleet: FleetSettings {
             workers: [],
             wait_workers: 1,

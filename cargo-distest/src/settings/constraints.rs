@@ -1,0 +1,254 @@
+//! Test groups and overrides: where and beside whom tests may run. The keys that cargo-nextest has
+//! too (`test-groups`, `test-group`, `threads-required`, `priority`) mean the same.
+
+use std::collections::BTreeMap;
+
+use super::reader::node::Node;
+use super::{Dialect, LocalSlots};
+use crate::failure::{ExitCode, Failure};
+
+/// Test groups, and what overrides say of tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConstraintSettings {
+    /// By name.
+    pub groups: BTreeMap<String, TestGroup>,
+    /// The first that matches a test and says something of a matter decides it.
+    pub overrides: Vec<Override>,
+}
+
+/// Bounds of a test group; at least one is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TestGroup {
+    /// Attempts of its tests at once, over the whole fleet.
+    pub max_threads: Option<u32>,
+    /// Attempts of its tests at once, on each worker.
+    pub per_worker: Option<u32>,
+}
+
+/// What is said of the tests that a filterset matches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Override {
+    /// A filterset.
+    pub filter: String,
+    /// A group's name; [`GLOBAL`] means none.
+    pub group: Option<String>,
+    /// Slots that it takes; `u32::MAX`: a whole worker.
+    pub threads: Option<u32>,
+    /// Nothing else runs on its worker meanwhile.
+    pub exclusive: Option<bool>,
+    /// Labels that the worker must have with these values.
+    pub requires: Option<BTreeMap<String, String>>,
+    /// On the client's machine only.
+    pub local_only: Option<bool>,
+    /// On any other machine.
+    pub remote_only: Option<bool>,
+    /// From -100 to 100; higher goes first.
+    pub priority: Option<i8>,
+}
+
+/// The name of the group in which every test is that is in no other.
+pub const GLOBAL: &str = "@global";
+
+const GROUP_KEYS: &[&str] = &["max-threads", "per-worker"];
+const OVERRIDE_KEYS: &[&str] = &[
+    "filter",
+    "test-group",
+    "threads-required",
+    "exclusive",
+    "requires",
+    "local-only",
+    "remote-only",
+    "priority",
+];
+
+/// Reads `[test-groups]`.
+pub(super) fn read_groups(node: &Node<'_>) -> Result<BTreeMap<String, TestGroup>, Failure> {
+    let mut groups = BTreeMap::new();
+    for (name, node) in node.entries()? {
+        let mut group = TestGroup::default();
+        for (key, node) in node.entries()? {
+            match key {
+                "max-threads" => group.max_threads = Some(read_threads(&node)?),
+                "per-worker" if node.dialect == Dialect::Distest => {
+                    group.per_worker = Some(read_threads(&node)?);
+                }
+                _ => node.unknown(GROUP_KEYS)?,
+            }
+        }
+        if group == TestGroup::default() {
+            return Err(node.wrong("a table with `max-threads` or `per-worker`"));
+        }
+        groups.insert(name.to_owned(), group);
+    }
+    Ok(groups)
+}
+
+fn read_threads(node: &Node<'_>) -> Result<u32, Failure> {
+    let number = |number| u32::try_from(number).ok().filter(|number| *number > 0);
+    node.number_or(number, named_threads, "a number from 1 or `\"num-cpus\"`")
+}
+
+fn named_threads(text: &str) -> Result<u32, String> {
+    match text {
+        "num-cpus" | "num-test-threads" => Ok(u32::MAX),
+        _ => Err("expected a number from 1 or `num-cpus`".to_owned()),
+    }
+}
+
+/// Reads a profile's `overrides`. Keys of cargo-nextest's that mean nothing here are noted.
+pub(super) fn read_overrides(
+    node: &Node<'_>,
+    without_effect: &mut Vec<String>,
+) -> Result<Vec<Override>, Failure> {
+    let mut overrides = Vec::new();
+    for node in node.items()? {
+        let (mut read, ours) = (Override::default(), node.dialect == Dialect::Distest);
+        for (key, node) in node.entries()? {
+            match key {
+                "filter" => node.text()?.clone_into(&mut read.filter),
+                "test-group" => read.group = Some(node.text()?.to_owned()),
+                "threads-required" => read.threads = Some(read_threads(&node)?),
+                "priority" => {
+                    let priority = i8::try_from(node.number()?).ok();
+                    let priority = priority.filter(|priority| (-100..=100).contains(priority));
+                    let expected = "a number from -100 to 100";
+                    read.priority = Some(priority.ok_or_else(|| node.wrong(expected))?);
+                }
+                "exclusive" if ours => read.exclusive = Some(node.flag()?),
+                "local-only" if ours => read.local_only = Some(node.flag()?),
+                "remote-only" if ours => read.remote_only = Some(node.flag()?),
+                "requires" if ours => {
+                    let labels = node.items()?.into_iter().map(|node| node.parse(label));
+                    read.requires = Some(labels.collect::<Result<_, _>>()?);
+                }
+                _ if ours => node.unknown(OVERRIDE_KEYS)?,
+                _ => without_effect.push(node.name.clone()),
+            }
+        }
+        // cargo-nextest also has overrides by platform alone: they say nothing that counts here.
+        match read.filter.is_empty() {
+            true if ours => return Err(node.wrong("a table with `filter`")),
+            true => {}
+            false => overrides.push(read),
+        }
+    }
+    Ok(overrides)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (label, value) = text
+        .split_once('=')
+        .filter(|(label, _)| !label.is_empty())
+        .ok_or("expected `label=value`")?;
+    Ok((label.to_owned(), value.to_owned()))
+}
+
+/// What can't be meant, whatever tests there are.
+pub(super) fn check(
+    constraints: &ConstraintSettings,
+    workers_given: bool,
+    local_slots: LocalSlots,
+) -> Result<(), Failure> {
+    let wrong = |what: String, hint: &str| Err(Failure::new(ExitCode::Setup, what).hint(hint));
+    for it in &constraints.overrides {
+        let tests = format!("the override for `{}`", it.filter);
+        if let Some(group) = it.group.as_ref().filter(|group| *group != GLOBAL)
+            && !constraints.groups.contains_key(group)
+        {
+            let known: Vec<_> = constraints.groups.keys().map(String::as_str).collect();
+            let hint = match known.is_empty() {
+                true => "define it under [test-groups]".to_owned(),
+                false => format!("define it under [test-groups]; there are: {}", known.join(", ")),
+            };
+            return wrong(
+                format!("{tests} names the test group `{group}`, which is not there"),
+                &hint,
+            );
+        }
+        let (local, remote) = (it.local_only == Some(true), it.remote_only == Some(true));
+        if local && remote {
+            return wrong(format!("{tests} says both local-only and remote-only"), "keep one");
+        }
+        if local && it.requires.as_ref().is_some_and(|labels| !labels.is_empty()) {
+            let what = format!("{tests} says local-only, and requires labels of a worker");
+            return wrong(what, "this machine's own worker has no labels: keep one of them");
+        }
+        if local && local_slots == LocalSlots::Count(0) {
+            let what = format!("{tests} says local-only, and there are no local slots");
+            return wrong(what, "allow some with --local-slots");
+        }
+        if remote && !workers_given {
+            let what = format!("{tests} says remote-only, and no worker is given");
+            return wrong(what, "name workers with --worker or under [fleet]");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::reader;
+    use crate::settings::{ConfigText, LocalSlots};
+
+    fn read(text: &str, dialect: Dialect) -> Result<ConstraintSettings, Failure> {
+        let file = ConfigText { path: "distest.toml".into(), text: text.to_owned() };
+        let config = reader::read(&file, dialect)?;
+        let overrides =
+            config.profiles.get("default").map(|profile| profile.layer.overrides.clone());
+        Ok(ConstraintSettings { groups: config.groups, overrides: overrides.unwrap_or_default() })
+    }
+
+    fn overriding(line: &str) -> String {
+        format!(
+            "[test-groups]\ndb = {{ max-threads = 1 }}\n[[profile.default.overrides]]\n\
+             filter = 'test(x)'\n{line}\n"
+        )
+    }
+
+    #[test]
+    fn an_override_says_where_and_beside_whom() {
+        let text = overriding(
+            "test-group = 'db'\nthreads-required = 'num-cpus'\nexclusive = true\n\
+             requires = ['gpu=yes']\nremote-only = true\npriority = -7",
+        );
+        let read = read(&text, Dialect::Distest).expect("valid");
+        assert_eq!(read.groups["db"], TestGroup { max_threads: Some(1), per_worker: None });
+        let expected = Override {
+            filter: "test(x)".to_owned(),
+            group: Some("db".to_owned()),
+            threads: Some(u32::MAX),
+            exclusive: Some(true),
+            requires: Some(BTreeMap::from([("gpu".to_owned(), "yes".to_owned())])),
+            local_only: None,
+            remote_only: Some(true),
+            priority: Some(-7),
+        };
+        assert_eq!(read.overrides, [expected]);
+        assert_eq!(check(&read, true, LocalSlots::Auto).map_err(|failure| failure.what), Ok(()));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let refused = |line: &str, workers: bool, slots| {
+            let read = read(&overriding(line), Dialect::Distest).expect("can be read");
+            let failure = check(&read, workers, slots).expect_err(line);
+            assert_eq!(failure.code, ExitCode::Setup);
+            failure.what
+        };
+        let auto = LocalSlots::Auto;
+        assert!(refused("test-group = 'dv'", true, auto).contains("`dv`"));
+        assert!(refused("local-only = true\nremote-only = true", true, auto).contains("both"));
+        assert!(refused("local-only = true\nrequires = ['a=b']", true, auto).contains("labels"));
+        assert!(refused("local-only = true", true, LocalSlots::Count(0)).contains("local slots"));
+        assert!(refused("remote-only = true", false, auto).contains("no worker is given"));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_name_their_line() {
+        for line in ["priority = 200", "requires = ['gpu']", "threads-required = 0", "x = 1"] {
+            let failure = read(&overriding(line), Dialect::Distest).expect_err(line);
+            assert!(failure.what.starts_with("distest.toml:5"), "{}", failure.what);
+        }
+    }
+}
