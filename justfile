@@ -25,6 +25,14 @@ e2e *FILTER:
 bench-many *ARGS:
     cargo run --release -p distest-tests --bin bench-many -- {{ARGS}}
 
+# Wall time of real projects under cargo test, cargo distest, cargo nextest, paired
+bench-crates *ARGS:
+    cargo run --release -p distest-tests --bin bench-crates -- {{ARGS}}
+
+# Compositions of batches from tests that harm their neighbours
+batch-trap *ARGS:
+    cargo run --release -p distest-tests --bin batch-trap -- {{ARGS}}
+
 # The list of a workspace of 200 packages equals cargo nextest's
 generated-workspace *ARGS:
     cargo run --release -p distest-tests --bin generated-workspace -- {{ARGS}}

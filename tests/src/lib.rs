@@ -7,6 +7,7 @@
 //! what was attempted: a test that can't be carried out has not passed.
 
 pub mod client;
+pub mod crates;
 pub mod fixture;
 pub mod hermetic;
 pub mod impostor;

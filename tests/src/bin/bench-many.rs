@@ -5,12 +5,16 @@
 //!
 //! - `raw loop`: posix_spawn of the test binary with `--exact NAME --nocapture`, JOBS at a time, in
 //!   a process of its own; knows the names beforehand and reads no output.
-//! - `distest`: `cargo distest run --isolation process -j JOBS`, embedded worker.
+//! - `20 x 100`: the same with 100 names and `--test-threads=1` for each process.
+//! - `process`, `auto`: `cargo distest run --isolation … -j JOBS`, embedded worker, with history.
+//! - `edited`: `auto` after one more line in the library, which `cargo test --no-run` has built.
 //! - `nextest`: `cargo nextest run --test-threads JOBS` with its defaults, if it is installed.
-//! - `cargo`: `cargo test --no-run` with nothing to build, which the two above include.
+//! - `cargo test`: `cargo test --lib`; `build`: `cargo test --no-run` with nothing to build.
 //!
-//! Everything is built and has run once before the first round. Nothing is subtracted. Processor
-//! time is user + system of the whole process tree; output goes to /dev/null.
+//! All but the two loops include what `build` costs. Each ratio is given as it is, and after that
+//! with the round's `build` subtracted, which is then the runner's own. Everything is built and has
+//! run before the first round. Processor time is user + system of the whole process tree; output
+//! goes to /dev/null.
 #![expect(clippy::print_stdout, reason = "a command that prints its findings")]
 
 use std::io;
@@ -28,6 +32,9 @@ use serde_json::Value;
 const ROUNDS: usize = 7;
 const JOBS: usize = 2;
 
+/// Names in one process of the contender `20 x 100`.
+const NAMES: usize = 100;
+
 struct Contender {
     name: &'static str,
     command: Command,
@@ -36,10 +43,11 @@ struct Contender {
 
 fn main() -> io::Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
-    if let [mode, binary, names, jobs] = &args[..]
+    if let [mode, binary, names, jobs, together] = &args[..]
         && mode == "raw-loop"
     {
-        return raw_loop(Path::new(binary), Path::new(names), number(jobs)?);
+        let (binary, names) = (Path::new(binary), Path::new(names));
+        return raw_loop(binary, names, number(jobs)?, number(together)?);
     }
     let rounds = args.first().map_or(Ok(ROUNDS), |text| number(text))?;
     let jobs = args.get(1).map_or(Ok(JOBS), |text| number(text))?;
@@ -47,68 +55,97 @@ fn main() -> io::Result<()> {
 }
 
 fn compare(rounds: usize, jobs: usize) -> io::Result<()> {
-    let fixture = Fixture::named("many");
-    let tests = fixture.model.verdicts.len();
     let scratch = Scratch::new();
+    // A copy, because it is edited.
+    let fixture = Fixture::copied("many", &scratch);
+    let tests = fixture.model.verdicts.len();
     let mut contenders = contenders(&scratch, &fixture, jobs)?;
     for contender in &contenders {
         // Warm: caches of files, of listings, history.
         checked(contender)?;
+        checked(contender)?;
     }
     for round in 1..=rounds {
         for contender in &mut contenders {
+            if contender.name == EDITED {
+                edit(&scratch, &fixture, round)?;
+            }
             let cost = checked(contender)?;
             contender.costs.push(cost);
         }
         println!("round {round} of {rounds} done");
     }
-    println!(
-        "\n{tests} tests, {jobs} at a time, medians of {rounds} rounds; ratio to the raw loop"
-    );
-    println!(
-        "{:<10} {:>13} {:>7} {:>14} {:>7}",
-        "", "CPU ms/test", "ratio", "wall ms/test", "ratio"
-    );
-    let raw = contenders[0].costs.clone();
-    for contender in &contenders {
-        let per_test =
-            |of: fn(&Cost) -> f64| 1000.0 * median(contender.costs.iter().map(of)) / tests as f64;
-        let ratio = |of: fn(&Cost) -> f64| {
-            median(contender.costs.iter().zip(&raw).map(|(own, raw)| of(own) / of(raw)))
-        };
-        println!(
-            "{:<10} {:>13.3} {:>7.2} {:>14.3} {:>7.2}",
-            contender.name,
-            per_test(|cost| cost.cpu_s),
-            ratio(|cost| cost.cpu_s),
-            per_test(|cost| cost.wall_s),
-            ratio(|cost| cost.wall_s),
-        );
+    println!("\n{tests} tests, {jobs} at a time, medians of {rounds} rounds");
+    println!("ratios to the raw loop and to 20 x 100: as it is | less the round's `build`");
+    for (label, of) in
+        [("CPU", (|cost| cost.cpu_s) as fn(&Cost) -> f64), ("wall", |cost| cost.wall_s)]
+    {
+        table(label, &contenders, tests, of);
     }
     Ok(())
 }
+
+fn table(label: &str, contenders: &[Contender], tests: usize, of: fn(&Cost) -> f64) {
+    let costs = |name: &str| -> Vec<f64> {
+        let found = contenders.iter().find(|contender| contender.name == name);
+        found.map(|contender| contender.costs.iter().map(of).collect()).unwrap_or_default()
+    };
+    let (raw, batches, build) = (costs(RAW), costs(BATCHES), costs(BUILD));
+    println!("\n{label:<10} {:>9} {:>17} {:>17}", "ms/test", "raw loop", "20 x 100");
+    for contender in contenders {
+        let own = costs(contender.name);
+        let loops = [RAW, BATCHES].contains(&contender.name);
+        let ratios = |reference: &[f64]| {
+            let pairs = || own.iter().zip(reference).zip(&build);
+            let whole = median(pairs().map(|((own, reference), _)| own / reference));
+            let less = median(pairs().map(|((own, reference), build)| {
+                (own - if loops { 0.0 } else { *build }) / reference
+            }));
+            format!("{whole:.2} | {less:.2}")
+        };
+        let per_test = 1000.0 * median(own.iter().copied()) / tests as f64;
+        println!(
+            "{:<10} {per_test:>9.3} {:>17} {:>17}",
+            contender.name,
+            ratios(&raw),
+            ratios(&batches)
+        );
+    }
+}
+
+const RAW: &str = "raw loop";
+const BATCHES: &str = "20 x 100";
+const EDITED: &str = "edited";
+const BUILD: &str = "build";
 
 fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<Vec<Contender>> {
     let jobs = jobs.to_string();
     let names = scratch.join("names");
     let list: Vec<&str> = fixture.model.verdicts.keys().map(|case| case.name.as_str()).collect();
     fs::write(&names, list.join("\n"))?;
-    let with = |program: &Path, args: &[&str]| {
-        let mut command = scratch.command(program);
-        command.args(args).current_dir(&fixture.root);
-        command.env("CARGO_TARGET_DIR", &fixture.target_dir);
+    let with = |program: &Path, args: &[&str]| in_fixture(scratch, fixture, program, args);
+    // An edit changes the file and not its name, which depends on the package alone.
+    let binary = test_binary(with(&cargo(), &["test", "--no-run", "--message-format", "json"]))?;
+    let raw_loop = |together: usize| -> io::Result<Command> {
+        let mut command = with(&env::current_exe()?, &["raw-loop"]);
+        command.arg(&binary).arg(&names).arg(&jobs).arg(together.to_string());
+        Ok(command)
+    };
+    let distest = |isolation: &str| {
+        let history = scratch.join(format!("{isolation}.sqlite"));
+        let args = ["distest", "run", "--isolation", isolation, "-j", &jobs, "--history"];
+        let mut command = with(&product().client, &args);
+        command.arg(history);
         command
     };
-    let mut raw = with(&env::current_exe()?, &["raw-loop"]);
-    raw.arg(test_binary(with(&cargo(), &["test", "--no-run", "--message-format", "json"]))?);
-    raw.arg(&names).arg(&jobs);
     let mut all = vec![
-        ("raw loop", raw),
-        (
-            "distest",
-            with(&product().client, &["distest", "run", "--isolation", "process", "-j", &jobs]),
-        ),
-        ("cargo", with(&cargo(), &["test", "--no-run"])),
+        (RAW, raw_loop(1)?),
+        (BATCHES, raw_loop(NAMES)?),
+        ("process", distest("process")),
+        ("auto", distest("auto")),
+        (EDITED, distest("auto")),
+        ("cargo test", with(&cargo(), &["test", "--lib"])),
+        (BUILD, with(&cargo(), &["test", "--no-run"])),
     ];
     let installed = with(Path::new("cargo-nextest"), &["nextest", "--version"])
         .stdout(Stdio::null())
@@ -116,7 +153,7 @@ fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<V
         .is_ok_and(|status| status.success());
     if installed {
         let args = ["nextest", "run", "--test-threads", &jobs];
-        all.insert(2, ("nextest", with(Path::new("cargo-nextest"), &args)));
+        all.push(("nextest", with(Path::new("cargo-nextest"), &args)));
     } else {
         println!("cargo-nextest is not installed and left out");
     }
@@ -124,6 +161,27 @@ fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<V
         .into_iter()
         .map(|(name, command)| Contender { name, command, costs: Vec::new() })
         .collect())
+}
+
+fn in_fixture(scratch: &Scratch, fixture: &Fixture, program: &Path, args: &[&str]) -> Command {
+    let mut command = scratch.command(program);
+    command.args(args).current_dir(&fixture.root);
+    command.env("CARGO_TARGET_DIR", &fixture.target_dir);
+    command
+}
+
+/// Adds a line to the library and builds it.
+fn edit(scratch: &Scratch, fixture: &Fixture, round: usize) -> io::Result<()> {
+    let library = fixture.root.join("src/lib.rs");
+    let text = fs::read_to_string(&library)?;
+    fs::write(&library, format!("{text}\npub const ROUND_{round}: usize = {round};\n"))?;
+    let mut build = in_fixture(scratch, fixture, &cargo(), &["test", "--no-run"]);
+    let status = build.stdin(Stdio::null()).stderr(Stdio::null()).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other("the edited library doesn't build"))
+    }
 }
 
 fn checked(contender: &Contender) -> io::Result<Cost> {
@@ -143,18 +201,22 @@ fn test_binary(mut build: Command) -> io::Result<PathBuf> {
     path.ok_or_else(|| io::Error::other("cargo built no test binary"))
 }
 
-/// The least that process per test can cost.
-fn raw_loop(binary: &Path, names: &Path, jobs: usize) -> io::Result<()> {
+/// The least that a process for each so many tests can cost.
+fn raw_loop(binary: &Path, names: &Path, jobs: usize, together: usize) -> io::Result<()> {
     let text = fs::read_to_string(names)?;
     let names: Vec<&str> = text.lines().collect();
+    let groups: Vec<&[&str]> = names.chunks(together.max(1)).collect();
+    let mode = if together > 1 { "--test-threads=1" } else { "--nocapture" };
     let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                     // Without pre_exec the standard library uses posix_spawn.
                     let status = Command::new(binary)
-                        .args(["--exact", name, "--nocapture"])
+                        .arg("--exact")
+                        .args(*group)
+                        .arg(mode)
                         .stdin(Stdio::null())
                         .stdout(Stdio::null())
                         .stderr(Stdio::null())
@@ -168,7 +230,7 @@ fn raw_loop(binary: &Path, names: &Path, jobs: usize) -> io::Result<()> {
     });
     match failed.into_inner() {
         0 => Ok(()),
-        failed => Err(io::Error::other(format!("{failed} tests failed"))),
+        failed => Err(io::Error::other(format!("{failed} processes failed"))),
     }
 }
 

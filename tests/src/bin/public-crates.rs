@@ -9,12 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 use std::{env, fs, io};
 
 use distest_tests::client::Client;
+use distest_tests::crates::fetch;
 use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::{Case, Transcript, Verdict};
@@ -203,65 +204,6 @@ fn insert(outcomes: &mut Outcomes, case: Case, outcome: Outcome) -> io::Result<(
         None => Ok(()),
         Some(_) => Err(io::Error::other(format!("{case} is there twice"))),
     }
-}
-
-/// Copies the crates out of what cargo vendors, each as a workspace of its own.
-fn fetch(work: &Path, crates: &[(&str, &str)]) -> io::Result<Vec<PathBuf>> {
-    let manifest_dir = work.join("manifest");
-    let mut manifest =
-        "[workspace]\n[package]\nname = \"public-crates-manifest\"\nversion = \"0.1.0\"\n\
-                        edition = \"2024\"\n[dependencies]\n"
-            .to_owned();
-    for (name, version) in crates {
-        let _ = writeln!(manifest, "{name} = \"{version}\"");
-    }
-    fs::create_dir_all(manifest_dir.join("src"))?;
-    fs::write(manifest_dir.join("Cargo.toml"), manifest)?;
-    fs::write(manifest_dir.join("src/lib.rs"), "")?;
-    let vendored = work.join("vendor");
-    // Crates without a library may stand among the dependencies: cargo warns and fetches them.
-    let mut command = Command::new(cargo());
-    command.args(["vendor", "--versioned-dirs"]).arg(&vendored).current_dir(&manifest_dir);
-    let output = command.stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    crates.iter().map(|(name, version)| copy_out(work, &vendored, name, version)).collect()
-}
-
-fn copy_out(work: &Path, vendored: &Path, name: &str, version: &str) -> io::Result<PathBuf> {
-    let start = format!("{name}-{version}.");
-    let mut found = fs::read_dir(vendored)?.filter_map(Result::ok).map(|entry| entry.file_name());
-    let folder = found
-        .find(|folder| folder.to_string_lossy().starts_with(&start))
-        .ok_or_else(|| io::Error::other(format!("cargo vendored no {start}*")))?;
-    let project = work.join("projects").join(&folder);
-    if !project.exists() {
-        let partial = work.join("projects").join("partial");
-        let _ = fs::remove_dir_all(&partial);
-        copy(&vendored.join(&folder), &partial)?;
-        let manifest = partial.join("Cargo.toml");
-        let text = fs::read_to_string(&manifest)?;
-        if !text.lines().any(|line| line.starts_with("[workspace")) {
-            fs::write(&manifest, text + "\n[workspace]\n")?;
-        }
-        fs::rename(&partial, &project)?;
-    }
-    Ok(project)
-}
-
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else if entry.file_name() != ".cargo-checksum.json" {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
 
 #[expect(clippy::print_stderr, reason = "progress, beside the table on stdout")]
