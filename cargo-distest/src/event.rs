@@ -130,6 +130,11 @@ pub enum RunEvent {
         /// What to do.
         hint: Option<String>,
     },
+    /// Tests created or changed files on workers, and they are here now.
+    Collected {
+        /// Which, by the client's paths.
+        files: Vec<PathBuf>,
+    },
     /// Last of all, if the run got beyond its start: build errors included.
     Finished(RunFinished),
 }

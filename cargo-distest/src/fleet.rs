@@ -22,6 +22,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::keys::Keys;
+use crate::collect::Collector;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
@@ -100,6 +101,10 @@ pub struct SessionFacts {
     pub bare: bool,
     /// Which tests see what others wrote, where that is discarded.
     pub writes: Writes,
+    /// Patterns of files that come back.
+    pub collect: Vec<String>,
+    /// Takes them.
+    pub collector: Arc<Collector>,
 }
 
 /// Makes connections, numbers workers.

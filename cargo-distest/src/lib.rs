@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod cli;
 pub mod clues;
+pub mod collect;
 pub mod compile;
 pub mod constraint;
 pub mod cost;

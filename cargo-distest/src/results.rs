@@ -181,6 +181,7 @@ impl Summary {
             RunEvent::WorkerUnusable { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::LiveOutput { .. }
+            | RunEvent::Collected { .. }
             | RunEvent::Warning { .. } => {}
         }
         assert_eq!(self.counts.tests(), self.done + self.left_out, "verdicts don't add up");

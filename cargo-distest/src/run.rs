@@ -17,6 +17,7 @@ use distest_worker::protocol::{self, Limits, Stop, Streams};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
+use crate::collect::{Collected, Collector};
 use crate::compile::{self, Workspace};
 use crate::constraint::Constraints;
 use crate::cost::Timings;
@@ -60,6 +61,7 @@ struct Prepared {
     timings: Arc<Timings>,
     choice: Option<Choice>,
     travel: Travel,
+    collector: Arc<Collector>,
     warnings: Vec<Warning>,
 }
 
@@ -118,6 +120,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
     let constraints = Arc::new(Constraints::new(&settings.constraints, &workspace.raw)?);
     let travel = Travel::new(&settings.travel, &workspace)?;
+    let collector = travel.collector(state_folder(&workspace).join("collect"))?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
@@ -131,6 +134,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         timings,
         choice,
         travel,
+        collector,
         warnings,
     })
 }
@@ -147,6 +151,7 @@ struct Line {
     facts: RunFacts,
     travel: Travel,
     copies: Arc<Copies>,
+    collector: Arc<Collector>,
     events: mpsc::Sender<RunEvent>,
     /// cargo has linked everything.
     built: watch::Sender<bool>,
@@ -185,6 +190,7 @@ impl Line {
             timings,
             choice,
             travel,
+            collector,
             ..
         } = prepared;
         let facts = facts(&settings, &workspace);
@@ -201,6 +207,7 @@ impl Line {
             facts,
             travel,
             copies,
+            collector,
             events,
             built: watch::Sender::new(false),
         };
@@ -331,16 +338,23 @@ impl Line {
             }
         }
         let tree = Arc::new(tree);
+        self.collector.know(Arc::clone(&tree));
         let _ = orders.send(Order::Tree(Arc::clone(&tree))).await;
         Ok(travels.then_some(tree))
     }
 
-    /// Says so if the workspace is no longer what travelled.
+    /// Says what came back, and if the workspace is no longer what travelled.
     async fn look_back(&self, tree: Arc<Tree>) {
         let (copies, root) = (Arc::clone(&self.copies), self.workspace.root.clone());
-        if let Some(Warning { text, hint }) =
-            travel::look_back(tree, copies, Vec::new(), root).await
-        {
+        let Collected { files, notices } = self.collector.finish();
+        for text in notices {
+            self.tell(RunEvent::Warning { text, hint: None }).await;
+        }
+        if !files.is_empty() {
+            self.tell(RunEvent::Collected { files: files.clone() }).await;
+        }
+        let differs = travel::look_back(tree, copies, files, root).await;
+        if let Some(Warning { text, hint }) = differs {
             self.tell(RunEvent::Warning { text, hint }).await;
         }
     }
@@ -401,6 +415,8 @@ impl Line {
                 Writes::Lease => protocol::Writes::Lease,
                 Writes::Test => protocol::Writes::Test,
             },
+            collect: self.travel.collect_patterns(),
+            collector: Arc::clone(&self.collector),
         }
     }
 

@@ -7,6 +7,7 @@ use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
 use distest_worker::server::FROM_WORKER;
 
+use crate::collect::Collector;
 use crate::compile::Workspace;
 use crate::dispatch::Here;
 use crate::failure::{ExitCode, Failure};
@@ -22,6 +23,7 @@ pub struct Travel {
     roots: TreeRoots,
     rules: TreeRules,
     pass: Globs,
+    collect: Vec<String>,
 }
 
 impl Travel {
@@ -30,7 +32,7 @@ impl Travel {
     /// # Errors
     /// A pattern makes no sense.
     pub fn new(settings: &TravelSettings, workspace: &Workspace) -> Result<Self, Failure> {
-        let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, pass, collect: _ } =
+        let TravelSettings { include, exclude, tree_files_max, tree_bytes_max, pass, collect } =
             settings;
         let mut roots = TreeRoots {
             workspace: workspace.root.clone(),
@@ -47,7 +49,7 @@ impl Travel {
         let (exclude, pass) = (globs("exclude", exclude)?, globs("env.pass", pass)?);
         let files_max = usize::try_from(*tree_files_max).unwrap_or(usize::MAX / 8);
         let rules = TreeRules { include, exclude, ..TreeRules::new(files_max, *tree_bytes_max) };
-        Ok(Self { roots, rules, pass })
+        Ok(Self { roots, rules, pass, collect: collect.clone() })
     }
 
     /// Folders that a worker lays out, outermost first, none within another.
@@ -62,6 +64,23 @@ impl Travel {
         folders.sort();
         folders.dedup_by(|inner, outer| inner.starts_with(outer));
         folders.into_iter().map(OsText::from).collect()
+    }
+
+    /// Patterns of files that come back.
+    pub fn collect_patterns(&self) -> Vec<String> {
+        self.collect.clone()
+    }
+
+    /// Takes what comes back, and keeps it in `folder` until it is complete.
+    ///
+    /// # Errors
+    /// A pattern makes no sense.
+    pub fn collector(&self, folder: PathBuf) -> Result<Arc<Collector>, Failure> {
+        let mut roots = vec![self.roots.workspace.clone()];
+        roots.extend(self.roots.packages.iter().chain(&self.roots.excluded).cloned());
+        roots.sort();
+        roots.dedup_by(|inner, outer| inner.starts_with(outer));
+        Ok(Arc::new(Collector::new(roots, globs("collect", &self.collect)?, folder)))
     }
 
     /// Variables that remote tests get beside those that always travel.

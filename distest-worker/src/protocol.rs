@@ -92,6 +92,9 @@ pub trait Client {
     async fn output(chunk: OutputChunk) -> ();
     /// A piece of a blob that the client offered, at most [`CHUNK_BYTES_MAX`] long.
     async fn fetch(digest: Digest, offset: u64) -> Result<Bytes, Refusal>;
+    /// The next piece of a file that tests created or changed, in order per file. Only for clients
+    /// that asked for it by [`SessionSpec::collect`].
+    async fn collect(piece: CollectedPiece) -> Result<(), Refusal>;
 }
 
 /// Answer to a heartbeat.
@@ -124,6 +127,9 @@ pub struct SessionSpec {
     pub env: Vec<(OsText, OsText)>,
     /// Which attempts see what others wrote.
     pub writes: Writes,
+    /// Patterns of files that are to come back when tests create or change them, see
+    /// [`crate::globs`]. Relative ones start at each of `roots`.
+    pub collect: Vec<String>,
 }
 
 /// Which attempts of a slot share what they write into the client's tree and private folders,
@@ -137,6 +143,21 @@ pub enum Writes {
     Lease,
     /// None.
     Test,
+}
+
+/// A piece of a file that tests created or changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedPiece {
+    /// The client's path of it.
+    pub path: OsText,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes of it in earlier pieces; 0 begins it, anew if need be.
+    pub offset: u64,
+    /// The next bytes, at most [`CHUNK_BYTES_MAX`].
+    pub data: Bytes,
+    /// No piece follows.
+    pub last: bool,
 }
 
 /// What the client gets.

@@ -12,6 +12,7 @@
 
 mod beneath;
 pub mod changes;
+mod created;
 pub mod enclosure;
 pub mod host;
 pub mod level;
@@ -27,10 +28,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::beneath::Beneath;
+pub use self::created::Created;
 use self::enclosure::{Enclosure, Network};
 use self::host::Host;
 use self::level::Level;
 use self::same_path::Made;
+use crate::globs::Globs;
 use crate::protocol::{OsText, Refusal, RefusalKind, TreeEntry, TreeNode};
 use crate::store::{Store, remove_all, storage_refusal};
 
@@ -139,6 +142,18 @@ impl Sandbox {
         match (&self.place, client.strip_prefix("/")) {
             (Place::At(at), Ok(suffix)) if at.contains(client) => at.base.join(suffix),
             _ => client.to_owned(),
+        }
+    }
+
+    /// Files that tests have created or changed where they are laid out, if they match: at most
+    /// `limit`. None if they are used where they lie.
+    pub fn created(&self, globs: &Globs, limit: usize) -> Vec<Created> {
+        match &self.place {
+            Place::Here => Vec::new(),
+            Place::At(at) => {
+                let laid = at.laid.lock().unwrap_or_else(PoisonError::into_inner);
+                created::find(&at.base, &at.roots, &laid, globs, limit)
+            }
         }
     }
 

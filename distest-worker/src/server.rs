@@ -6,6 +6,7 @@
 //!
 //! [`protocol::Worker`]: crate::protocol::Worker
 
+mod collect;
 mod driver;
 mod environment;
 mod files;

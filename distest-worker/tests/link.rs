@@ -98,6 +98,10 @@ struct TestClient;
 impl Client for TestClient {
     async fn report(self, _: Context, _: Vec<Report>) {}
     async fn output(self, _: Context, _: OutputChunk) {}
+    async fn collect(self, _: Context, _: CollectedPiece) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Invalid, "nothing is collected here"))
+    }
+
     async fn fetch(self, _: Context, _: Digest, offset: u64) -> Result<Bytes, Refusal> {
         Ok(offset.to_string().into())
     }

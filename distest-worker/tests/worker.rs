@@ -46,6 +46,10 @@ impl Client for Listener {
         let _ = self.0.send(Told::Output(chunk));
     }
 
+    async fn collect(self, _: Context, _: CollectedPiece) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Invalid, "nothing is collected here"))
+    }
+
     async fn fetch(self, _: Context, _: Digest, _: u64) -> Result<Bytes, Refusal> {
         Err(Refusal::new(RefusalKind::Invalid, "nothing is offered here"))
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -23,6 +24,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("travel::a_workspace_that_changes_is_told", changing_workspace),
         case("travel::a_failure_names_what_did_not_travel", hints),
         case("travel::tests_that_call_cargo_run_where_it_is", needs_cargo),
+        case("travel::files_of_tests_come_back", come_back),
         case("travel::passed_values_are_written_nowhere", passed_values),
     ]
 }
@@ -128,7 +130,9 @@ fn include_and_exclude(scratch: &Scratch) {
 }
 
 fn changing_workspace(scratch: &Scratch) {
-    let go = scratch.join("go");
+    // The sandbox has a folder for temporary files of its own, but the network is the same.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let folder = package(
         scratch,
         &format!(
@@ -137,9 +141,8 @@ fn changing_workspace(scratch: &Scratch) {
             fn first() {{}}
             #[test]
             fn second() {{
-                while !std::path::Path::new({go:?}).exists() {{
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }}
+                let mut stream = std::net::TcpStream::connect({address:?}).unwrap();
+                let _ = std::io::Read::read(&mut stream, &mut [0]);
                 assert_eq!(std::fs::read_to_string("data").unwrap(), "before");
             }}
             "#
@@ -150,7 +153,8 @@ fn changing_workspace(scratch: &Scratch) {
     let mut running = on_a_worker(scratch, &folder, &workers).start();
     running.until_attempts(1);
     scratch.write("subject/data", "after");
-    fs::write(&go, "").unwrap();
+    // The test waits for the end of the connection.
+    drop(listener.accept().unwrap());
     let finished = running.finish();
     assert_eq!(finished.transcript(0).summary.passed, 2);
     finished.complains(0, &["data changed during the run; workers had what was there before"]);
@@ -305,4 +309,43 @@ fn needs_cargo(scratch: &Scratch) {
     let client = Client::call(scratch, &folder, &["run", "--offline"]).json();
     let transcript = client.worker(&workers[0].address).finish().transcript(0);
     assert!(transcript.summary.workers.iter().any(|it| it.name == "local" && it.tests == 1));
+}
+
+fn come_back(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        use std::{fs, os::unix::fs::symlink};
+
+        #[test]
+        fn writes() {
+            fs::create_dir_all("tests/snapshots").unwrap();
+            fs::write("tests/snapshots/it__a.snap.new", "to review").unwrap();
+            fs::create_dir("proptest-regressions").unwrap();
+            fs::write("proptest-regressions/lib.txt", "cc 0123").unwrap();
+            fs::write("large.profraw", vec![b'x'; 1_000_000]).unwrap();
+            fs::write("state.txt", "after").unwrap();
+            fs::write("unasked.txt", "stays there").unwrap();
+            symlink("/etc/passwd", "link.snap.new").unwrap();
+            assert_eq!(fs::read_to_string("same.snap").unwrap(), "same");
+        }
+        "#,
+    );
+    scratch.write("subject/state.txt", "before");
+    scratch.write("subject/same.snap", "same");
+    let workers = Worker::fleet(scratch, 1, 1);
+    let run = || {
+        let client = Client::call(scratch, &folder, &["run", "--offline"]).only_on(&workers);
+        client.args(["--collect", "state.txt", "--collect", "*.snap"]).finish()
+    };
+    run().complains(0, &["collected 4 files from workers: large.profraw"]);
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    assert_eq!(read("tests/snapshots/it__a.snap.new").as_deref(), Some("to review"));
+    assert_eq!(read("proptest-regressions/lib.txt").as_deref(), Some("cc 0123"));
+    assert_eq!(read("large.profraw").map(|content| content.len()), Some(1_000_000));
+    assert_eq!(read("state.txt").as_deref(), Some("after"));
+    assert_eq!(read("same.snap").as_deref(), Some("same"));
+    for absent in ["unasked.txt", "link.snap.new"] {
+        assert!(folder.join(absent).symlink_metadata().is_err(), "{absent}");
+    }
 }

@@ -23,6 +23,8 @@ use crate::tree::Tree;
 
 /// An answer to a short request.
 const ANSWER: Duration = Duration::from_secs(10);
+/// The end of a session, which brings files back.
+const CLOSED: Duration = Duration::from_secs(75);
 /// Bytes of our standard input that are handed on at a time.
 const STDIN_BYTES: usize = 16 * 1024;
 
@@ -177,7 +179,7 @@ impl Connected {
     /// Ends the session in order.
     pub(super) async fn close(self) {
         // A worker that doesn't answer ends the session when the connection does.
-        let _ = self.connection.worker.close(link::context(ANSWER)).await;
+        let _ = self.connection.worker.close(link::context(CLOSED)).await;
     }
 }
 

@@ -1,12 +1,15 @@
 //! The client's end of a session: what workers call.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use distest_worker::digest::Digest;
-use distest_worker::protocol::{Client, OutputChunk, Refusal, RefusalKind, Report};
+use distest_worker::protocol::{Client, CollectedPiece, OutputChunk, Refusal, RefusalKind, Report};
 use tarpc::context::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use super::FleetMessage;
+use crate::collect::Collector;
 use crate::model::WorkerId;
 
 /// Hands on what one worker says; answers when it has been taken.
@@ -14,6 +17,7 @@ use crate::model::WorkerId;
 pub(super) struct Callbacks {
     pub(super) worker: WorkerId,
     pub(super) messages: mpsc::Sender<FleetMessage>,
+    pub(super) collector: Arc<Collector>,
 }
 
 impl Callbacks {
@@ -34,6 +38,14 @@ impl Client for Callbacks {
     async fn output(self, _: Context, chunk: OutputChunk) {
         let (taken, answer) = oneshot::channel();
         self.pass(FleetMessage::Output { worker: self.worker, chunk, taken }, answer).await;
+    }
+
+    async fn collect(self, _: Context, piece: CollectedPiece) -> Result<(), Refusal> {
+        let (collector, worker) = (self.collector, self.worker);
+        let taken = tokio::task::spawn_blocking(move || collector.take(worker, &piece)).await;
+        taken.unwrap_or_else(|error| {
+            Err(Refusal::new(RefusalKind::Invalid, format!("could not take a file: {error}")))
+        })
     }
 
     async fn fetch(self, _: Context, digest: Digest, _: u64) -> Result<Bytes, Refusal> {

@@ -159,7 +159,8 @@ impl Open {
     {
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
-        let callbacks = Callbacks { worker: self.id, messages: messages.clone() };
+        let collector = Arc::clone(&fleet.shared.facts.collector);
+        let callbacks = Callbacks { worker: self.id, messages: messages.clone(), collector };
         let (worker, link) = link::client_end(stream, move |context, request| {
             callbacks.clone().serve().serve(context, request)
         });
@@ -172,6 +173,7 @@ impl Open {
             roots: if embedded { Vec::new() } else { facts.roots.clone() },
             env: fleet.environment(embedded),
             writes: facts.writes,
+            collect: if embedded { Vec::new() } else { facts.collect.clone() },
         };
         let asked = Instant::now();
         let ready = worker

@@ -129,6 +129,7 @@ impl Reporter for Json {
             | RunEvent::BatchEnded(_)
             | RunEvent::RunsAgainAlone { .. }
             | RunEvent::Cancelling { .. }
+            | RunEvent::Collected { .. }
             | RunEvent::Warning { .. } => {}
         }
         // Thousands of skipped tests come at once, results one by one.

@@ -10,6 +10,7 @@ mod line;
 mod output;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use distest_worker::protocol::{Exit, Stream};
 
 use self::gate::Gate;
 use self::line::{Line, Paint, Time, Tone, attempt_label, counter, verdict_label};
-use super::text::{because, count};
+use super::text::{Escapes, because, clean, count};
 use super::{Reporter, Screen};
 use crate::event::{AttemptEnded, CancelReason, PlanComplete, RunEvent, RunFinished, WorkerInfo};
 use crate::failure::{ExitCode, Failure};
@@ -82,6 +83,7 @@ impl Terminal {
             RunEvent::AttemptEnded(ended) => self.attempt_ended(ended, summary),
             RunEvent::Verdict { test, verdict } => self.verdict(*test, *verdict, summary),
             RunEvent::Cancelling { reason, running } => self.cancelling(*reason, *running),
+            RunEvent::Collected { files } => self.collected(files, summary),
             RunEvent::Finished(finished) => self.finished(finished, summary),
             RunEvent::Started(_)
             | RunEvent::Built { .. }
@@ -113,6 +115,20 @@ impl Terminal {
         let rest = format!("{all} {tests} across {across} {binaries}{skipped}");
         self.gate.early(self.paint.labelled(Tone::Good, "Starting", &rest));
         self.gate.planned();
+    }
+
+    /// `   Collected 2 files from workers: tests/snapshots/a.snap.new, b.profraw`
+    fn collected(&mut self, files: &[PathBuf], summary: &Summary) {
+        const SHOWN_MAX: usize = 5;
+        let workspace = summary.started().map(|started| &started.workspace);
+        let names = files.iter().take(SHOWN_MAX).map(|file| {
+            let name = workspace.and_then(|root| file.strip_prefix(root).ok()).unwrap_or(file);
+            clean(name.to_string_lossy().as_bytes(), Escapes::None).replace('\n', " ")
+        });
+        let more = if files.len() > SHOWN_MAX { ", …" } else { "" };
+        let number = count(files.len(), "file", "files");
+        let rest = format!("{number} from workers: {}{more}", names.collect::<Vec<_>>().join(", "));
+        self.gate.result(self.paint.labelled(Tone::Good, "Collected", &rest));
     }
 
     fn joined(&mut self, info: &WorkerInfo) {

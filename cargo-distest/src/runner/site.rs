@@ -12,6 +12,7 @@ use super::pack::Packer;
 use super::pool::Pool;
 use super::wire::Call;
 use crate::cli::RunArgs;
+use crate::collect::Collector;
 use crate::compile::{self, Workspace};
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, SessionFacts};
@@ -267,6 +268,8 @@ impl Site {
             pass: Globs::default(),
             bare: true,
             writes: distest_worker::protocol::Writes::default(),
+            collect: Vec::new(),
+            collector: Arc::new(Collector::nothing()),
         }
     }
 }

@@ -188,11 +188,12 @@ impl Method for ClientRequest {
             Self::Report { .. } => 0,
             Self::Output { .. } => 1,
             Self::Fetch { .. } => 2,
+            Self::Collect { .. } => 3,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::Output { .. })
+        matches!(self, Self::Output { .. } | Self::Collect { .. })
     }
 }
 
@@ -202,6 +203,7 @@ impl Method for ClientResponse {
             Self::Report(()) => 0,
             Self::Output(()) => 1,
             Self::Fetch(_) => 2,
+            Self::Collect(_) => 3,
         }
     }
 

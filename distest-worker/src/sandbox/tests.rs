@@ -205,3 +205,44 @@ fn hostile_roots_are_refused() {
     assert!(Sandbox::at(dir.path().join("box"), &["/work".into()]).is_err());
     assert!(dir.path().join("box").exists(), "it was there before");
 }
+
+#[test]
+fn what_tests_created_is_found_by_comparing() {
+    let bench = bench();
+    let laid = [
+        bench.file("/work/proj/same.out", "same", 0o644),
+        bench.file("/work/proj/changed.out", "first", 0o644),
+        bench.file("/work/proj/sub/other.txt", "other", 0o644),
+    ];
+    bench.lay(&laid).unwrap();
+    for (path, content) in [
+        ("/work/proj/changed.out", "other"),
+        ("/work/proj/sub/new.out", "new"),
+        ("/work/proj/sub/other.txt", "not asked for"),
+        ("/data/target/x.out", "in another root"),
+    ] {
+        fs::write(bench.here(path), content).unwrap();
+    }
+    std::os::unix::fs::symlink("new.out", bench.here("/work/proj/sub/link.out")).unwrap();
+    let created = |globs: &[&str], limit| {
+        let globs = Globs::new(globs).unwrap();
+        let mut found: Vec<_> = bench
+            .sandbox
+            .created(&globs, limit)
+            .into_iter()
+            .map(|created| (created.path, io::read_to_string(created.file).unwrap()))
+            .collect();
+        found.sort();
+        found
+    };
+    let found = |path: &str, content: &str| (PathBuf::from(path), content.to_owned());
+    let all = [
+        found("/data/target/x.out", "in another root"),
+        found("/work/proj/changed.out", "other"),
+        found("/work/proj/sub/new.out", "new"),
+    ];
+    assert_eq!(created(&["*.out"], 10), all);
+    assert_eq!(created(&["sub/*.out"], 10), all[2..]);
+    assert_eq!(created(&["*.out"], 2).len(), 2);
+    assert_eq!(created(&["*.rs"], 10), []);
+}

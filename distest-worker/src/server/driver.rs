@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::collect::Collect;
 use super::environment::{self, Environment};
 use super::files::Files;
 use super::handler::Request;
@@ -27,6 +28,7 @@ use crate::protocol::{
     Stop,
 };
 use crate::sandbox::Sandbox;
+use crate::sandbox::changes::Written;
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
@@ -37,6 +39,8 @@ const EVENTS_MAX: usize = 256;
 const STOOD_STILL: Duration = Duration::from_millis(500);
 /// How long words that arrived meanwhile may take to get here.
 const CATCH_UP: Duration = Duration::from_millis(100);
+/// How long bringing files back may take at the end, before the rest is left.
+const COLLECT_TIME: Duration = Duration::from_secs(60);
 /// How long what runs and what is told may take at the end, before it is dropped.
 const END_TIME: Duration = Duration::from_secs(5);
 
@@ -45,6 +49,7 @@ pub(super) struct Driver {
     worker: Arc<WorkerShared>,
     admission: Arc<Admission>,
     files: Arc<Files>,
+    client: ClientClient,
     outbox: Outbox,
     /// Empties the outbox; sends long outputs.
     telling: JoinSet<bool>,
@@ -74,6 +79,10 @@ struct Opened {
     outputs: BTreeMap<AttemptId, Outputs>,
     /// Where attempts run that take input, and who waits for it to be taken.
     stdin: BTreeMap<SlotId, Stdin>,
+    /// What the client wants to have of what tests write.
+    collect: Option<Arc<Collect>>,
+    /// Where what the attempts of each slot write goes, if it goes anywhere apart.
+    written: BTreeMap<SlotId, Arc<Written>>,
     /// Who waits for the session's end.
     closing: Vec<oneshot::Sender<()>>,
     ended: Option<EndReason>,
@@ -105,13 +114,14 @@ impl Driver {
         admission: Admission,
     ) -> Self {
         let (events_to, events) = mpsc::channel(EVENTS_MAX);
-        let (outbox, emptying) = Outbox::new(client);
+        let (outbox, emptying) = Outbox::new(client.clone());
         let mut telling = JoinSet::new();
         telling.spawn(async move { emptying.await.is_ok() });
         Self {
             worker,
             admission: Arc::new(admission),
             files,
+            client,
             outbox,
             telling,
             opened: None,
@@ -233,6 +243,7 @@ impl Driver {
         let most = self.worker.slots();
         let slots = if spec.slots == 0 { most } else { spec.slots.min(most) };
         let sandbox = self.files.sandbox()?;
+        let collect = Collect::new(spec, &self.client)?;
         let options = ExecutorOptions {
             scratch: self.worker.scratch().to_owned(),
             zygote: self.worker.zygote.clone(),
@@ -255,6 +266,8 @@ impl Driver {
             permits: BTreeMap::new(),
             outputs: BTreeMap::new(),
             stdin: BTreeMap::new(),
+            collect,
+            written: BTreeMap::new(),
             closing: Vec::new(),
             ended: None,
         });
@@ -350,9 +363,9 @@ impl Driver {
 
     /// Keeps an attempt's output until its report is due.
     fn exited(&mut self, exit: SlotExit) -> Input {
-        let SlotExit { slot, attempt, exit, duration, usage, leak, written: _, stdout, stderr } =
-            exit;
+        let SlotExit { slot, attempt, exit, duration, usage, leak, written, stdout, stderr } = exit;
         if let Some(opened) = &mut self.opened {
+            opened.wrote(slot, written, &mut self.telling);
             let reported = [stdout.to_output(), stderr.to_output()];
             let mut long = [Some(stdout), Some(stderr)];
             for (output, capture) in reported.iter().zip(&mut long) {
@@ -428,6 +441,11 @@ impl Driver {
             self.tell_all().await;
         };
         let _ = tokio::time::timeout(END_TIME, told).await;
+        if let Some(collect) = opened.collect {
+            let written = opened.written.into_values().collect();
+            let collected = collect.rest(written, opened.sandbox);
+            let _ = tokio::time::timeout(COLLECT_TIME, collected).await;
+        }
         for closing in opened.closing {
             let _ = closing.send(());
         }
@@ -504,6 +522,19 @@ impl Opened {
         self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
         self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));
         None
+    }
+
+    /// Notes where a slot's attempts write now. What they wrote before, elsewhere, is complete.
+    fn wrote(&mut self, slot: SlotId, written: Option<Arc<Written>>, telling: &mut JoinSet<bool>) {
+        let (Some(collect), Some(written)) = (&self.collect, written) else { return };
+        let before = self.written.insert(slot, Arc::clone(&written));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &written)) {
+            let collect = Arc::clone(collect);
+            telling.spawn(async move {
+                collect.written(before).await;
+                true
+            });
+        }
     }
 
     /// Tells the client, after the output that belongs to it.

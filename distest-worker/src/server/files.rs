@@ -223,7 +223,7 @@ fn programs(binary: &BinarySpec) -> impl Iterator<Item = &Path> {
 }
 
 /// Runs what blocks or computes without holding up everything else.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

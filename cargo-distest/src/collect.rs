@@ -1,0 +1,239 @@
+//! Brings files back that tests created or changed on workers: snapshots to review, regressions,
+//! coverage profiles.
+//!
+//! What arrives comes from a peer that is not to be trusted with this machine. A path is taken only
+//! if the user's patterns name it and it lies in the workspace's folders; it is reached without
+//! following links; and a file that is no longer what travelled is left alone.
+
+mod place;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use distest_worker::digest::{Digest, Hasher};
+use distest_worker::globs::Globs;
+use distest_worker::protocol::{CollectedPiece, Refusal, RefusalKind, TreeNode};
+
+use self::place::{Found, Placed};
+use crate::model::WorkerId;
+use crate::tree::Tree;
+
+/// Files that come back in one run.
+pub const FILES_MAX: usize = 10_000;
+/// Bytes that come back in one run.
+pub const BYTES_MAX: u64 = 1 << 30;
+/// Files on their way at a time.
+const PARTIAL_MAX: usize = 64;
+/// A file system's clock may be this much behind.
+const CLOCK: Duration = Duration::from_secs(2);
+/// Notices beyond this are counted, not told.
+const NOTICES_MAX: usize = 5;
+
+/// Takes in the files of one run. All its functions block on the disk.
+pub struct Collector {
+    roots: Vec<PathBuf>,
+    globs: Globs,
+    /// What lies there from before may be replaced if nothing changed it since.
+    started: SystemTime,
+    /// Where files lie until they are complete.
+    folder: PathBuf,
+    state: Mutex<State>,
+}
+
+/// What came back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Files that were written.
+    pub files: Vec<PathBuf>,
+    /// What did not come back, and why.
+    pub notices: Vec<String>,
+}
+
+#[derive(Default)]
+struct State {
+    tree: Option<Arc<Tree>>,
+    partial: BTreeMap<(WorkerId, PathBuf), Partial>,
+    /// What we have written.
+    written: BTreeMap<PathBuf, (WorkerId, Digest)>,
+    files: usize,
+    bytes: u64,
+    notices: BTreeSet<String>,
+}
+
+/// A file on its way.
+struct Partial {
+    file: File,
+    hasher: Hasher,
+    received: u64,
+}
+
+impl Collector {
+    /// Takes files that match `globs` and lie in `roots`, none of which lies in another.
+    pub fn new(roots: Vec<PathBuf>, globs: Globs, folder: PathBuf) -> Self {
+        let started = SystemTime::now();
+        Self { roots, globs, started, folder, state: Mutex::default() }
+    }
+
+    /// Takes nothing.
+    pub fn nothing() -> Self {
+        Self::new(Vec::new(), Globs::default(), PathBuf::new())
+    }
+
+    /// Says what travelled.
+    pub fn know(&self, tree: Arc<Tree>) {
+        self.state().tree = Some(tree);
+    }
+
+    /// Takes the next piece of a file; the last one puts the file into its place.
+    ///
+    /// # Errors
+    /// A piece that no honest worker sends, or that there is no room for.
+    pub fn take(&self, worker: WorkerId, piece: &CollectedPiece) -> Result<(), Refusal> {
+        let path = self.checked(piece.path.as_path())?;
+        let mut state = self.state();
+        let key = (worker, path.clone());
+        if piece.offset == 0 {
+            state.partial.remove(&key);
+            state.files += 1;
+            if state.files > FILES_MAX {
+                let text =
+                    format!("more than {FILES_MAX} files were created on workers: the rest stays");
+                state.notices.insert(text.clone());
+                return Err(Refusal::new(RefusalKind::OutOfResources, text));
+            }
+            if state.partial.len() >= PARTIAL_MAX {
+                let text = format!("more than {PARTIAL_MAX} files are on their way at once");
+                return Err(Refusal::new(RefusalKind::Invalid, text));
+            }
+            let partial = self.begin().map_err(|error| no_room(&path, &error))?;
+            state.partial.insert(key.clone(), partial);
+        }
+        state.bytes = state.bytes.saturating_add(piece.data.len() as u64);
+        if state.bytes > BYTES_MAX {
+            let mib = BYTES_MAX >> 20;
+            let text =
+                format!("tests created more than {mib} MiB of files to bring back: the rest stays");
+            state.notices.insert(text.clone());
+            state.partial.remove(&key);
+            return Err(Refusal::new(RefusalKind::OutOfResources, text));
+        }
+        let Some(partial) = state.partial.get_mut(&key) else {
+            let text = format!("{} does not begin at its beginning", path.display());
+            return Err(Refusal::new(RefusalKind::Invalid, text));
+        };
+        if partial.received != piece.offset {
+            let text = format!("a piece of {} is missing", path.display());
+            state.partial.remove(&key);
+            return Err(Refusal::new(RefusalKind::Invalid, text));
+        }
+        partial.hasher.update(&piece.data);
+        partial.received += piece.data.len() as u64;
+        partial.file.write_all(&piece.data).map_err(|error| no_room(&path, &error))?;
+        if piece.last
+            && let Some(partial) = state.partial.remove(&key)
+        {
+            self.place(&mut state, worker, &path, piece.mode, partial);
+        }
+        Ok(())
+    }
+
+    /// What has come back. Files that were on their way are dropped.
+    pub fn finish(&self) -> Collected {
+        let state = std::mem::take(&mut *self.state());
+        let more = state.notices.len().saturating_sub(NOTICES_MAX);
+        let mut notices: Vec<String> = state.notices.into_iter().take(NOTICES_MAX).collect();
+        if more > 0 {
+            notices.push(format!("and {more} more files were left where they are"));
+        }
+        Collected { files: state.written.into_keys().collect(), notices }
+    }
+
+    fn place(&self, state: &mut State, worker: WorkerId, path: &Path, mode: u32, mut new: Partial) {
+        let (digest, _) = std::mem::take(&mut new.hasher).finish();
+        let Some(root) = self.root_of(path) else { return };
+        let may_replace = |found: Found| {
+            // What we brought ourselves is newer than what travelled.
+            let ours = state.written.get(path);
+            let travelled = state.tree.as_ref().and_then(|tree| match tree.entry(path)?.node {
+                TreeNode::File { digest, .. } => Some(digest),
+                TreeNode::Folder { .. } | TreeNode::Link { .. } => None,
+            });
+            match (ours, found) {
+                (None, Found::Nothing) => travelled.is_none(),
+                (Some(_), Found::Nothing) => false,
+                (Some((by, brought)), Found::File { digest, .. }) => {
+                    *by == worker && *brought == digest
+                }
+                (None, Found::File { digest, changed }) => match travelled {
+                    Some(travelled) => travelled == digest,
+                    None => changed + CLOCK < self.started,
+                },
+            }
+        };
+        let shown = || path.strip_prefix(root).unwrap_or(path).display();
+        match place::place(root, path, &mut new.file, digest, mode, may_replace) {
+            Ok(Placed::Written) => {
+                state.written.insert(path.to_owned(), (worker, digest));
+            }
+            Ok(Placed::Same) => {}
+            Ok(Placed::Kept) => {
+                let text = "was not brought back from a worker: it has changed here meanwhile";
+                state.notices.insert(format!("{} {text}", shown()));
+            }
+            Err(error) => {
+                let text = format!("{} could not be brought back from a worker: {error}", shown());
+                state.notices.insert(text);
+            }
+        }
+    }
+
+    fn begin(&self) -> io::Result<Partial> {
+        fs::create_dir_all(&self.folder)?;
+        let file = tempfile::tempfile_in(&self.folder)?;
+        Ok(Partial { file, hasher: Hasher::default(), received: 0 })
+    }
+
+    /// The path, if it is one that the user wants files at.
+    fn checked(&self, path: &Path) -> Result<PathBuf, Refusal> {
+        let mut components = path.components();
+        let absolute = components.next() == Some(Component::RootDir);
+        let plain = absolute
+            && components
+                .all(|component| matches!(component, Component::Normal(name) if name != ".git"));
+        let relative = self.root_of(path).and_then(|root| path.strip_prefix(root).ok());
+        let inside = relative.is_some_and(|relative| relative != Path::new(""));
+        if plain && inside && self.globs.matches(path, relative) {
+            // Written in the one plain way.
+            return Ok(path.components().collect());
+        }
+        let text = format!("the client does not collect {path:?}");
+        Err(Refusal::new(RefusalKind::Forbidden, text))
+    }
+
+    fn root_of(&self, path: &Path) -> Option<&Path> {
+        self.roots.iter().map(PathBuf::as_path).find(|root| path.starts_with(root))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+fn no_room(path: &Path, error: &io::Error) -> Refusal {
+    let text = format!("could not keep a piece of {}: {error}", path.display());
+    Refusal::new(RefusalKind::OutOfResources, text)
+}
+
+#[cfg(test)]
+mod tests;
