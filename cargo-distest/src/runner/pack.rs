@@ -45,7 +45,7 @@ struct Needs {
     program: (PathBuf, Stamp),
     cwd: PathBuf,
     programs: Vec<(PathBuf, Stamp)>,
-    out_dir: Option<PathBuf>,
+    out_dir: Option<(PathBuf, Stamp)>,
     library_path: Option<OsText>,
 }
 
@@ -179,7 +179,7 @@ impl Needs {
             program: (program.clone(), stamp(&program)?),
             cwd: call.cwd.as_path().to_owned(),
             programs: programs.into_iter().collect(),
-            out_dir: out_dir.filter(|folder| folder.is_dir()),
+            out_dir: out_dir.and_then(|folder| stamp(&folder).ok().map(|stamp| (folder, stamp))),
             library_path,
         })
     }
@@ -199,8 +199,12 @@ fn pack(
     }
     companions.extend(libraries(program, &companions, needs.library_path.as_ref()));
     companions.remove(program);
-    let folders: BTreeSet<PathBuf> =
-        needs.out_dir.iter().cloned().chain(build_folders(program)).collect();
+    let folders: BTreeSet<PathBuf> = needs
+        .out_dir
+        .iter()
+        .map(|(folder, _)| folder.clone())
+        .chain(build_folders(program))
+        .collect();
     let binary = TestBinary {
         id: BinaryId::new(label(program)),
         package: String::new(),

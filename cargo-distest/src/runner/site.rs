@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use distest_worker::globs::Globs;
-use distest_worker::protocol::OsText;
+use distest_worker::protocol::{OsText, TreeNode};
 use tokio::sync::Mutex;
 
 use super::pack::Packer;
@@ -29,6 +29,8 @@ use crate::tree::statcache::StatCache;
 
 /// After this long the files of a workspace are looked at again, also within one tool's run.
 const FRESH_FOR: Duration = Duration::from_millis(250);
+/// A folder that was changed less than this before it was looked at may change unnoticed.
+const RACY: Duration = Duration::from_millis(100);
 /// A pool without a worker is tried again after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -94,7 +96,44 @@ pub(super) struct Supply {
     pub(super) pool: Pool,
     pub(super) packer: Packer,
     tree: Arc<Tree>,
+    /// The tree's folders, as they were when they were looked at.
+    folders: Vec<(PathBuf, SystemTime)>,
     made: Instant,
+}
+
+impl Supply {
+    /// Whether a worker is there, may still come, or has just been found missing.
+    fn serves(&self) -> bool {
+        self.pool.alive() || self.made.elapsed() < RETRY_AFTER
+    }
+
+    /// Whether the workspace is as it was: no file written to, nothing new in a folder, nothing
+    /// gone. Far cheaper than to gather everything anew. Blocks on the disk.
+    fn up_to_date(&self) -> bool {
+        let same = |(folder, then): &(PathBuf, SystemTime)| modified(folder) == Some(*then);
+        !self.folders.is_empty() && self.folders.iter().all(same) && self.tree.changed().is_empty()
+    }
+}
+
+/// When the folders of a tree were last changed; none at all if one of them has been just now, and
+/// might change again unnoticed.
+fn stamps(roots: &[OsText], tree: &Tree) -> Vec<(PathBuf, SystemTime)> {
+    let now = SystemTime::now();
+    let folders = tree.entries.iter().filter_map(|entry| match entry.node {
+        TreeNode::Folder { .. } => Some(entry.path.as_path().to_owned()),
+        TreeNode::File { .. } | TreeNode::Link { .. } => None,
+    });
+    let old = |folder: PathBuf| {
+        let modified = modified(&folder)?;
+        let age = now.duration_since(modified).ok()?;
+        (age > RACY).then_some((folder, modified))
+    };
+    let roots = roots.iter().map(|root| root.as_path().to_owned()).filter(|root| root.is_dir());
+    roots.chain(folders).map(old).collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+fn modified(folder: &Path) -> Option<SystemTime> {
+    std::fs::metadata(folder).and_then(|metadata| metadata.modified()).ok()
 }
 
 impl Site {
@@ -217,15 +256,26 @@ impl Site {
             && now.caller.is_some()
             && now.caller == call.caller
             && now.looked.elapsed() < FRESH_FOR
-            && (now.supply.pool.alive() || now.supply.made.elapsed() < RETRY_AFTER)
+            && now.supply.serves()
         {
             return Ok(Arc::clone(&now.supply));
+        }
+        if let Some(now) = &mut *current
+            && now.caller == call.caller
+            && now.supply.serves()
+        {
+            let supply = Arc::clone(&now.supply);
+            let looking = tokio::task::spawn_blocking(move || supply.up_to_date());
+            if looking.await.unwrap_or(false) {
+                now.looked = Instant::now();
+                return Ok(Arc::clone(&now.supply));
+            }
         }
         let tree = Arc::new(self.look(settings).await?);
         let looked = Instant::now();
         let caller = call.caller.clone();
         let supply = match current.take() {
-            Some(old) if old.supply.tree.entries == tree.entries && old.supply.pool.alive() => {
+            Some(old) if old.supply.tree.entries == tree.entries && old.supply.serves() => {
                 if old.caller != caller {
                     old.supply.packer.forget();
                 }
@@ -234,6 +284,7 @@ impl Site {
             _ => Arc::new(Supply {
                 pool: Pool::start(self.session_facts(), settings.clone(), Arc::clone(&tree)),
                 packer: Packer::new(Arc::clone(&self.store), self.target_dir.clone(), &self.roots),
+                folders: stamps(&self.roots, &tree),
                 tree,
                 made: Instant::now(),
             }),
