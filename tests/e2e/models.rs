@@ -10,19 +10,22 @@ use libtest_mimic::Trial;
 
 use crate::case_if;
 
-const FIXTURES: [&str; 13] = [
+const FIXTURES: [&str; 16] = [
     "basic",
+    "build-script",
     "crash",
     "doctests",
     "dynamic",
     "environment",
     "flaky",
+    "git-tool",
     "many",
     "mimic",
     "naps",
     "output",
     "paths",
     "slow",
+    "weird-names",
     "workspace",
 ];
 
