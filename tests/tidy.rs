@@ -27,6 +27,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("filter", &["event", "failure", "model", "settings"]),
     ("testenv", &["model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
+    ("workers", &["cli", "failure", "fleet", "settings"]),
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("collect", &["model", "tree"]),
@@ -79,6 +80,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("hello", &["protocol"]),
     ("identity", &[]),
     ("tls", &["identity"]),
+    ("invitation", &["digest", "identity", "tls"]),
     ("link", &["protocol"]),
     ("session", &["protocol"]),
     ("evict", &["digest"]),
@@ -98,11 +100,24 @@ const WORKER: &[(&str, &[&str])] = &[
     (
         "serve",
         &[
-            "executor", "hello", "identity", "link", "probe", "protocol", "sandbox", "server",
-            "store", "tls", "zygote",
+            "executor",
+            "hello",
+            "identity",
+            "invitation",
+            "link",
+            "probe",
+            "protocol",
+            "sandbox",
+            "server",
+            "store",
+            "tls",
+            "zygote",
         ],
     ),
-    ("cli", &["identity", "protocol", "sandbox", "serve", "server", "store", "zygote"]),
+    (
+        "cli",
+        &["identity", "invitation", "protocol", "sandbox", "serve", "server", "store", "zygote"],
+    ),
 ];
 
 /// Modules that decide: no IO, no clock, no environment.

@@ -20,7 +20,7 @@ use distest_worker::cli::WorkerCommand;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
-pub use fleet::KeyCommand;
+pub use fleet::{KeyCommand, WorkersCommand};
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
 pub use travel::TravelArgs;
@@ -56,6 +56,9 @@ pub enum Command {
     /// Be a worker: the same as `distest-worker`.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// The workers that this user knows.
+    #[command(subcommand)]
+    Workers(Box<WorkersCommand>),
     /// This user's key, by which workers know it.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -203,6 +206,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         Command::List(list) => Some(&mut list.select),
         Command::Runner(_)
         | Command::Worker(_)
+        | Command::Workers(_)
         | Command::Key(_)
         | Command::Completions { .. }
         | Command::Man => None,

@@ -8,6 +8,8 @@ mod callbacks;
 mod connection;
 mod embedded;
 mod keys;
+mod listen;
+mod ssh;
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use distest_worker::globs::Globs;
+use distest_worker::identity::PrivateKey;
 use distest_worker::protocol::{OsText, OutputChunk, Report, Writes};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
@@ -24,7 +27,7 @@ use tokio::time::Instant;
 use self::keys::Keys;
 use crate::collect::Collector;
 use crate::model::WorkerId;
-use crate::settings::{FleetSettings, LocalSlots, WorkerAddress};
+use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
@@ -170,14 +173,30 @@ impl Fleet {
     }
 
     async fn remote(&self, address: &WorkerAddress) {
-        match connection::dial(self, address).await {
-            Ok(connection) => {
+        match self.reach(address).await {
+            Ok(Some(connection)) => {
                 let (fleet, address) = (self.clone(), address.clone());
                 let gone = connection.gone();
                 self.say(FleetMessage::Joined(connection)).await;
                 tokio::spawn(async move { fleet.redial(address, gone).await });
             }
+            // It tells of its workers by itself.
+            Ok(None) => {}
             Err(unusable) => self.say(unusable.into_message(address.to_string())).await,
+        }
+    }
+
+    /// The worker at an address; none at one where workers dial us.
+    async fn reach(&self, address: &WorkerAddress) -> Result<Option<Connection>, Unusable> {
+        match address {
+            WorkerAddress::Tcp { host, port, key } => {
+                connection::dial(self, host, *port, *key).await.map(Some)
+            }
+            WorkerAddress::Ssh { user, host, port } => {
+                let target = ssh::Target { user: user.as_deref(), host, port: *port };
+                ssh::launch(self, &target, address.to_string()).await.map(Some)
+            }
+            WorkerAddress::Listen(address) => listen::listen(self, *address).await.map(|()| None),
         }
     }
 
@@ -197,7 +216,7 @@ impl Fleet {
                 if self.shared.messages.is_closed() {
                     return;
                 }
-                if let Ok(connection) = connection::dial(&self, &address).await {
+                if let Ok(Some(connection)) = self.reach(&address).await {
                     break connection;
                 }
             };
@@ -231,6 +250,14 @@ pub fn run_name() -> String {
     // Its keys are random in every process.
     let random = RandomState::new().hash_one((now, std::process::id()));
     format!("{time}-{:08x}", random as u32)
+}
+
+/// Our private key, made on first use.
+///
+/// # Errors
+/// Why there is none, and what to do.
+pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Option<String>)> {
+    Keys::load(identity).map(Keys::into_ours).map_err(|Unusable { reason, hint }| (reason, hint))
 }
 
 /// Why an address yields no worker.

@@ -37,3 +37,4 @@ pub mod testenv;
 pub mod travel;
 pub mod tree;
 pub mod ui;
+pub mod workers;

@@ -18,6 +18,7 @@ mod values;
 mod writable;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -256,6 +257,8 @@ pub struct FleetSettings {
     pub fallback: Fallback,
     /// Who we are to workers, and which of them we know.
     pub identity: IdentitySettings,
+    /// `DISTEST_SSH`: what `ssh://` addresses are dialled with.
+    pub ssh_program: String,
 }
 
 /// Where a worker is found.
@@ -270,6 +273,17 @@ pub enum WorkerAddress {
         /// The worker's key, if pinned in the address.
         key: Option<PublicKey>,
     },
+    /// `ssh://[USER@]HOST[:PORT]`: a worker is started there.
+    Ssh {
+        /// As whom, if not as ssh's configuration says.
+        user: Option<String>,
+        /// Name, alias or IP address (an IPv6 address without brackets).
+        host: String,
+        /// Port, if not as ssh's configuration says.
+        port: Option<u16>,
+    },
+    /// `listen://IP:PORT`: workers dial here.
+    Listen(SocketAddr),
 }
 
 /// Slots of the embedded worker.

@@ -1,22 +1,24 @@
 //! The worker's command line, and running it. Also `cargo distest worker …`.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use nix::ifaddrs::getifaddrs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
-use crate::identity::{Folder, Gate, IdentityError, PrivateKey};
+use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
+use crate::invitation::{Host, Invitation};
 use crate::protocol::Labels;
 use crate::sandbox::enclosure::hide_from_others;
 use crate::sandbox::host::{Shortfall, WRITES_BYTES_MAX};
 use crate::sandbox::level::Level;
+use crate::serve::control::{self, Answer, Ask};
+use crate::serve::join::{JoinAddress, join};
 use crate::serve::{
     self, ConnectionEnd, Listening, Reception, SandboxWish, WorkerConfig, WorkerShared,
     serve_connection,
@@ -27,8 +29,7 @@ use crate::store::Store;
 const STORE_BYTES: u64 = 10 << 30;
 /// Told when nobody may use a worker that others could reach.
 const NOBODY: &str = "nobody is let in yet, except this user on this machine\n\
-                      hint: add a line `KEY run NAME` to authorized_keys; `cargo distest key show` \
-                      on the other machine prints its key";
+                      hint: `distest-worker invite` prints an invitation for another machine";
 /// Exit code of a set-up that doesn't work, as in `cargo distest`.
 const SETUP: u8 = 96;
 
@@ -37,8 +38,12 @@ const SETUP: u8 = 96;
 pub enum WorkerCommand {
     /// Waits for clients; prints `ready NAME ADDR` on stdout when it does.
     Serve(ServeArgs),
+    /// Dials clients that were given `--worker listen://IP:PORT`, again and again.
+    Join(JoinArgs),
     /// Serves one client on stdin and stdout.
     Stdio(StdioArgs),
+    /// Prints a one-time invitation for one client, from the worker that runs here.
+    Invite(InviteArgs),
 }
 
 /// `serve`.
@@ -53,6 +58,47 @@ pub struct ServeArgs {
     /// What the worker is.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// `join`.
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    /// Clients: HOST:PORT[#KEY], or an invitation of `cargo distest workers invite`
+    #[arg(required = true, value_name = "ADDR")]
+    pub addresses: Vec<JoinTarget>,
+    /// Whom it serves.
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    /// What the worker is.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Whom to join.
+#[derive(Clone, Debug)]
+pub enum JoinTarget {
+    /// A client that we know.
+    Known(JoinAddress),
+    /// A client that invites us.
+    Invited(Box<Invitation>),
+}
+
+/// `invite`.
+#[derive(Clone, Debug, Args)]
+pub struct InviteArgs {
+    /// What the client may do: run, exec, copy, view, admin
+    #[arg(long, value_name = "LIST", default_value = "run,view")]
+    pub permit: Permissions,
+    /// Minutes for which the invitation is good
+    #[arg(long, value_name = "MINUTES", default_value_t = 15)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1440))]
+    pub valid: u32,
+    /// Where the client dials [default: where the worker listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub address: Option<String>,
+    /// Which worker of this user on this machine
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 /// `stdio`.
@@ -112,7 +158,12 @@ pub struct CommonArgs {
 pub fn run(command: WorkerCommand) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(perform(command)),
+        Ok(runtime) => {
+            let result = runtime.block_on(perform(command));
+            // A thread that still reads our stdin must not hold us up.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(format!("could not start the runtime: {error}")),
     };
     match result {
@@ -135,14 +186,30 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             let could_not = |error| format!("could not listen at {listen}: {error}");
             let listening =
                 Listening::at(listen, Arc::clone(&reception)).await.map_err(could_not)?;
-            let address = reachable(listening.address().map_err(could_not)?);
+            let address = serve::reachable(listening.address().map_err(could_not)?);
             reception.gate().refresh().iter().for_each(|told| say(told));
+            reception.listens_at(address.to_string());
             ready(&format!("ready {name} tcp://{address}#{}", reception.key()))?;
             if reception.gate().is_empty() && !address.ip().is_loopback() {
                 say(NOBODY);
             }
             listening.serve(|text| say(&text)).await;
             Ok(())
+        }
+        WorkerCommand::Join(JoinArgs { addresses, keys, common }) => {
+            let worker = worker(common, &keys)?;
+            let reception = reception(keys, worker)?;
+            join_all(reception, addresses).await
+        }
+        WorkerCommand::Invite(InviteArgs { permit, valid, address, name }) => {
+            let permissions = Permission::ALL.into_iter().filter(|one| permit.allow(*one));
+            let valid_s = u64::from(valid) * 60;
+            let ask = Ask::Invite { permissions: permissions.collect(), valid_s, address };
+            match control::ask(name.as_deref(), &ask).await? {
+                Answer::Invitation(text) => ready(&text),
+                Answer::Refused(why) => Err(format!("could not make an invitation: {why}")),
+                Answer::Name(_) => Err("the worker answers what was not asked".to_owned()),
+            }
         }
         WorkerCommand::Stdio(StdioArgs { trusted, keys, common }) => {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
@@ -159,6 +226,46 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
                 ConnectionEnd::NoHello(error) => Err(format!("no client on stdin: {error}")),
                 ConnectionEnd::Link(_) => Ok(()),
             }
+        }
+    }
+}
+
+async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result<(), String> {
+    let mut addresses = Vec::new();
+    for target in targets {
+        addresses.push(match target {
+            JoinTarget::Known(address) => address,
+            JoinTarget::Invited(invitation) => {
+                let client = reception.accept_invitation(&invitation).await;
+                let client =
+                    client.map_err(|error| format!("could not use the invitation: {error}"))?;
+                say(&format!("{client} ({}) may now use this worker", invitation.key));
+                let Invitation { address, key, .. } = *invitation;
+                JoinAddress { place: address, key: Some(key) }
+            }
+        });
+    }
+    reception.gate().refresh().iter().for_each(|told| say(told));
+    let name = reception.worker().config().name.clone();
+    let places: Vec<_> = addresses.iter().map(|it| format!("tcp://{}", it.place)).collect();
+    ready(&format!("ready {name} {}", places.join(" ")))?;
+    let joined = join(reception, addresses, |text| say(&text)).await;
+    joined.map_err(|error| format!("could not catch signals: {error}"))
+}
+
+impl std::str::FromStr for JoinTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with("invite+") {
+            return text.parse().map(Self::Known);
+        }
+        let invitation: Invitation = text.parse()?;
+        match invitation.host {
+            Host::Client => Ok(Self::Invited(Box::new(invitation))),
+            Host::Worker => Err("this is a worker's invitation, for \
+                                 `cargo distest workers add INVITATION`"
+                .to_owned()),
         }
     }
 }
@@ -189,25 +296,6 @@ fn not_the_internet() -> Result<(), String> {
                         hint: leave out --trusted"
             .to_owned()),
     }
-}
-
-/// An address that others can dial, for one that means all of this machine's.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    if !address.ip().is_unspecified() {
-        return address;
-    }
-    let ours = getifaddrs().into_iter().flatten().filter_map(|interface| {
-        let storage = interface.address?;
-        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-    });
-    // Link-local addresses mean nothing without the name of an interface.
-    let usable = ours.filter(|ip| match ip {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-        IpAddr::V6(v6) => address.is_ipv6() && !v6.is_loopback() && !v6.is_unicast_link_local(),
-    });
-    let ip = usable.min_by_key(IpAddr::is_ipv6);
-    SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), address.port())
 }
 
 fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod globs;
 pub mod hello;
 pub mod identity;
+pub mod invitation;
 pub mod link;
 pub mod output;
 pub mod probe;

@@ -1,20 +1,25 @@
 //! Listening for clients, until told to end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::ifaddrs::getifaddrs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
+pub mod control;
 mod half_open;
+pub mod join;
 mod reception;
 
-use self::half_open::HalfOpen;
+use self::control::Control;
+pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
+use crate::invitation::InvitationError;
 use crate::probe::probe;
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
@@ -62,6 +67,25 @@ pub fn share(config: WorkerConfig, wish: SandboxWish) -> io::Result<Arc<WorkerSh
     Ok(WorkerShared::on(host, config, zygote))
 }
 
+/// An address that others can dial, for one that means all of this machine's.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    let ours = getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let storage = interface.address?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    });
+    // Link-local addresses mean nothing without the name of an interface.
+    let usable = ours.filter(|ip| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => address.is_ipv6() && !v6.is_loopback() && !v6.is_unicast_link_local(),
+    });
+    let ip = usable.min_by_key(IpAddr::is_ipv6);
+    SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), address.port())
+}
+
 /// A worker that waits for clients.
 pub struct Listening {
     listener: TcpListener,
@@ -75,6 +99,8 @@ enum End {
     Refused(TlsError),
     /// Later.
     Served(ConnectionEnd),
+    /// With a guest who came with an invitation; what came of it.
+    Invited(Result<String, InvitationError>),
     /// There were too many sessions.
     Full,
 }
@@ -105,6 +131,10 @@ impl Listening {
         let mut refresh = tokio::time::interval(REFRESH);
         let mut told = Told::default();
         let half_open = HalfOpen::new();
+        let control = Control::open(&self.reception);
+        if let Err(error) = &control {
+            tell(format!("`distest-worker invite` won't find this worker: {error}"));
+        }
         loop {
             tokio::select! {
                 () = self.signals.next() => break,
@@ -127,6 +157,7 @@ impl Listening {
                         }
                     }
                 },
+                () = Control::serve(control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
                     told.about(&mut tell, peer, &end);
                 },
@@ -153,6 +184,8 @@ impl Told {
         let text = match end {
             End::Served(ConnectionEnd::NoHello(error)) => format!("{peer}: refused: {error}"),
             End::Served(ConnectionEnd::Link(end)) => return tell(format!("{peer}: {end}")),
+            End::Invited(Ok(what)) => return tell(format!("{peer}: {what}")),
+            End::Invited(Err(error)) => format!("{peer}: refused: {error}"),
             End::Full => format!("{peer}: refused: there are {SESSIONS_MAX} sessions already"),
             End::Refused(error) => format!("{peer}: refused: {error}"),
         };
@@ -170,14 +203,14 @@ impl Told {
 }
 
 /// SIGINT and SIGTERM.
-struct Signals([Signal; 2]);
+pub(crate) struct Signals([Signal; 2]);
 
 impl Signals {
-    fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let [interrupt, terminate] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

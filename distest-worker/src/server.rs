@@ -97,7 +97,8 @@ impl WorkerShared {
         self.shutting_down.send_replace(true);
     }
 
-    async fn shutting_down(&self) {
+    /// When it shuts down.
+    pub(crate) async fn shutting_down(&self) {
         // An error means that the sender is gone, which `self` holds.
         let _ = self.shutting_down.subscribe().wait_for(|is| *is).await;
     }

@@ -12,6 +12,7 @@ mod batches;
 mod doctests;
 mod environment;
 mod faults;
+mod fleet;
 mod hermetic;
 mod keys;
 mod models;
@@ -20,6 +21,7 @@ mod runner;
 mod selection;
 mod shipping;
 mod signals;
+mod ssh;
 mod travel;
 
 use std::env;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         bad_input::cases(),
         bad_workers::cases(),
         keys::cases(),
+        fleet::cases(),
+        ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }

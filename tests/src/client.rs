@@ -177,6 +177,15 @@ impl Running {
         self.process.signal(signal);
     }
 
+    /// The next line on its stdout.
+    pub fn line(&mut self) -> String {
+        let Some(text) = self.next() else {
+            panic!("it ended before it said anything\n{}", self.stderr());
+        };
+        self.take(text.clone());
+        text
+    }
+
     /// Reads on until `wanted` holds for a line.
     pub fn until(&mut self, mut wanted: impl FnMut(&Line) -> bool) {
         loop {

@@ -17,6 +17,7 @@ pub mod process;
 pub mod product;
 pub mod proxy;
 pub mod scratch;
+pub mod sshd;
 pub mod transcript;
 pub mod trap;
 pub mod worker;

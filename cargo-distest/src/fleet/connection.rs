@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use distest_worker::hello::{self, Hello, HelloError, Role};
+use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
 use distest_worker::protocol::{Client, OsText, SessionSpec, WorkerClient};
 use distest_worker::tls;
@@ -76,12 +78,17 @@ impl Drop for Connection {
     }
 }
 
-/// Connects to an address and opens a session there.
-pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Connection, Unusable> {
-    let WorkerAddress::Tcp { host, port, key } = address;
+/// Connects to a worker that listens, and opens a session there.
+pub(super) async fn dial(
+    fleet: &Fleet,
+    host: &str,
+    port: u16,
+    key: Option<PublicKey>,
+) -> Result<Connection, Unusable> {
     let keys = fleet.keys().await?;
+    let address = WorkerAddress::Tcp { host: host.to_owned(), port, key }.to_string();
     let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await {
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
@@ -95,11 +102,25 @@ pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Conne
     stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;
     let peer = stream.peer_addr().map_err(|error| Unusable::new(error.to_string()))?;
     let loopback = peer.ip().to_canonical().is_loopback();
-    let place = format_place(host, *port);
-    let place = Place { address: &place, pinned: *key, loopback };
-    let mut stream = keys.secure(stream, place).await?;
+    let place = format_place(host, port);
+    let place = Place { address: &place, pinned: key, loopback };
+    let stream = keys.secure(stream, place).await?;
+    over(fleet, stream, address).await
+}
+
+/// Greets a worker over a stream that has proved who it is, and opens a session there.
+pub(super) async fn over<S>(
+    fleet: &Fleet,
+    mut stream: S,
+    address: String,
+) -> Result<Connection, Unusable>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let theirs = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
-        Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused()),
+        Err(HelloError::Io(error)) if tls::refusal(&error) => {
+            return Err(fleet.keys().await?.refused());
+        }
         answer => answer.map_err(not_greeted)?,
     };
     if let Some(on) = fleet.shared.settings.on.as_deref().filter(|on| *on != theirs.name) {
@@ -108,8 +129,8 @@ pub(super) async fn dial(fleet: &Fleet, address: &WorkerAddress) -> Result<Conne
             theirs.name
         )));
     }
-    let joined = fleet.shared.slots.fetch_add(theirs.slots, std::sync::atomic::Ordering::Relaxed);
-    let open = Open { id: fleet.next_id(), address: address.to_string(), slots: 0, base: joined };
+    let base = fleet.shared.slots.fetch_add(theirs.slots, Ordering::Relaxed);
+    let open = Open { id: fleet.next_id(), address, slots: 0, base };
     open.session(fleet, stream, theirs).await
 }
 

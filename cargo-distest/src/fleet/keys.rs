@@ -65,6 +65,10 @@ impl Keys {
         Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
     }
 
+    pub(super) fn into_ours(self) -> PrivateKey {
+        self.ours
+    }
+
     /// Secures a stream to a worker that we trust.
     pub(super) async fn secure<S>(
         &self,
@@ -76,6 +80,40 @@ impl Keys {
     {
         let secured = tls::connect(stream, &self.ours, Purpose::Session, self.trust(place)).await;
         secured.map(|secured| secured.stream).map_err(|error| self.explain(&error, place))
+    }
+
+    /// Secures a stream from a worker that dialled us and that we trust.
+    pub(super) async fn accept_joiner<S>(
+        &self,
+        stream: S,
+        place: Place<'_>,
+    ) -> Result<tls::Stream<S>, Unusable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let trust = self.trust(place);
+        let secured = tls::accept(stream, &self.ours, |purpose| {
+            (purpose == Purpose::Join).then(|| Arc::clone(&trust))
+        });
+        match secured.await {
+            Ok(secured) => Ok(secured.stream),
+            Err(TlsError::UnknownKey(key)) => {
+                Err(Unusable::new(TlsError::UnknownKey(key).to_string()).hint(format!(
+                    "take it in with `cargo distest workers invite`, or name its key in \
+                     DISTEST_KNOWN_WORKERS: {key}"
+                )))
+            }
+            Err(TlsError::Refused) => {
+                let ours = self.ours.public();
+                Err(Unusable::new("the worker that dialled does not let this key in").hint(
+                    format!(
+                        "take it in with `cargo distest workers invite`, or add this line to its \
+                     authorized_keys: {ours} run NAME"
+                    ),
+                ))
+            }
+            Err(error) => Err(Unusable::new(error.to_string())),
+        }
     }
 
     /// That the worker doesn't let us in shows only once we talk.

@@ -1,12 +1,13 @@
-//! A worker's address as people write it: `tcp://HOST:PORT[#FINGERPRINT]`.
+//! A worker's address as people write it: `tcp://HOST:PORT[#KEY]`, `ssh://[USER@]HOST[:PORT]`,
+//! `listen://IP:PORT`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::WorkerAddress;
 
-const FORMS: &str =
-    "tcp://HOST:PORT[#FINGERPRINT], such as tcp://10.0.0.7:7077 or tcp://[::1]:7077";
+const FORMS: &str = "tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT] or listen://IP:PORT, such as \
+                     tcp://10.0.0.7:7077 or tcp://[::1]:7077";
 
 impl FromStr for WorkerAddress {
     type Err = String;
@@ -20,7 +21,11 @@ impl FromStr for WorkerAddress {
         };
         match scheme {
             "tcp" => parse_tcp(rest),
-            "ssh" | "mdns" | "registry" | "listen" | "reapi" => Err(not_yet(scheme)),
+            "ssh" => parse_ssh(rest),
+            "listen" => rest.parse().map(Self::Listen).map_err(|_| {
+                format!("`{rest}` is no IP address with a port, such as 0.0.0.0:7077")
+            }),
+            "mdns" | "registry" | "reapi" => Err(not_yet(scheme)),
             _ => Err(format!("unknown kind of address `{scheme}://`; expected {FORMS}")),
         }
     }
@@ -38,8 +43,33 @@ fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
         }
         None => (rest, None),
     };
-    let (host, port) =
-        place.rsplit_once(':').ok_or_else(|| format!("the port is missing; expected {FORMS}"))?;
+    let (host, port) = host_and_port(place)?;
+    let port = port.ok_or_else(|| format!("the port is missing; expected {FORMS}"))?;
+    Ok(WorkerAddress::Tcp { host, port, key })
+}
+
+fn parse_ssh(rest: &str) -> Result<WorkerAddress, String> {
+    let (user, place) = match rest.rsplit_once('@') {
+        Some((user, place)) => (Some(user), place),
+        None => (None, rest),
+    };
+    let (host, port) = host_and_port(place)?;
+    // ssh would take either for an option.
+    for word in user.into_iter().chain([host.as_str()]) {
+        if word.is_empty() || word.starts_with('-') || word.contains(char::is_whitespace) {
+            return Err(format!("`{word}` is no user or host for ssh; expected {FORMS}"));
+        }
+    }
+    Ok(WorkerAddress::Ssh { user: user.map(str::to_owned), host, port })
+}
+
+fn host_and_port(place: &str) -> Result<(String, Option<u16>), String> {
+    let (host, port) = match place.rsplit_once(':') {
+        // The last colon of an IPv6 address in brackets.
+        Some((_, port)) if port.ends_with(']') => (place, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (place, None),
+    };
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address,
         None if host.contains(':') => {
@@ -50,20 +80,34 @@ fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
     if host.is_empty() || host.contains(['/', '@', '[', ']', ' ']) {
         return Err(format!("`{host}` is no host name or IP address; expected {FORMS}"));
     }
-    match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(WorkerAddress::Tcp { host: host.to_owned(), port, key }),
+    let port = port.map(|port| match port.parse::<u16>() {
+        Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("`{port}` is no port from 1 to 65535; expected {FORMS}")),
-    }
+    });
+    Ok((host.to_owned(), port.transpose()?))
 }
 
 impl fmt::Display for WorkerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Tcp { host, port, key } = self;
-        match host.contains(':') {
-            true => write!(f, "tcp://[{host}]:{port}")?,
-            false => write!(f, "tcp://{host}:{port}")?,
+        let write_host = |f: &mut fmt::Formatter<'_>, host: &str| match host.contains(':') {
+            true => write!(f, "[{host}]"),
+            false => f.write_str(host),
+        };
+        match self {
+            Self::Tcp { host, port, key } => {
+                f.write_str("tcp://")?;
+                write_host(f, host)?;
+                write!(f, ":{port}")?;
+                key.iter().try_for_each(|key| write!(f, "#{key}"))
+            }
+            Self::Ssh { user, host, port } => {
+                f.write_str("ssh://")?;
+                user.iter().try_for_each(|user| write!(f, "{user}@"))?;
+                write_host(f, host)?;
+                port.iter().try_for_each(|port| write!(f, ":{port}"))
+            }
+            Self::Listen(address) => write!(f, "listen://{address}"),
         }
-        key.iter().try_for_each(|key| write!(f, "#{key}"))
     }
 }
 
@@ -76,7 +120,17 @@ mod tests {
     #[test]
     fn accepted_addresses_print_as_they_were_written() {
         let pinned = format!("tcp://[::1]:65535#{KEY}");
-        for text in ["tcp://build-1:7077", "tcp://10.0.0.7:1", &pinned] {
+        for text in [
+            "tcp://build-1:7077",
+            "tcp://10.0.0.7:1",
+            &pinned,
+            "ssh://h",
+            "ssh://me@h:2222",
+            "ssh://[fe80::1]",
+            "ssh://me@[fe80::1]:22",
+            "listen://0.0.0.0:7077",
+            "listen://[::]:0",
+        ] {
             assert_eq!(text.parse::<WorkerAddress>().unwrap().to_string(), text);
         }
         assert_eq!(
@@ -97,10 +151,15 @@ mod tests {
             ("tcp://u@h:80", "no host name"),
             ("tcp://h:80#", "ed25519:"),
             ("tcp://h:80#SHA256:abc", "ed25519:"),
-            ("ssh://h", "does not support `ssh` addresses yet"),
+            ("ssh://-oProxyCommand=x", "no user or host"),
+            ("ssh://-l@h", "no user or host"),
+            ("ssh://me@-h", "no user or host"),
+            ("ssh://@h", "no user or host"),
+            ("ssh://", "no host name"),
+            ("ssh://h:0", "no port"),
+            ("listen://host:1", "no IP address"),
             ("mdns", "does not support `mdns` addresses yet"),
             ("registry://h:1", "does not support `registry`"),
-            ("listen://0.0.0.0:1", "does not support `listen`"),
             ("reapi://h:1", "does not support `reapi`"),
             ("udp://h:1", "unknown kind"),
         ];

@@ -414,6 +414,7 @@ fn fleet_settings(
         wait_workers.unwrap_or(WaitWorkers { count: 1, within: None });
     Ok(FleetSettings {
         workers,
+        ssh_program: variable(env, "DISTEST_SSH").unwrap_or_else(|| "ssh".to_owned()),
         identity: IdentitySettings::of_environment(env, &facts.cwd),
         wait_workers: count,
         wait_for: within.unwrap_or(Duration::from_secs(30)),

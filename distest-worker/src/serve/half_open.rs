@@ -13,7 +13,7 @@ pub(super) const HALF_OPEN_MAX: usize = 256;
 
 /// The connections that are half open.
 #[derive(Clone, Default)]
-pub(super) struct HalfOpen {
+pub struct HalfOpen {
     shared: Arc<Mutex<Waiting>>,
 }
 
@@ -24,20 +24,20 @@ struct Waiting {
 }
 
 /// A connection's place among those that are half open; given up when dropped.
-pub(super) struct Place {
+pub struct Place {
     half_open: HalfOpen,
     number: u64,
 }
 
 impl HalfOpen {
     /// None are.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self::default()
     }
 
     /// Starts a task for a connection, which drops its place when its peer has proved its key. May
     /// end the oldest of those that haven't.
-    pub(super) fn spawn<F>(&self, tasks: &mut JoinSet<F::Output>, task: impl FnOnce(Place) -> F)
+    pub fn spawn<F>(&self, tasks: &mut JoinSet<F::Output>, task: impl FnOnce(Place) -> F)
     where
         F: Future + Send + 'static,
         F::Output: Send,

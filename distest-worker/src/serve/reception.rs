@@ -1,13 +1,15 @@
 //! Who gets in: proves the peer's key, asks the gate, serves.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::half_open::Place;
 use super::{End, SESSIONS_MAX};
-use crate::identity::{Gate, Peer, PrivateKey, PublicKey};
+use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
+use crate::invitation::{self, Granted, Guest, Host, Invitation, InvitationError, Invitations};
 use crate::server::{ConnectionEnd, WorkerShared, serve_peer};
 use crate::tls::{self, Purpose, TlsError, Trust};
 
@@ -17,13 +19,66 @@ pub struct Reception {
     gate: Arc<Gate>,
     worker: Arc<WorkerShared>,
     sessions: Arc<Semaphore>,
+    invitations: Invitations,
+    /// Where others reach this worker, if it listens: `HOST:PORT`.
+    address: OnceLock<String>,
+}
+
+/// A peer that has proved its key.
+enum Proved<S> {
+    /// One that is let in.
+    Peer(tls::Stream<S>, Peer),
+    /// One that has an invitation, or says so.
+    Guest(tls::Stream<S>, PublicKey),
 }
 
 impl Reception {
     /// A worker with this key, which lets in whom `gate` does.
     pub fn new(key: PrivateKey, gate: Gate, worker: Arc<WorkerShared>) -> Arc<Self> {
         let sessions = Arc::new(Semaphore::new(SESSIONS_MAX));
-        Arc::new(Self { key, gate: Arc::new(gate), worker, sessions })
+        let (invitations, address) = (Invitations::default(), OnceLock::new());
+        Arc::new(Self { key, gate: Arc::new(gate), worker, sessions, invitations, address })
+    }
+
+    /// Others reach this worker at `HOST:PORT`.
+    pub fn listens_at(&self, address: String) {
+        // It listens once.
+        let _ = self.address.set(address);
+    }
+
+    /// Takes a client's invitation: it may use this worker from now on. Answers its name.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn accept_invitation(&self, invitation: &Invitation) -> Result<String, String> {
+        let name = self.worker.config().name.clone();
+        let store = |granted: &Granted| {
+            let Granted { name, permissions } = granted.clone();
+            let authorized = Authorized { permissions, name };
+            let stored = self.gate.authorize(&invitation.key, &authorized);
+            stored.map_err(|error| error.to_string())
+        };
+        let granted = invitation::take(invitation, &self.key, &name, store).await?;
+        Ok(granted.name)
+    }
+
+    /// Opens an invitation for a client that will dial `address`, or where this worker listens.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn invite(
+        &self,
+        permissions: Permissions,
+        valid_for: Duration,
+        address: Option<String>,
+    ) -> Result<Invitation, String> {
+        let address = address.or_else(|| self.address.get().cloned());
+        let address = address.ok_or("this worker doesn't listen anywhere")?;
+        let now = Instant::now();
+        let until = now.checked_add(valid_for).ok_or("that is too long")?;
+        let secret = self.invitations.open(permissions.clone(), now, until);
+        let secret = secret.ok_or("too many invitations are open")?;
+        Ok(Invitation { host: Host::Worker, address, key: self.key(), secret, permissions })
     }
 
     /// The worker's own key.
@@ -41,8 +96,8 @@ impl Reception {
         &self.worker
     }
 
-    /// One session on a stream, whoever dialled. What ends before its peer has proved its key is
-    /// an error of TLS.
+    /// One session on a stream that a client began. What ends before its peer has proved its key
+    /// is an error of TLS.
     ///
     /// # Errors
     /// The peer has not proved a key that is let in.
@@ -54,24 +109,55 @@ impl Reception {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, peer) = self.prove(stream, loopback).await?;
-        Ok(self.session(stream, peer).await)
+        match self.prove(stream, loopback).await? {
+            Proved::Peer(stream, peer) => Ok(self.session(stream, peer).await),
+            Proved::Guest(..) => Err(TlsError::WrongPurpose),
+        }
+    }
+
+    /// One session on a stream that this worker began, with a client that listens for workers.
+    /// `pinned` is its key, if the address names it; it must be let in all the same.
+    ///
+    /// # Errors
+    /// The client has not proved a key that is let in.
+    pub async fn join_stream<S>(
+        &self,
+        stream: S,
+        loopback: bool,
+        pinned: Option<PublicKey>,
+    ) -> Result<ConnectionEnd, TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.gate.refresh();
+        let gate = Arc::clone(&self.gate);
+        let known: Trust = Arc::new(move |key| {
+            pinned.is_none_or(|pinned| pinned == *key) && gate.admit(key, loopback).is_some()
+        });
+        let secured = tls::connect(stream, &self.key, Purpose::Join, known).await?;
+        let peer = self.gate.admit(&secured.key, loopback);
+        let peer = peer.ok_or(TlsError::UnknownKey(secured.key))?;
+        Ok(self.session(secured.stream, peer).await)
     }
 
     pub(super) async fn receive<S>(&self, stream: S, loopback: bool, place: Place) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, peer) = match self.prove(stream, loopback).await {
-            Ok(proved) => proved,
-            Err(error) => return End::Refused(error),
-        };
-        drop(place);
-        let Ok(_session) = Arc::clone(&self.sessions).try_acquire_owned() else { return End::Full };
-        End::Served(self.session(stream, peer).await)
+        match self.prove(stream, loopback).await {
+            Err(error) => End::Refused(error),
+            Ok(Proved::Guest(stream, key)) => End::Invited(self.invited(stream, key).await),
+            Ok(Proved::Peer(stream, peer)) => {
+                drop(place);
+                match Arc::clone(&self.sessions).try_acquire_owned() {
+                    Ok(_session) => End::Served(self.session(stream, peer).await),
+                    Err(_) => End::Full,
+                }
+            }
+        }
     }
 
-    async fn prove<S>(&self, stream: S, loopback: bool) -> Result<(tls::Stream<S>, Peer), TlsError>
+    async fn prove<S>(&self, stream: S, loopback: bool) -> Result<Proved<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -81,13 +167,39 @@ impl Reception {
         let known: Trust = Arc::new(move |key| gate.admit(key, loopback).is_some());
         let secured = tls::accept(stream, &self.key, |purpose| match purpose {
             Purpose::Session => Some(Arc::clone(&known)),
-            Purpose::Invitation | Purpose::Join | Purpose::Registry => None,
+            // Any key will do: the secret decides.
+            Purpose::Invitation => self
+                .invitations
+                .any(Instant::now())
+                .then(|| Arc::new(|_: &PublicKey| true) as Trust),
+            Purpose::Join | Purpose::Registry => None,
         });
         let secured = secured.await?;
+        if secured.purpose == Purpose::Invitation {
+            return Ok(Proved::Guest(secured.stream, secured.key));
+        }
         // It may have been withdrawn meanwhile.
         let peer = self.gate.admit(&secured.key, loopback);
         let peer = peer.ok_or(TlsError::UnknownKey(secured.key))?;
-        Ok((secured.stream, peer))
+        Ok(Proved::Peer(secured.stream, peer))
+    }
+
+    async fn invited<S>(
+        &self,
+        stream: tls::Stream<S>,
+        key: PublicKey,
+    ) -> Result<String, InvitationError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = self.worker.config().name.clone();
+        let store = |guest: &Guest| {
+            let Guest { name, permissions } = guest.clone();
+            let authorized = Authorized { permissions, name };
+            self.gate.authorize(&key, &authorized).map_err(|error| error.to_string())
+        };
+        let guest = invitation::grant(stream, &self.invitations, &name, store).await?;
+        Ok(format!("{} ({key}) may now {}", guest.name, guest.permissions))
     }
 
     async fn session<S>(&self, stream: S, peer: Peer) -> ConnectionEnd

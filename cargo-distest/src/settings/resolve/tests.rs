@@ -108,6 +108,7 @@ fn defaults() {
                 key: User,
                 known_workers: None,
             },
+            ssh_program: "ssh",
         },
         travel: TravelSettings {
             include: [],

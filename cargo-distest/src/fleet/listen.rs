@@ -1,0 +1,78 @@
+//! Workers that dial us: `--worker listen://IP:PORT`, `distest-worker join`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use distest_worker::serve::HalfOpen;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::connection;
+use super::keys::Place;
+use super::{Fleet, FleetMessage, Unusable};
+
+/// Listens, and goes on when the first worker has joined or too much time has passed; workers may
+/// join as long as the run lasts.
+pub(super) async fn listen(fleet: &Fleet, address: SocketAddr) -> Result<(), Unusable> {
+    fleet.keys().await?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Unusable::new(format!("could not listen: {error}")))?;
+    let first = Arc::new(Notify::new());
+    // Goes on as long as the run.
+    tokio::spawn(accept(fleet.clone(), listener, Arc::clone(&first)));
+    let wait = fleet.shared.settings.wait_for;
+    timeout(wait, first.notified()).await.map_err(|_| {
+        Unusable::new(format!("no worker has joined within {} s", wait.as_secs_f64()))
+            .hint("start one with: distest-worker join HOST:PORT, with this machine's address")
+    })
+}
+
+async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
+    let half_open = HalfOpen::new();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let (fleet, first) = (fleet.clone(), Arc::clone(&first));
+                    half_open.spawn(&mut connections, move |place| async move {
+                        let joined = join(&fleet, stream, peer).await;
+                        drop(place);
+                        match joined {
+                            Ok(connection) => {
+                                fleet.say(FleetMessage::Joined(connection)).await;
+                                first.notify_one();
+                            }
+                            Err(unusable) => {
+                                fleet.say(unusable.into_message(format!("from {peer}"))).await;
+                            }
+                        }
+                    });
+                }
+                // Out of descriptors: a connection must end first.
+                Err(_) => if connections.join_next().await.is_none() {
+                    tokio::task::yield_now().await;
+                },
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn join(
+    fleet: &Fleet,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<connection::Connection, Unusable> {
+    let keys = fleet.keys().await?;
+    let _ = stream.set_nodelay(true);
+    let address = peer.to_string();
+    let loopback = peer.ip().to_canonical().is_loopback();
+    // A worker that dials has no address that it would be known by.
+    let place = Place { address: "-", pinned: None, loopback };
+    let stream = keys.accept_joiner(stream, place).await?;
+    connection::over(fleet, stream, address).await
+}

@@ -1,0 +1,138 @@
+//! A worker that dials clients: `distest-worker join`.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::{ConnectionEnd, Reception, Signals};
+use crate::identity::PublicKey;
+
+/// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
+const BACK_OFF_MIN: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX: Duration = Duration::from_secs(8);
+/// How long dialling may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long sessions may take to end when the worker shuts down, before they are dropped.
+const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
+
+/// A client that listens for workers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JoinAddress {
+    /// `HOST:PORT`.
+    pub place: String,
+    /// Its key, if the address names it.
+    pub key: Option<PublicKey>,
+}
+
+impl std::str::FromStr for JoinAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = ["tcp://", "listen://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        let rest = rest.unwrap_or(text);
+        let (place, key) = match rest.split_once('#') {
+            Some((place, key)) => (place, Some(key.parse().map_err(|error| format!("{error}"))?)),
+            None => (rest, None),
+        };
+        match place.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) => {
+                Ok(Self { place: place.to_owned(), key })
+            }
+            _ => Err("expected HOST:PORT[#KEY] of a client that was given --worker listen://…"
+                .to_owned()),
+        }
+    }
+}
+
+/// Dials every address, serves the client there, and dials again, until SIGINT or SIGTERM.
+///
+/// # Errors
+/// Signals can't be caught.
+pub async fn join(
+    reception: Arc<Reception>,
+    addresses: Vec<JoinAddress>,
+    mut tell: impl FnMut(String),
+) -> io::Result<()> {
+    let mut signals = Signals::listen()?;
+    let (told, mut to_tell) = tokio::sync::mpsc::channel(16);
+    let mut dialling = JoinSet::new();
+    for address in addresses {
+        let (reception, told) = (Arc::clone(&reception), told.clone());
+        dialling.spawn(async move { again_and_again(&reception, &address, &told).await });
+    }
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            Some(text) = to_tell.recv() => tell(text),
+        }
+    }
+    reception.worker().shut_down();
+    let ended = async { while dialling.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
+    dialling.shutdown().await;
+    Ok(())
+}
+
+async fn again_and_again(
+    reception: &Reception,
+    address: &JoinAddress,
+    told: &tokio::sync::mpsc::Sender<String>,
+) {
+    let mut back_off = BACK_OFF_MIN;
+    let mut last = String::new();
+    loop {
+        let text = match dial(reception, address).await {
+            Ok(ConnectionEnd::Link(end)) => {
+                back_off = BACK_OFF_MIN;
+                format!("{}: {end}", address.place)
+            }
+            Ok(ConnectionEnd::NoHello(error)) => format!("{}: {error}", address.place),
+            Err(error) => format!("{}: {error}", address.place),
+        };
+        // A client that isn't there yet is told of once.
+        if text != last {
+            let _ = told.send(text.clone()).await;
+            last = text;
+        }
+        let wait = tokio::time::timeout(back_off, reception.worker().shutting_down());
+        if wait.await.is_ok() {
+            return;
+        }
+        back_off = (back_off * 2).min(BACK_OFF_MAX);
+    }
+}
+
+async fn dial(reception: &Reception, address: &JoinAddress) -> Result<ConnectionEnd, String> {
+    let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address.place)).await;
+    let stream = connect
+        .map_err(|_| format!("could not connect within {} s", CONNECT_TIMEOUT.as_secs()))?
+        .map_err(|error| format!("could not connect: {error}"))?;
+    let _ = stream.set_nodelay(true);
+    let loopback = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
+    let served = reception.join_stream(stream, loopback, address.key).await;
+    served.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::PrivateKey;
+
+    #[test]
+    fn addresses_are_places_with_or_without_a_key() {
+        let key = PrivateKey::generate().unwrap().public();
+        let place = "h:7".to_owned();
+        for text in ["h:7", "tcp://h:7", "listen://h:7"] {
+            let expected = JoinAddress { place: place.clone(), key: None };
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        let pinned = JoinAddress { place, key: Some(key) };
+        assert_eq!(format!("tcp://h:7#{key}").parse(), Ok(pinned));
+        for text in ["h", ":7", "h:0", "h:7#x", "ssh://h:7"] {
+            assert!(text.parse::<JoinAddress>().is_err(), "{text}");
+        }
+    }
+}

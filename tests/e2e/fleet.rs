@@ -1,0 +1,194 @@
+//! How machines come together: invitations, and workers that dial.
+
+use std::fs;
+use std::process::Stdio;
+
+use distest_tests::DEADLINE;
+use distest_tests::client::{Client, Finished};
+use distest_tests::fixture::Fixture;
+use distest_tests::process::Owned;
+use distest_tests::product::product;
+use distest_tests::proxy::Proxy;
+use distest_tests::scratch::Scratch;
+use distest_tests::worker::{Executable, Worker};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::case;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("invitation::introduces_both_sides", introduces),
+        case("invitation::is_good_once", good_once),
+        case("invitation::does_not_survive_a_relay", relay),
+        case("invitation::is_the_workers_own_users_to_give", not_for_others),
+        case("join::a_worker_dials_and_is_used", join),
+        case("join::an_unknown_worker_is_refused", join_unknown),
+        case("join::a_worker_reconnects", reconnects),
+        case("join::an_invited_worker_is_used", join_invited),
+    ]
+}
+
+fn call(scratch: &Scratch, args: &[&str]) -> Finished {
+    Client::call(scratch, scratch.path(), args).finish()
+}
+
+/// What `distest-worker invite` prints.
+fn invitation(worker: &Scratch, args: &[&str]) -> String {
+    let invited = call(worker, &[&["worker", "invite"], args].concat());
+    assert_eq!(invited.code(), 0, "{}", invited.stderr);
+    invited.stdout.trim().to_owned()
+}
+
+fn run_on(scratch: &Scratch, address: &str) -> Finished {
+    let fixture = Fixture::named("paths");
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    let args = ["--local-slots", "0", "--worker", address];
+    Client::run_human(scratch, &fixture).args(args).finish()
+}
+
+fn passed(finished: &Finished) {
+    assert_eq!(finished.code(), 0, "{}", finished.stderr);
+    let all = format!("{} passed", Fixture::named("paths").model.verdicts.len());
+    assert!(finished.stderr.contains(&all), "{}", finished.stderr);
+}
+
+fn without_pin(address: &str) -> &str {
+    address.split('#').next().expect("a split has a first part")
+}
+
+fn read(scratch: &Scratch, name: &str) -> String {
+    fs::read_to_string(scratch.join("config/distest").join(name)).unwrap_or_default()
+}
+
+/// A worker that dials.
+fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
+    let mut command = scratch.command(&product().worker);
+    command.args(["join", address, "--name", name, "--slots", "2", "--store"]);
+    command.arg(scratch.join("store")).stdin(Stdio::null()).stdout(Stdio::null());
+    let log = fs::File::create(scratch.join(format!("joiner-{name}.log")));
+    command.stderr(log.expect("a folder of ours"));
+    Owned::start(&mut command).expect("a worker can be started")
+}
+
+/// A port of loopback that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn introduces(scratch: &Scratch) {
+    let other = Scratch::new();
+    let worker = Worker::start_with(&other, "w1", 2, &other.join("store"), Executable::Worker);
+    let text = invitation(&other, &["--permit", "run"]);
+    let added = call(scratch, &["workers", "add", &text]);
+    assert_eq!(added.code(), 0, "{}", added.stderr);
+    assert_eq!(added.stdout.trim(), format!("added w1 {}", worker.address));
+    assert!(read(&other, "authorized_keys").contains(" run "), "the worker knows us");
+    // No key in the address any more.
+    passed(&run_on(scratch, without_pin(&worker.address)));
+    let removed = call(scratch, &["workers", "rm", "w1"]);
+    assert!(removed.stdout.starts_with("removed ed25519:"), "{}", removed.stdout);
+    run_on(scratch, without_pin(&worker.address)).complains(97, &["not known here"]);
+}
+
+fn good_once(scratch: &Scratch) {
+    let (other, thief) = (Scratch::new(), Scratch::new());
+    let _worker = Worker::start(&other, "w1", 2);
+    let text = invitation(&other, &[]);
+    // A changed secret is none, and does not use up the invitation.
+    let (head, secret) = text
+        .rsplit_once('/')
+        .and_then(|(head, permissions)| {
+            let (head, secret) = head.rsplit_once('/')?;
+            Some(((head, permissions), secret))
+        })
+        .expect("four parts");
+    let guessed = format!("{}/{}/{}", head.0, "A".repeat(secret.len()), head.1);
+    call(&thief, &["workers", "add", &guessed]).complains(96, &["used up"]);
+    assert_eq!(call(scratch, &["workers", "add", &text]).code(), 0);
+    call(&thief, &["workers", "add", &text]).complains(96, &["used up"]);
+    assert_eq!(read(&thief, "known_workers"), "", "nothing is stored");
+    assert_eq!(read(&other, "authorized_keys").lines().count(), 1);
+}
+
+fn relay(scratch: &Scratch) {
+    let (other, middle) = (Scratch::new(), Scratch::new());
+    let worker = Worker::start(&other, "w1", 2);
+    let evil = Worker::start(&middle, "w2", 2);
+    let text = invitation(&other, &[]);
+    // Somebody in the middle answers with a key of their own.
+    let diverted = text.replace(worker.socket(), evil.socket());
+    invitation(&middle, &[]);
+    call(scratch, &["workers", "add", &diverted]).complains(96, &["somebody else answers"]);
+    assert_eq!(read(scratch, "known_workers"), "");
+    assert_eq!(read(&middle, "authorized_keys"), "");
+    // Who only passes bytes on learns nothing and changes nothing.
+    let proxy = Proxy::to(worker.socket());
+    let through = text.replace(worker.socket(), proxy.address.trim_start_matches("tcp://"));
+    assert_eq!(call(scratch, &["workers", "add", &through]).code(), 0);
+}
+
+fn not_for_others(scratch: &Scratch) {
+    let other = Scratch::new();
+    let _worker = Worker::start(&other, "w1", 2);
+    call(scratch, &["worker", "invite"]).complains(96, &["no worker of this user"]);
+    let sockets = fs::read_dir(other.join("state/distest/workers")).expect("it was made");
+    for socket in sockets {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = socket.expect("an entry").metadata().expect("it is there").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+    }
+    call(&other, &["worker", "invite", "--name", "nobody"]).complains(96, &["nobody"]);
+}
+
+/// One user's worker dials a run of theirs.
+fn join(scratch: &Scratch) {
+    let port = free_port();
+    call(scratch, &["key", "show"]);
+    let _joiner = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
+    passed(&run_on(scratch, &format!("listen://127.0.0.1:{port}")));
+}
+
+fn join_unknown(scratch: &Scratch) {
+    let other = Scratch::new();
+    let port = free_port();
+    call(scratch, &["key", "show"]);
+    let _joiner = joiner(&other, "j1", &format!("127.0.0.1:{port}"));
+    let fixture = Fixture::named("paths");
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    let finished = Client::run_human(scratch, &fixture)
+        .args(["--local-slots", "0", "--worker", &format!("listen://127.0.0.1:{port}")])
+        .args(["--wait-workers", "1:4s"])
+        .finish();
+    finished.complains(97, &["no worker has joined"]);
+    let log = fs::read_to_string(other.join("joiner-j1.log")).expect("it was made");
+    assert!(log.contains("not known here"), "the worker doesn't trust us either: {log}");
+}
+
+fn reconnects(scratch: &Scratch) {
+    let port = free_port();
+    call(scratch, &["key", "show"]);
+    let mut joiner = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
+    // One run after the other: between them nobody listens.
+    for _ in 0..2 {
+        passed(&run_on(scratch, &format!("listen://127.0.0.1:{port}")));
+    }
+    joiner.signal(Signal::SIGTERM);
+    assert!(joiner.wait(DEADLINE).expect("it ends").success());
+}
+
+fn join_invited(scratch: &Scratch) {
+    let other = Scratch::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let mut inviting =
+        Client::call(scratch, scratch.path(), &["workers", "invite", "--listen", &listen]).start();
+    let text = inviting.line().trim().to_owned();
+    assert!(text.starts_with("invite+client://"), "{text}");
+    let _joiner = joiner(&other, "j1", &text);
+    let invited = inviting.finish();
+    assert_eq!(invited.code(), 0, "{}", invited.stderr);
+    assert!(invited.stdout.contains("added j1 ed25519:"), "{}", invited.stdout);
+    passed(&run_on(scratch, &format!("listen://{listen}")));
+}
