@@ -1,21 +1,28 @@
-//! What the executor costs per process, beside a raw loop of posix_spawn and waitpid.
+//! What the executor and a sandbox cost per process, beside a raw loop of posix_spawn and waitpid.
 //!
 //! `cargo run --release -p distest-worker --example spawn_cost -- COUNT PROGRAM ARGS…` runs the
-//! program COUNT times through two slots, then COUNT times two at a time in the raw loop, three
-//! rounds of both, and prints processor time per process, all that took part included.
+//! program COUNT times through two slots, then the same in sandboxes as good as this machine allows,
+//! then COUNT times two at a time in the raw loop, five rounds of all, and prints processor time per process, all that took part included.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distest_worker::executor::{ExecutorOptions, SlotCommand, SlotEvent, Slots, SpawnRequest};
+use distest_worker::probe::probe;
 use distest_worker::protocol::{AttemptId, SlotId, Streams};
+use distest_worker::sandbox::Sandbox;
+use distest_worker::sandbox::enclosure::Enclosure;
+use distest_worker::sandbox::host::Host;
+use distest_worker::sandbox::level::Level;
 use distest_worker::zygote::{ZygoteProgram, enter_if_asked};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::mpsc;
 
 const AT_ONCE: u32 = 2;
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 5;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -40,7 +47,8 @@ fn main() -> Result<(), Error> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for _ in 0..ROUNDS {
-        measure("executor", count, || runtime.block_on(through_slots(count, &request)))?;
+        measure("executor", count, || runtime.block_on(through_slots(count, &request, false)))?;
+        measure("enclosed", count, || runtime.block_on(through_slots(count, &request, true)))?;
         measure("raw loop", count, || raw_loop(count, &request))?;
     }
     Ok(())
@@ -71,10 +79,11 @@ fn processor_time(who: UsageWho) -> Result<Duration, Error> {
     Ok(total)
 }
 
-async fn through_slots(count: u32, request: &SpawnRequest) -> Result<(), Error> {
+async fn through_slots(count: u32, request: &SpawnRequest, enclosed: bool) -> Result<(), Error> {
     let scratch = tempfile::tempdir()?;
     let zygote = ZygoteProgram::this_executable();
-    let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure: None };
+    let enclosure = if enclosed { Some(enclosure(&zygote, scratch.path())?) } else { None };
+    let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure };
     let (sender, mut events) = mpsc::channel(16);
     let slots = Slots::start(AT_ONCE, options, sender);
     let (mut started, mut ended) = (0, 0);
@@ -98,6 +107,20 @@ async fn through_slots(count: u32, request: &SpawnRequest) -> Result<(), Error> 
     }
     slots.end().await;
     Ok(())
+}
+
+/// A sandbox in which the program is found where it is, beside a root that it doesn't need.
+fn enclosure(zygote: &ZygoteProgram, scratch: &Path) -> Result<Arc<Enclosure>, Error> {
+    let mut host = Host::of_this_process(&[]);
+    probe(&mut host, zygote, scratch, Level::Namespaces);
+    if !host.level.is_enclosed() {
+        return Err(format!("no sandbox can be had here: {:?}", host.shortfall).into());
+    }
+    let sandbox = Sandbox::on(Arc::new(host), scratch.join("sandbox"), &["/nowhere/root".into()])?;
+    let enclosure = sandbox.enclosure().ok_or("the level has no sandbox")?;
+    // What is laid out goes with the scratch folder.
+    std::mem::forget(sandbox);
+    Ok(Arc::new(enclosure))
 }
 
 fn raw_loop(count: u32, request: &SpawnRequest) -> Result<(), Error> {

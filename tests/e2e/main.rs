@@ -14,6 +14,7 @@ mod environment;
 mod faults;
 mod fleet;
 mod hermetic;
+mod hostile;
 mod keys;
 mod models;
 mod output;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         batches::cases(),
         faults::cases(),
         hermetic::cases(),
+        hostile::cases(),
         bad_input::cases(),
         bad_workers::cases(),
         keys::cases(),
