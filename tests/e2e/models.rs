@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 
 use crate::case_if;
 
-const FIXTURES: [&str; 16] = [
+const FIXTURES: [&str; 17] = [
     "basic",
     "build-script",
     "crash",
@@ -25,6 +25,7 @@ const FIXTURES: [&str; 16] = [
     "output",
     "paths",
     "slow",
+    "snapshots",
     "weird-names",
     "workspace",
 ];
