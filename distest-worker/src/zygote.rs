@@ -214,6 +214,7 @@ impl Zygote {
                 self.signal(id, AttemptSignal::Terminate);
             }
             Received::Request(Request::Signal(id, signal), _) => self.signal(id, signal),
+            Received::Request(Request::AreYouAlive, _) => self.answer(&Answer::Alive)?,
             Received::Request(Request::Kill(id), _) => {
                 if let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) {
                     attempt.kill();

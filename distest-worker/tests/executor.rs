@@ -414,6 +414,28 @@ fn ending_the_slots_leaves_no_process() {
     });
 }
 
+/// A test that stops the process that watches it costs that process, and is nobody's failure.
+#[test]
+fn a_zygote_that_stops_answering_counts_as_dead() {
+    with_slot(async |rig| {
+        let request = rig.script("kill -STOP $PPID; sleep 1000", Streams::Capture);
+        let attempt = request.attempt;
+        rig.spawn(request);
+        loop {
+            match rig.next().await {
+                SlotEvent::HelperDied { attempt: lost, detail, .. } => {
+                    assert_eq!(lost, Some(attempt));
+                    assert!(detail.contains("doesn't answer"), "{detail}");
+                    break;
+                }
+                SlotEvent::Spawned { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(rig.next().await, SlotEvent::Ready { slot: SLOT }));
+    });
+}
+
 /// Starts itself again as the worker that is to be killed.
 #[test]
 fn a_killed_worker_leaves_no_process() {

@@ -297,6 +297,14 @@ async fn a_client_that_falls_silent_is_fenced() {
 }
 
 #[tokio::test]
+async fn a_client_that_wants_nothing_does_not_stay() {
+    let (mut peer, served) = peer_of(&shared(1, None)).await;
+    let end = peer.link.ended().await;
+    assert!(matches!(end, LinkEnd::Goodbye(why) if why.contains("wanted nothing")));
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn files_are_verified_laid_out_and_run_below_the_workers_folder() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 1 << 30).unwrap();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
+use tokio::time::Instant;
 
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
@@ -20,6 +21,11 @@ use crate::zygote::wire::{self, Answer, Request};
 const LEAVE_PATIENCE: Duration =
     crate::zygote::CLEAR_PATIENCE.saturating_add(Duration::from_secs(2));
 
+/// A zygote that has said nothing for this long is asked whether it still lives.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// How long it may take to answer that: a busy machine included.
+const SIGN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A running zygote.
 pub(super) struct Helper {
     socket: AsyncFd<OwnedFd>,
@@ -27,6 +33,15 @@ pub(super) struct Helper {
     buffer: Box<[u8]>,
     /// The sandbox that it is in.
     inside: Option<Inside>,
+    life: Life,
+}
+
+/// What is known of whether a zygote still answers.
+enum Life {
+    /// It said something then.
+    Heard(Instant),
+    /// It was asked for a sign then, and has said nothing since.
+    Asked(Instant),
 }
 
 /// A sandbox, from outside.
@@ -46,7 +61,8 @@ impl Helper {
         super::pump::set_nonblocking(&ours)?;
         let child = Command::from(program.command(theirs)).spawn()?;
         let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
-        Ok(Self { socket: watch(ours)?, child, buffer, inside: None })
+        let life = Life::Heard(Instant::now());
+        Ok(Self { socket: watch(ours)?, child, buffer, inside: None, life })
     }
 
     /// Sends a request; its descriptors are copied and can be closed then.
@@ -76,13 +92,41 @@ impl Helper {
             match received {
                 Ok(Ok((0, _))) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(Ok((length, descriptor))) => {
-                    return Ok((wire::decode(&self.buffer[..length])?, descriptor));
+                    self.life = Life::Heard(Instant::now());
+                    // Whenever it comes: it is no answer to anything else.
+                    match wire::decode(&self.buffer[..length])? {
+                        Answer::Alive => {}
+                        answer => return Ok((answer, descriptor)),
+                    }
                 }
                 // Said once when it died with unread requests; what it had answered comes after.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
+        }
+    }
+
+    /// When to call [`Helper::check`] next, while something is expected of it.
+    pub(super) fn next_check(&self) -> Instant {
+        match self.life {
+            Life::Heard(at) => at + ASK_AFTER,
+            Life::Asked(at) => at + SIGN_PATIENCE,
+        }
+    }
+
+    /// Asks for a sign of life if it has said nothing for a while. An error says that none came.
+    pub(super) async fn check(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        match self.life {
+            Life::Heard(at) if now >= at + ASK_AFTER => {
+                self.life = Life::Asked(now);
+                // A zygote that is gone is heard of.
+                let _ = self.send(&Request::AreYouAlive, &[]).await;
+                Ok(())
+            }
+            Life::Asked(at) if now >= at + SIGN_PATIENCE => Err("it doesn't answer".to_owned()),
+            Life::Heard(_) | Life::Asked(_) => Ok(()),
         }
     }
 

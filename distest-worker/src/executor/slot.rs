@@ -206,6 +206,7 @@ impl Place {
         drop(descriptors);
         let exited = loop {
             let wake_at = running.next_wake();
+            let check_at = helper.next_check();
             tokio::select! {
                 biased;
                 answer = helper.receive() => match answer {
@@ -227,7 +228,7 @@ impl Place {
                         return Outcome::Done;
                     }
                     Ok(Answer::Exited(exited)) => break exited,
-                    Ok(Answer::Entered | Answer::CouldNotEnter(_)) | Err(_) => {
+                    Ok(Answer::Entered | Answer::CouldNotEnter(_) | Answer::Alive) | Err(_) => {
                         return running.died(unexpected(answer));
                     }
                 },
@@ -237,6 +238,11 @@ impl Place {
                 },
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
                     if let Err(detail) = running.wake() {
+                        return running.died(detail);
+                    }
+                }
+                () = sleep_until(check_at) => {
+                    if let Err(detail) = helper.check().await {
                         return running.died(detail);
                     }
                 }

@@ -41,6 +41,8 @@ const STOOD_STILL: Duration = Duration::from_millis(500);
 const CATCH_UP: Duration = Duration::from_millis(100);
 /// How long bringing files back may take at the end, before the rest is left.
 const COLLECT_TIME: Duration = Duration::from_secs(60);
+/// A client without a session that asks for nothing for this long keeps the place of another.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How long what runs and what is told may take at the end, before it is dropped.
 const END_TIME: Duration = Duration::from_secs(5);
 
@@ -145,6 +147,7 @@ impl Driver {
         let admission = Arc::clone(&self.admission);
         let mut shutting_down = pin!(worker.shutting_down());
         let mut withdrawn = pin!(admission.withdrawn());
+        let mut idle = pin!(tokio::time::sleep(IDLE_MAX));
         loop {
             tokio::select! {
                 end = link.ended() => {
@@ -159,7 +162,14 @@ impl Driver {
                     self.end(false).await;
                     return (LinkEnd::Closed, Some("this key's permission was withdrawn"));
                 }
-                Some(request) = requests.recv() => self.on_request(request),
+                Some(request) = requests.recv() => {
+                    idle.as_mut().reset(Instant::now() + IDLE_MAX);
+                    self.on_request(request);
+                }
+                () = &mut idle, if self.opened.is_none() => {
+                    self.end(false).await;
+                    return (LinkEnd::Closed, Some("the client wanted nothing"));
+                }
                 () = self.happening() => {}
             }
             let over = match self.opened.as_ref().and_then(|opened| opened.ended) {

@@ -50,6 +50,8 @@ pub(crate) enum Request {
     Enter(Box<Enclosure>),
     /// A signal to the attempt's process group, if it still runs.
     Signal(AttemptId, AttemptSignal),
+    /// Show that you live. Answered by [`Answer::Alive`].
+    AreYouAlive,
 }
 
 /// What to start. Texts end in NUL, so that they can be handed to the kernel as they lie.
@@ -75,6 +77,8 @@ pub(crate) enum Answer {
     CouldNotSpawn { step: SpawnStep, errno: i32 },
     /// The process has ended and so has all that it started.
     Exited(Exited),
+    /// Nothing is wrong here.
+    Alive,
     /// What is spawned from now on is in the sandbox.
     Entered,
     /// There is no sandbox.
