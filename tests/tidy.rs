@@ -25,7 +25,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("plan", &["cost", "model"]),
     ("shard", &["cost", "model", "plan", "settings"]),
     ("filter", &["event", "failure", "model", "settings"]),
-    ("testenv", &["model"]),
+    ("testenv", &["filter", "model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
     ("workers", &["cli", "failure", "fleet", "settings"]),
     ("parcel", &["failure", "model", "tree"]),

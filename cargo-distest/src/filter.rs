@@ -245,5 +245,18 @@ impl GroupLookup for OnlyGlobalGroup {
     }
 }
 
+/// A name as a filterset's `=` matcher takes it, legible on a terminal.
+pub fn literal(name: &str) -> String {
+    let mut literal = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            '\\' | ')' | ',' => literal.extend(['\\', c]),
+            c if c.is_control() => literal += &format!("\\u{{{:x}}}", u32::from(c)),
+            c => literal.push(c),
+        }
+    }
+    literal
+}
+
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use std::path::Path;
 use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
 
+use crate::filter;
 use crate::model::{TestBinary, TestCase};
 
 /// Variables of the client that a remote test gets, by name; `*` stands for any ending.
@@ -121,7 +122,7 @@ pub fn arguments(case: &TestCase, ignored: bool, whole: bool) -> Vec<OsText> {
 
 /// The shell command that runs a test again through us: `build` is what cargo was given.
 pub fn reproduce(build: &[OsString], binary: &TestBinary, case: &TestCase) -> String {
-    let (id, name) = (filterset_literal(&case.binary.0), filterset_literal(&case.name.0));
+    let (id, name) = (filter::literal(&case.binary.0), filter::literal(&case.name.0));
     // An equality needs something to be equal to.
     let name = if name.is_empty() { "/^$/".to_owned() } else { format!("={name}") };
     let filterset = format!("binary_id(={id}) & test({name})");
@@ -134,8 +135,8 @@ pub fn reproduce_batch<'a>(
     binary: &TestBinary,
     names: impl Iterator<Item = &'a str>,
 ) -> String {
-    let names: Vec<_> = names.map(|name| format!("test(={})", filterset_literal(name))).collect();
-    let id = filterset_literal(&binary.id.0);
+    let names: Vec<_> = names.map(|name| format!("test(={})", filter::literal(name))).collect();
+    let id = filter::literal(&binary.id.0);
     let filterset = format!("binary_id(={id}) & ({})", names.join(" | "));
     command(build, binary, &format!("--isolation batch -j 1 -E {}", quote(&filterset)))
 }
@@ -152,19 +153,6 @@ fn command(build: &[OsString], binary: &TestBinary, last: &str) -> String {
     let own = (!names_packages).then(|| quote(&package));
     let words = ["cargo distest run".to_owned()].into_iter().chain(given).chain(own);
     words.chain([last.to_owned()]).collect::<Vec<_>>().join(" ")
-}
-
-/// A name as a filterset's `=` matcher takes it, legible on a terminal.
-pub fn filterset_literal(name: &str) -> String {
-    let mut literal = String::with_capacity(name.len());
-    for c in name.chars() {
-        match c {
-            '\\' | ')' | ',' => literal.extend(['\\', c]),
-            c if c.is_control() => literal += &format!("\\u{{{:x}}}", u32::from(c)),
-            c => literal.push(c),
-        }
-    }
-    literal
 }
 
 fn is_kept_back(name: &OsStr) -> bool {

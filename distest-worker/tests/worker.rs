@@ -298,7 +298,7 @@ async fn a_client_that_falls_silent_is_fenced() {
 
 #[tokio::test]
 async fn a_client_that_wants_nothing_does_not_stay() {
-    let (mut peer, served) = peer_of(&shared(1, None)).await;
+    let (peer, served) = peer_of(&shared(1, None)).await;
     let end = peer.link.ended().await;
     assert!(matches!(end, LinkEnd::Goodbye(why) if why.contains("wanted nothing")));
     served.await.unwrap();
@@ -474,14 +474,17 @@ async fn an_unknown_key_is_refused_and_a_withdrawn_one_is_out_at_once() {
     let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
     peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
     peer.prepare_sh("/", vec![], vec![]).await.unwrap();
-    peer.lease(&[(7, "echo $$; sleep 1000", Streams::Live)]).await;
+    // By its arguments, because in a sandbox it has another number.
+    let seconds = format!("2000.{}", std::process::id());
+    let script = format!("sleep {seconds} & echo it sleeps; wait");
+    peer.lease(&[(7, &script, Streams::Live)]).await;
     peer.started(7).await;
-    let pid = String::from_utf8(peer.output(2).await).unwrap();
+    peer.output(10).await;
 
     std::fs::write(served.authorized_keys(), "").unwrap();
     let end = peer.link.ended().await;
     assert_eq!(end, LinkEnd::Goodbye("this key's permission was withdrawn".to_owned()));
-    assert!(!alive(&pid), "what it ran has ended");
+    assert!(!runs(&["sleep", &seconds]), "what it ran has ended");
     assert!(refused(greets(&served, &key).await), "the same process, a second connection");
     assert!(greets(&served, &served.our_key).await.is_ok(), "others are none the worse");
 }

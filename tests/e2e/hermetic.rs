@@ -183,7 +183,7 @@ fn without_the_tree(scratch: &Scratch) {
     let nothing = "[profile.default]\nexclude = [\"tests/data\", \"tests/data/**\"]\n";
     fs::write(config.join("distest.toml"), nothing).expect("a folder of ours");
     let workers = Plan::new(scratch).fleet(scratch, 1, 2);
-    let client = Client::run(scratch, &fixture).only_on(&workers);
+    let client = Client::run(scratch, &fixture).args(["--no-fail-fast"]).only_on(&workers);
     let transcript = client.finish().transcript(100);
     let failed = |name: &str| {
         let mut found = transcript.verdicts.iter().filter(|(case, _)| case.name == name);

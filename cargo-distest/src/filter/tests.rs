@@ -210,7 +210,7 @@ fn any_name_can_be_selected_by_its_literal() {
     let binary = &binaries()[0];
     for name in ["plain", "add(1, 2)", r"back\slash", "bell\u{7}", "tab\t", "ünï çödé", "/x/", "#1"]
     {
-        let literal = crate::testenv::filterset_literal(name);
+        let literal = literal(name);
         let filtersets = vec![format!("binary_id(=alpha) & test(={literal})")];
         let select = SelectSettings { filtersets, ..SelectSettings::default() };
         let filter = Filter::new(&select, METADATA).unwrap();
