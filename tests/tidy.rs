@@ -34,6 +34,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("scheduler", &["event", "model", "plan"]),
     ("constraint", &["failure", "filter", "model", "scheduler", "settings"]),
     ("batch", &["model", "scheduler"]),
+    ("forecast", &["model", "scheduler"]),
     ("sim", &["batch", "dispatch", "event", "model", "plan", "scheduler"]),
     (
         "dispatch",
@@ -136,6 +137,7 @@ const PURE: &[(&str, &[&str])] = &[
             "shard",
             "filter",
             "constraint",
+            "forecast",
             "scheduler",
             "results",
             "testenv",

@@ -47,6 +47,9 @@ pub enum Command {
     /// Build and list the test cases, without running them.
     #[command(after_help = EXIT_CODES)]
     List(Box<ListArgs>),
+    /// Build, list, and predict from history how long a run would take on so many workers.
+    #[command(after_help = EXIT_CODES)]
+    Plan(Box<PlanArgs>),
     /// Run one executable on the fleet as if it ran here: a target runner for cargo.
     ///
     /// With `CARGO_TARGET_<TRIPLE>_RUNNER="cargo-distest runner"`, `cargo test`, `cargo run`,
@@ -204,6 +207,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     let select = match &mut cli.command {
         Command::Run(run) => Some(&mut run.select),
         Command::List(list) => Some(&mut list.select),
+        Command::Plan(plan) => Some(&mut plan.list.select),
         Command::Runner(_)
         | Command::Worker(_)
         | Command::Workers(_)
@@ -232,6 +236,38 @@ pub fn runner_call(args: &[OsString]) -> Option<(&OsString, &[OsString])> {
             Some((program, args))
         }
         _ => None,
+    }
+}
+
+/// `plan`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Numbers of workers to predict for: `8`, or `1..64` for a curve and its knee.
+    #[arg(long, value_name = "N[..M]", default_value = "1..8", value_parser = parse_workers)]
+    pub workers: WorkerRange,
+    /// Slots of each worker [default: this machine's cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub slots: Option<u32>,
+    /// Which tests, as for `list`.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// From so many workers to so many, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerRange {
+    /// At least 1.
+    pub from: u32,
+    /// At least `from`.
+    pub to: u32,
+}
+
+fn parse_workers(text: &str) -> Result<WorkerRange, String> {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    let number = |text: &str| text.parse().ok().filter(|number| (1..=4096).contains(number));
+    match (number(from), number(to)) {
+        (Some(from), Some(to)) if from <= to => Ok(WorkerRange { from, to }),
+        _ => Err("expected a number from 1 to 4096, or two of them such as `1..64`".to_owned()),
     }
 }
 

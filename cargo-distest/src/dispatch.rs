@@ -363,8 +363,11 @@ impl Dispatch {
             embedded: connection.embedded,
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
-        let traits =
-            Traits { embedded: connection.embedded, labels: connection.hello.labels.clone() };
+        let traits = Traits {
+            embedded: connection.embedded,
+            labels: connection.hello.labels.clone(),
+            ..Traits::default()
+        };
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         self.workers.insert(worker, connected);
         if !info.embedded || !self.settings.workers_given {

@@ -15,6 +15,7 @@ pub mod event;
 pub mod failure;
 pub mod filter;
 pub mod fleet;
+pub mod forecast;
 pub mod history;
 pub mod inventory;
 pub mod key;

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Command::Worker(command) => return distest_worker::cli::run(command),
         Command::Run(args) => perform(run::run(&args)),
         Command::List(args) => perform(run::list(&args)),
+        Command::Plan(args) => perform(run::plan(&args)),
     };
     ExitCode::from(code.number())
 }

@@ -3,6 +3,7 @@
 mod company;
 mod doctests;
 mod finish;
+mod forecast;
 mod intake;
 mod list;
 mod record;
@@ -40,6 +41,7 @@ use crate::tree::copies::Copies;
 use crate::tree::statcache::StatCache;
 use crate::ui::Ui;
 use company::Choice;
+pub use forecast::plan;
 use intake::Intake;
 pub use list::list;
 use signals::Interrupts;

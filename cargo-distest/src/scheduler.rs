@@ -437,6 +437,10 @@ impl Scheduler {
             return;
         }
         self.workers.learn(worker, duration);
+        let expected = self.stories[test.0 as usize].rank;
+        if expected.urgency == Urgency::Known {
+            self.workers.learn_speed(worker, expected.expected.0, duration);
+        }
         self.workers.trouble(worker, true);
         self.compare(test, worker, result, effects);
         let cancelled = self.phase.cancelled.is_some();
@@ -662,9 +666,10 @@ impl Scheduler {
             room = room.min(u32::try_from(share).unwrap_or(u32::MAX));
         }
         let mut grants = Vec::new();
+        let patience = self.workers.patience(worker, self.queue.work());
         for _ in 0..room {
             let Some((test, company)) =
-                self.queue.pop(|binary| self.workers.is_ready(worker, binary))
+                self.queue.pop(|binary| self.workers.is_ready(worker, binary), patience)
             else {
                 break;
             };

@@ -73,7 +73,11 @@ impl Connected {
     }
 
     pub(super) fn traits(&self) -> Traits {
-        Traits { embedded: self.connection.embedded, labels: self.connection.hello.labels.clone() }
+        Traits {
+            embedded: self.connection.embedded,
+            labels: self.connection.hello.labels.clone(),
+            ..Traits::default()
+        }
     }
 
     pub(super) fn embedded(&self) -> bool {

@@ -68,6 +68,8 @@ pub struct Traits {
     pub embedded: bool,
     /// What it says of itself.
     pub labels: Labels,
+    /// How fast it is known to be, in percent of what tests are expected to take; 0: not known.
+    pub speed_percent: u32,
 }
 
 /// Why a worker won't do for a test.

@@ -1,12 +1,14 @@
 //! Tests that wait, by binary and rank.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use distest_worker::protocol::BinaryKey;
 
 use super::company::Company;
 use crate::model::TestIndex;
-use crate::plan::Rank;
+use crate::plan::{Rank, Urgency};
 
 /// Tests that share a process wait under the first of them.
 type Entry = (Rank, TestIndex);
@@ -20,12 +22,19 @@ pub(super) struct Queue {
     best: BTreeSet<(Entry, BinaryKey)>,
     /// Tests, not entries.
     len: usize,
+    /// What they will probably take together.
+    work: Duration,
 }
 
 impl Queue {
     /// Tests that wait.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// What waits, in time on one ordinary slot.
+    pub(super) fn work(&self) -> Duration {
+        self.work
     }
 
     pub(super) fn insert(
@@ -38,6 +47,7 @@ impl Queue {
         let entries = self.by_binary.entry(binary).or_default();
         let before = entries.first_key_value().map(|(entry, _)| *entry);
         self.len += company.counted(&test).len();
+        self.work = self.work.saturating_add(rank.expected.0);
         let added = entries.insert((rank, test), company).is_none();
         debug_assert!(added, "{test:?} is queued already");
         self.note(binary, before);
@@ -52,19 +62,31 @@ impl Queue {
         }
         entries.remove(&(rank, test));
         self.len -= 1;
+        self.work = self.work.saturating_sub(rank.expected.0);
         self.note(binary, before);
         true
     }
 
-    /// Takes the best test whose binary is acceptable.
+    /// Takes the best test whose binary is acceptable; of those for whose place in the queue only
+    /// their length speaks, the longest that takes no longer than `patience`, or else the shortest
+    /// of its binary.
     pub(super) fn pop(
         &mut self,
         acceptable: impl Fn(BinaryKey) -> bool,
+        patience: Duration,
     ) -> Option<(TestIndex, Company)> {
-        let &(entry, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
-        let company = self.by_binary.get_mut(&binary)?.remove(&entry)?;
+        let &(best, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
+        let entries = self.by_binary.get_mut(&binary)?;
+        let mut entry = best;
+        if best.0.urgency == Urgency::Known && best.0.expected.0 > patience {
+            let fits = Rank { urgency: Urgency::Known, expected: Reverse(patience) };
+            let longest = entries.range((fits, TestIndex(0))..).next();
+            entry = *longest.or_else(|| entries.last_key_value())?.0;
+        }
+        let company = entries.remove(&entry)?;
         self.len -= company.counted(&entry.1).len();
-        self.note(binary, Some(entry));
+        self.work = self.work.saturating_sub(entry.0.expected.0);
+        self.note(binary, Some(best));
         Some((entry.1, company))
     }
 
@@ -82,6 +104,7 @@ impl Queue {
     pub(super) fn drain(&mut self) -> Vec<TestIndex> {
         self.best.clear();
         self.len = 0;
+        self.work = Duration::ZERO;
         let mut tests: Vec<_> = std::mem::take(&mut self.by_binary)
             .into_values()
             .flatten()

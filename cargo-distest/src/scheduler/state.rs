@@ -16,6 +16,11 @@ const PREFETCH_MAX: u32 = 64;
 /// Attempts that a worker fails and others pass, or that come to no end there one after the other,
 /// before it is quarantined.
 const STRIKES_MAX: u32 = 3;
+/// A worker is slow if its speed is below this share of the fleet's mean.
+const SLOW_SHARE: f64 = 0.9;
+/// No worker is believed to be slower or faster than this.
+const SPEED_MIN: f64 = 0.1;
+const SPEED_MAX: f64 = 10.0;
 /// Tests shorter than this are handed out one per slot ahead.
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -121,6 +126,8 @@ pub(super) struct Worker {
     traits: Traits,
     /// Mean duration of what ended here, exponentially weighted.
     mean: Option<Duration>,
+    /// What tests are expected to take, divided by what they take here.
+    speed: f64,
     binaries: BTreeMap<BinaryKey, Readiness>,
     preparing: usize,
     live: BTreeMap<AttemptId, Live>,
@@ -246,6 +253,10 @@ pub(super) struct Workers {
     outstanding: u32,
     /// Slots that they take.
     load: u32,
+    /// Slots of all workers, each as fast as it is.
+    power: f64,
+    /// Slots of all workers.
+    slots: u32,
     /// Tests of the attempts that are outstanding.
     tests: usize,
 }
@@ -258,8 +269,15 @@ impl Workers {
         round_trip: Duration,
         traits: Traits,
     ) {
+        let speed = match traits.speed_percent {
+            0 => 1.0,
+            percent => f64::from(percent) / 100.0,
+        };
+        self.power += f64::from(slots.max(1)) * speed;
+        self.slots += slots.max(1);
         let worker = Worker {
             traits,
+            speed,
             load: 0,
             reserved: None,
             standing: Standing::Good,
@@ -398,6 +416,27 @@ impl Workers {
         Some(live)
     }
 
+    /// The longest test that a worker should begin when so much work waits: what is longer would
+    /// run there beyond the time at which all of that can be done, and a faster one may come.
+    pub(super) fn patience(&self, id: WorkerId, waiting: Duration) -> Duration {
+        let slots: u32 = self.slots;
+        let speed = self.by_id.get(&id).map_or(1.0, |worker| worker.speed);
+        if speed * f64::from(slots) > self.power * SLOW_SHARE {
+            return Duration::MAX;
+        }
+        let rest = waiting.as_secs_f64() / self.power.max(0.01);
+        Duration::try_from_secs_f64(rest * speed).unwrap_or(Duration::MAX)
+    }
+
+    /// Learns how fast a worker is from a test that was expected to take some time.
+    pub(super) fn learn_speed(&mut self, id: WorkerId, expected: Duration, took: Duration) {
+        let Some(worker) = self.by_id.get_mut(&id).filter(|_| expected >= SHORT) else { return };
+        let ratio = expected.as_secs_f64() / took.as_secs_f64().max(1e-3);
+        let before = worker.speed;
+        worker.speed = before * 0.9 + ratio.clamp(SPEED_MIN, SPEED_MAX) * 0.1;
+        self.power += f64::from(worker.slots) * (worker.speed - before);
+    }
+
     /// Learns what a test cost there.
     pub(super) fn learn(&mut self, id: WorkerId, duration: Duration) {
         self.changing(id, |worker| {
@@ -411,6 +450,8 @@ impl Workers {
     /// Removes a worker; answers what it had.
     pub(super) fn remove(&mut self, id: WorkerId) -> BTreeMap<AttemptId, Live> {
         let Some(worker) = self.by_id.remove(&id) else { return BTreeMap::new() };
+        self.power -= f64::from(worker.slots) * worker.speed;
+        self.slots -= worker.slots;
         self.roomy.remove(&(worker.held(), id));
         self.load -= worker.load;
         let live = worker.live;

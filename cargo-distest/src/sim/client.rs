@@ -266,7 +266,11 @@ impl World {
                 (peer.worker, peer.heard) = (Some(worker), now);
                 self.client.workers.insert(worker, id);
                 let machine = &self.hosts[host].machine;
-                let traits = Traits { embedded: machine.embedded, labels: machine.labels.clone() };
+                let traits = Traits {
+                    embedded: machine.embedded,
+                    labels: machine.labels.clone(),
+                    ..Traits::default()
+                };
                 let round_trip = Duration::from_micros(now - at);
                 let slots = ready.slots;
                 self.client.inputs.push_back(Input::Joined { worker, slots, round_trip, traits });

@@ -1,0 +1,243 @@
+//! What a run would take: the scheduler over known costs on workers that do as they are told. Pure.
+//!
+//! Answers `cargo distest plan` and the benchmark of large fleets. Unlike the simulation of faults
+//! it knows neither sessions nor messages, only how long things take.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use distest_worker::protocol::AttemptId;
+
+use crate::model::{AttemptResult, TestIndex, WorkerId};
+use crate::scheduler::{Effect, Grant, Group, Input, Rules, Scheduler, Task, Traits};
+
+/// From a worker's loss to its declaration.
+const LOST_AFTER: Duration = Duration::from_millis(4500);
+
+/// A worker of a forecast.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Attempts at once.
+    pub slots: u32,
+    /// Tests take their time divided by this.
+    pub speed: f64,
+    /// The scheduler is told the speed, as one that was learnt in an earlier run.
+    pub speed_known: bool,
+    /// From a request to its answer.
+    pub round_trip: Duration,
+    /// Making a binary ready.
+    pub prepare: Duration,
+    /// When it is gone without a word.
+    pub dies_at: Option<Duration>,
+}
+
+/// What a forecast is about.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// As in a run.
+    pub rules: Rules,
+    /// As in a run.
+    pub groups: Vec<Group>,
+    /// Each with what it takes on an ordinary machine.
+    pub tests: Vec<(Task, Duration)>,
+    /// All of them are there from the start.
+    pub machines: Vec<Machine>,
+    /// What each attempt takes besides the test.
+    pub overhead: Duration,
+}
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forecast {
+    /// From the first lease to the last result.
+    pub makespan: Duration,
+    /// Attempts that ran to their end.
+    pub attempts: u64,
+    /// Every test has been run.
+    pub complete: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Ready(usize, u32),
+    Leased(usize, Vec<(AttemptId, TestIndex)>),
+    /// A test's process ends on a worker.
+    Ends(usize, AttemptId, Duration),
+    Started(usize, AttemptId),
+    Ended(usize, AttemptId, Duration),
+    Revoke(usize, Vec<AttemptId>),
+    Revoked(usize, Vec<AttemptId>),
+    Dies(usize),
+    Cut(usize),
+    Lost(usize),
+}
+
+#[derive(Default)]
+struct Running {
+    waiting: VecDeque<(AttemptId, TestIndex)>,
+    busy: u32,
+    dead: bool,
+}
+
+/// Plays a run through. `step` steps the scheduler: whoever asks may count or time it.
+pub fn play(
+    question: &Question,
+    mut step: impl FnMut(&mut Scheduler, Input, &mut Vec<Effect>),
+) -> Forecast {
+    let mut play = Play {
+        question,
+        now: Duration::ZERO,
+        events: BinaryHeap::new(),
+        made: 0,
+        workers: question.machines.iter().map(|_| Running::default()).collect(),
+        done: false,
+        forecast: Forecast::default(),
+    };
+    let mut scheduler = Scheduler::with_groups(question.rules, question.groups.clone());
+    let tasks = question.tests.iter().map(|(task, _)| task.clone()).collect();
+    let mut inputs = VecDeque::from([Input::Added(tasks), Input::AllAdded]);
+    for (index, machine) in question.machines.iter().enumerate() {
+        let speed = if machine.speed_known { (machine.speed * 100.0).round() as u32 } else { 0 };
+        inputs.push_back(Input::Joined {
+            worker: WorkerId(index as u32),
+            slots: machine.slots,
+            round_trip: machine.round_trip,
+            traits: Traits { speed_percent: speed, ..Traits::default() },
+        });
+        if let Some(at) = machine.dies_at {
+            play.at(at, Event::Dies(index));
+        }
+    }
+    inputs.extend([Input::NoMoreWorkers, Input::Open]);
+    let mut effects = Vec::new();
+    loop {
+        while let Some(input) = inputs.pop_front() {
+            step(&mut scheduler, input, &mut effects);
+            for effect in effects.drain(..) {
+                play.perform(effect, &mut inputs);
+            }
+        }
+        if play.done {
+            return play.forecast;
+        }
+        let Some((Reverse(now), _, Reverse(event))) = play.events.pop() else {
+            return play.forecast;
+        };
+        play.now = now;
+        play.happens(event, &mut inputs);
+    }
+}
+
+struct Play<'a> {
+    question: &'a Question,
+    now: Duration,
+    events: BinaryHeap<(Reverse<Duration>, Reverse<u64>, Reverse<Event>)>,
+    made: u64,
+    workers: Vec<Running>,
+    done: bool,
+    forecast: Forecast,
+}
+
+impl Play<'_> {
+    fn at(&mut self, time: Duration, event: Event) {
+        self.made += 1;
+        self.events.push((Reverse(time), Reverse(self.made), Reverse(event)));
+    }
+
+    fn after_half_trip(&mut self, worker: usize, event: Event) {
+        let half = self.question.machines[worker].round_trip / 2;
+        self.at(self.now + half, event);
+    }
+
+    fn perform(&mut self, effect: Effect, inputs: &mut VecDeque<Input>) {
+        match effect {
+            Effect::Prepare { worker, binary } => {
+                let index = worker.0 as usize;
+                let machine = &self.question.machines[index];
+                let takes = machine.round_trip + machine.prepare;
+                self.at(self.now + takes, Event::Ready(index, binary.0));
+            }
+            Effect::Lease { worker, grants } => {
+                let grants = grants.iter().map(|Grant { attempt, test, .. }| (*attempt, *test));
+                let leased = Event::Leased(worker.0 as usize, grants.collect());
+                self.after_half_trip(worker.0 as usize, leased);
+            }
+            Effect::Revoke { worker, attempts } => {
+                let revoke = Event::Revoke(worker.0 as usize, attempts);
+                self.after_half_trip(worker.0 as usize, revoke);
+            }
+            Effect::NeedWorker => inputs.push_back(Input::NoWorker),
+            Effect::Verdict { .. } => self.forecast.makespan = self.now,
+            Effect::Done => {
+                self.done = true;
+                self.forecast.complete = self.forecast.attempts >= self.question.tests.len() as u64;
+            }
+            Effect::Stop { .. }
+            | Effect::AttemptEnded { .. }
+            | Effect::RunsAgainAlone { .. }
+            | Effect::Cancelling { .. }
+            | Effect::TookDown { .. }
+            | Effect::Quarantined { .. }
+            | Effect::Unplaceable { .. } => {}
+        }
+    }
+
+    fn happens(&mut self, event: Event, inputs: &mut VecDeque<Input>) {
+        let id = |index: usize| WorkerId(index as u32);
+        match event {
+            Event::Ready(index, binary) => {
+                let binary = distest_worker::protocol::BinaryKey(binary);
+                inputs.push_back(Input::Ready { worker: id(index), binary });
+            }
+            Event::Leased(index, grants) => {
+                self.workers[index].waiting.extend(grants);
+                self.start(index);
+            }
+            Event::Ends(index, attempt, took) if !self.workers[index].dead => {
+                self.workers[index].busy -= 1;
+                self.after_half_trip(index, Event::Ended(index, attempt, took));
+                self.start(index);
+            }
+            Event::Started(index, attempt) => {
+                inputs.push_back(Input::Started { worker: id(index), attempt });
+            }
+            Event::Ended(index, attempt, duration) => {
+                self.forecast.attempts += 1;
+                let (worker, result) = (id(index), AttemptResult::Pass);
+                inputs.push_back(Input::Ended { worker, attempt, result, duration });
+            }
+            Event::Revoke(index, mut attempts) => {
+                let waiting = &mut self.workers[index].waiting;
+                let held: BTreeMap<_, _> = waiting.iter().copied().collect();
+                attempts.retain(|attempt| held.contains_key(attempt));
+                waiting.retain(|(attempt, _)| !attempts.contains(attempt));
+                self.after_half_trip(index, Event::Revoked(index, attempts));
+            }
+            Event::Revoked(index, attempts) => {
+                inputs.push_back(Input::Revoked { worker: id(index), attempts });
+            }
+            Event::Dies(index) => {
+                self.workers[index].dead = true;
+                self.workers[index].waiting.clear();
+                self.after_half_trip(index, Event::Cut(index));
+                self.at(self.now + LOST_AFTER, Event::Lost(index));
+            }
+            Event::Cut(index) => inputs.push_back(Input::Cut { worker: id(index) }),
+            Event::Lost(index) => inputs.push_back(Input::Lost { worker: id(index) }),
+            Event::Ends(..) => {}
+        }
+    }
+
+    fn start(&mut self, index: usize) {
+        let machine = &self.question.machines[index];
+        while self.workers[index].busy < machine.slots && !self.workers[index].dead {
+            let Some((attempt, test)) = self.workers[index].waiting.pop_front() else { return };
+            self.workers[index].busy += 1;
+            let (_, takes) = &self.question.tests[test.0 as usize];
+            let takes = takes.div_f64(machine.speed.max(0.01)) + self.question.overhead;
+            self.after_half_trip(index, Event::Started(index, attempt));
+            self.at(self.now + takes, Event::Ends(index, attempt, takes));
+        }
+    }
+}
