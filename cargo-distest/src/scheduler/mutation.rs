@@ -67,11 +67,6 @@ impl Scheduler {
         self.mutation = mutation;
     }
 
-    /// Workers that were lost under this test alone.
-    pub(crate) fn losses_alone(&self, test: crate::model::TestIndex) -> u32 {
-        self.stories.get(test.0 as usize).map_or(0, |story| story.losses_alone)
-    }
-
     /// What is not done, in words, for whoever asks why.
     pub(crate) fn unfinished(&self) -> String {
         let stories = self.stories.iter().enumerate();

@@ -99,11 +99,6 @@ impl Client {
         self.flights.contains_key(&attempt)
     }
 
-    /// Whether a worker was lost under this test.
-    pub(super) fn was_lost(&self, test: TestIndex) -> bool {
-        self.scheduler.losses_alone(test) > 0
-    }
-
     /// Attempts that the client believes to be with this host, by connection.
     pub(super) fn flights_on(&self, host: usize) -> Vec<(ConnId, Vec<TestIndex>)> {
         let theirs = self.peers.iter().filter(|(_, peer)| peer.host == host);
@@ -329,6 +324,11 @@ impl World {
     }
 
     fn fenced(&mut self, worker: WorkerId, conn: ConnId) {
+        let theirs = self.client.flights.values().filter(|(on, _)| *on == worker);
+        let theirs: Vec<_> = theirs.map(|(_, grant)| grant.test).collect();
+        if let [lone] = theirs[..] {
+            self.judge.lost_alone(&self.scenario, lone);
+        }
         self.client.flights.retain(|_, (on, _)| *on != worker);
         self.judge.session_lost(conn);
         self.client.inputs.push_back(Input::Lost { worker });

@@ -150,16 +150,15 @@ impl World {
         let lone: Vec<_> = lone.filter(|test| Some(*test) != guilty).collect();
         let innocent =
             |test: &&TestIndex| self.scenario.tests[test.0 as usize].nature != Nature::Kills;
-        let spared = lone.iter().filter(innocent).any(|test| self.client.was_lost(*test));
+        let spared = lone.iter().filter(innocent).any(|test| self.judge.was_lost_alone(*test));
         !spared
     }
 
     fn doing(&self, host: usize) -> Doing {
         let machine = &self.hosts[host];
-        let lone =
-            self.client.flights_on(host).iter().any(
-                |(_, tests)| matches!(tests.as_slice(), [test] if self.client.was_lost(*test)),
-            );
+        let lone = self.client.flights_on(host).iter().any(
+            |(_, tests)| matches!(tests.as_slice(), [test] if self.judge.was_lost_alone(*test)),
+        );
         match machine {
             it if !it.is_up() => Doing::Down,
             _ if !self.client.has_session(host) => Doing::Unconnected,

@@ -7,7 +7,7 @@ use distest_worker::protocol::AttemptId;
 use super::scenario::{Nature, Scenario};
 use super::world::ConnId;
 use crate::model::{AttemptResult, TestIndex, Verdict};
-use crate::scheduler::{LOSSES_MAX, Needs};
+use crate::scheduler::{LOSSES_ALONE_MAX, LOSSES_MAX, Needs};
 
 /// A test's process, or a batch's while it runs this test.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Judge {
     ended: BTreeMap<(TestIndex, AttemptId), BTreeSet<AttemptResult>>,
     verdicts: BTreeMap<TestIndex, Verdict>,
     losses: BTreeMap<TestIndex, u32>,
+    /// Workers that were lost when they had nothing but this test.
+    lost_alone: BTreeMap<TestIndex, u32>,
     culprits: BTreeSet<AttemptId>,
     cancelled: bool,
     /// Sessions of which nothing may be alive any more.
@@ -53,6 +55,18 @@ impl Judge {
         self.culprits.insert(attempt);
     }
 
+    pub(super) fn lost_alone(&mut self, scenario: &Scenario, test: TestIndex) {
+        let needs = scenario.tests[test.0 as usize].task.needs.as_deref();
+        // Only who is kept from others is alone on purpose.
+        let kept = self.losses.contains_key(&test) || needs.is_some_and(|needs| needs.exclusive);
+        *self.lost_alone.entry(test).or_default() += u32::from(kept);
+    }
+
+    /// Whether a worker was lost that was kept for this test.
+    pub(super) fn was_lost_alone(&self, test: TestIndex) -> bool {
+        self.lost_alone.get(&test).is_some_and(|losses| *losses > 0)
+    }
+
     pub(super) fn session_lost(&mut self, conn: ConnId) {
         self.dead.insert(conn);
     }
@@ -71,7 +85,10 @@ impl Judge {
         if result == AttemptResult::Lost {
             *self.losses.entry(test).or_default() += 1;
             let innocent = scenario.tests[test.0 as usize].nature != Nature::Kills;
-            if self.culprits.contains(&attempt) && innocent {
+            // Two losses that have nothing to do with the one test that was there both times can't
+            // be told from its guilt, by anybody.
+            let alone = self.lost_alone.get(&test).copied().unwrap_or(0);
+            if self.culprits.contains(&attempt) && innocent && alone < LOSSES_ALONE_MAX {
                 return Err(format!("{test:?} is blamed for what it did not do"));
             }
             return Ok(());
