@@ -66,7 +66,7 @@ pub fn places(path: &str, cwd: &Path, roots: &[PathBuf]) -> Vec<PathBuf> {
         places.dedup();
         return places;
     }
-    // Behind a folder of the worker's: `/var/lib/worker/session-1/root/work/proj/x`.
+    // Behind a folder of the worker's: `/var/lib/worker/session-1/root/code/proj/x`.
     let ours = roots.iter().filter_map(|root| {
         let root = root.to_str()?;
         let at = path.find(root).filter(|at| *at > 0)?;
@@ -155,17 +155,17 @@ mod tests {
 
     #[test]
     fn a_path_has_its_places() {
-        let roots = [PathBuf::from("/work/proj"), PathBuf::from("/target")];
+        let roots = [PathBuf::from("/code/proj"), PathBuf::from("/target")];
         let check = |path: &str, expected: &[&str]| {
-            let found = places(path, Path::new("/work/proj/member"), &roots);
+            let found = places(path, Path::new("/code/proj/member"), &roots);
             assert_eq!(found, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}");
         };
-        check("data/x", &["/work/proj/member/data/x", "/work/proj/data/x"]);
-        check("../x", &["/work/proj/x", "/work/x"]);
-        check("/work/proj/x", &["/work/proj/x"]);
-        let theirs = "/var/s-1/root/work/proj/./x";
-        check(theirs, &["/work/proj/x", "/var/s-1/root/work/proj/x"]);
-        check("/old/work/proj-2/x", &["/old/work/proj-2/x"]);
+        check("data/x", &["/code/proj/member/data/x", "/code/proj/data/x"]);
+        check("../x", &["/code/proj/x", "/code/x"]);
+        check("/code/proj/x", &["/code/proj/x"]);
+        let theirs = "/var/s-1/root/code/proj/./x";
+        check(theirs, &["/code/proj/x", "/var/s-1/root/code/proj/x"]);
+        check("/old/code/proj-2/x", &["/old/code/proj-2/x"]);
     }
 
     #[test]

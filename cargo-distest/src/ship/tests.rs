@@ -359,7 +359,7 @@ fn a_file_that_changed_is_not_passed_off_as_what_it_was() {
 #[test]
 fn many_entries_go_in_several_messages() {
     let entry = |i: u32| TreeEntry {
-        path: format!("/work/{i}").into(),
+        path: format!("/code/{i}").into(),
         node: TreeNode::Folder { mode: 0o755 },
     };
     let entries: Vec<_> = (0..50_000).map(entry).collect();
