@@ -4,7 +4,10 @@
 //! all contenders one after the other, and ratios are taken within a round.
 //!
 //! - `raw loop`: posix_spawn of the test binary with `--exact NAME --nocapture`, JOBS at a time, in
-//!   a process of its own; knows the names beforehand and reads no output.
+//!   a process of its own; knows the names beforehand and reads no output. Its tests get a bare
+//!   environment.
+//! - `same env`: the same with the environment that cargo gives to tests. Its `LD_LIBRARY_PATH` costs
+//!   the dynamic loader something at each start, whoever starts them.
 //! - `20 x 100`: the same with 100 names and `--test-threads=1` for each process.
 //! - `process`, `auto`: `cargo distest run --isolation … -j JOBS`, embedded worker, with history.
 //! - `edited`: `auto` after one more line in the library, which `cargo test --no-run` has built.
@@ -17,14 +20,16 @@
 //! goes to /dev/null.
 #![expect(clippy::print_stdout, reason = "a command that prints its findings")]
 
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
 use distest_tests::fixture::Fixture;
-use distest_tests::measure::{Cost, measure, median};
+use distest_tests::measure::{Cost, beside_this, measure, median};
 use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
 use serde_json::Value;
@@ -76,7 +81,7 @@ fn compare(rounds: usize, jobs: usize) -> io::Result<()> {
         println!("round {round} of {rounds} done");
     }
     println!("\n{tests} tests, {jobs} at a time, medians of {rounds} rounds");
-    println!("ratios to the raw loop and to 20 x 100: as it is | less the round's `build`");
+    println!("ratios to three of them: as it is | less the round's `build`");
     for (label, of) in
         [("CPU", (|cost| cost.cpu_s) as fn(&Cost) -> f64), ("wall", |cost| cost.wall_s)]
     {
@@ -90,11 +95,12 @@ fn table(label: &str, contenders: &[Contender], tests: usize, of: fn(&Cost) -> f
         let found = contenders.iter().find(|contender| contender.name == name);
         found.map(|contender| contender.costs.iter().map(of).collect()).unwrap_or_default()
     };
-    let (raw, batches, build) = (costs(RAW), costs(BATCHES), costs(BUILD));
-    println!("\n{label:<10} {:>9} {:>17} {:>17}", "ms/test", "raw loop", "20 x 100");
+    let (references, build) = ([RAW, SAME_ENV, BATCHES], costs(BUILD));
+    let [raw, same, batches] = references;
+    println!("\n{label:<10} {:>9} {raw:>17} {same:>17} {batches:>17}", "ms/test");
     for contender in contenders {
         let own = costs(contender.name);
-        let loops = [RAW, BATCHES].contains(&contender.name);
+        let loops = references.contains(&contender.name);
         let ratios = |reference: &[f64]| {
             let pairs = || own.iter().zip(reference).zip(&build);
             let whole = median(pairs().map(|((own, reference), _)| own / reference));
@@ -104,16 +110,13 @@ fn table(label: &str, contenders: &[Contender], tests: usize, of: fn(&Cost) -> f
             format!("{whole:.2} | {less:.2}")
         };
         let per_test = 1000.0 * median(own.iter().copied()) / tests as f64;
-        println!(
-            "{:<10} {per_test:>9.3} {:>17} {:>17}",
-            contender.name,
-            ratios(&raw),
-            ratios(&batches)
-        );
+        let [raw, same, batches] = references.map(|name| ratios(&costs(name)));
+        println!("{:<10} {per_test:>9.3} {raw:>17} {same:>17} {batches:>17}", contender.name);
     }
 }
 
 const RAW: &str = "raw loop";
+const SAME_ENV: &str = "same env";
 const BATCHES: &str = "20 x 100";
 const EDITED: &str = "edited";
 const BUILD: &str = "build";
@@ -140,6 +143,11 @@ fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<V
     };
     let mut all = vec![
         (RAW, raw_loop(1)?),
+        (SAME_ENV, {
+            let mut command = raw_loop(1)?;
+            command.envs(cargo_environment(scratch, fixture)?);
+            command
+        }),
         (BATCHES, raw_loop(NAMES)?),
         ("process", distest("process")),
         ("auto", distest("auto")),
@@ -160,6 +168,34 @@ fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<V
     Ok(all
         .into_iter()
         .map(|(name, command)| Contender { name, command, costs: Vec::new() })
+        .collect())
+}
+
+/// What cargo gives to the fixture's tests, caught by a target runner.
+fn cargo_environment(
+    scratch: &Scratch,
+    fixture: &Fixture,
+) -> io::Result<Vec<(OsString, OsString)>> {
+    let folder = scratch.join("environment");
+    fs::create_dir_all(&folder)?;
+    let runner = beside_this("dump-environment")?;
+    let mut command = in_fixture(scratch, fixture, &cargo(), &["test", "--lib", "--config"]);
+    command.arg(format!("target.'cfg(all())'.runner = {:?}", runner.display().to_string()));
+    command.args(["--", "--list"]).env("ENVIRONMENT_OUT", &folder).stderr(Stdio::null());
+    if !command.stdout(Stdio::null()).status()?.success() {
+        return Err(io::Error::other("cargo test --list failed"));
+    }
+    let Some(file) = fs::read_dir(&folder)?.next() else {
+        return Err(io::Error::other("cargo ran no test binary"));
+    };
+    let bytes = fs::read(file?.path())?;
+    let entries = bytes.split(|byte| *byte == 0);
+    Ok(entries
+        .filter_map(|entry| {
+            let at = entry.iter().position(|byte| *byte == b'=')?;
+            let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+            Some((text(&entry[..at]), text(&entry[at + 1..])))
+        })
         .collect())
 }
 
