@@ -99,7 +99,7 @@ impl Row {
             .args(["--no-fail-fast"])
             .finish();
         if let Some(refused) = self.refused {
-            finished.complains(98, &[refused, self.told[0]]);
+            finished.complains(97, &[refused, self.told[0]]);
             // Where it can be had, it runs.
             let local =
                 Client::call(scratch, &folder, &["run", "--offline", "--no-fail-fast"]).json();

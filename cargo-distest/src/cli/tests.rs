@@ -181,8 +181,8 @@ fn arguments_behind_dashes_mean_what_libtest_means() {
 fn refusals_exit_with_2_and_name_the_culprit() {
     let refused: &[(&[&str], &str)] = &[
         (&["--frobnicate"], "--frobnicate"),
-        (&["--worker", "ssh://build"], "does not support `ssh` addresses yet"),
-        (&["--worker", "build:7077"], "tcp://HOST:PORT[#FINGERPRINT]"),
+        (&["--worker", "reapi://build:1"], "does not support `reapi` addresses yet"),
+        (&["--worker", "build:7077"], "tcp://HOST:PORT[#"),
         (&["--max-fail", "0"], "expected a number from 1"),
         (&["--shard", "3/2"], "1 ≤ K ≤ N"),
         (&["--retries", "-1"], "-1"),

@@ -38,7 +38,12 @@ impl std::str::FromStr for JoinAddress {
             None => (rest, None),
         };
         match place.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) => {
+            // Another kind of address is no host.
+            Some((host, port))
+                if !host.is_empty()
+                    && !host.contains('/')
+                    && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+            {
                 Ok(Self { place: place.to_owned(), key })
             }
             _ => Err("expected HOST:PORT[#KEY] of a client that was given --worker listen://…"
