@@ -1,7 +1,5 @@
 //! From linked test binaries to planned test cases: taken into the store, listed, filtered, ranked.
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +17,8 @@ use crate::model::{Listing, TestBinary, TestCase};
 use crate::parcel::Parcel;
 use crate::plan;
 use crate::shard::{self, Candidate};
-use crate::tree::keep::{Blob, ClientStore};
+use crate::tree::keep::ClientStore;
 
-/// Looks for an executable that another cargo is linking, and the time between them.
-const RELINK_LOOKS: u32 = 100;
-const RELINK_EVERY: Duration = Duration::from_millis(100);
 /// A listing that takes longer is told of.
 const SLOW_LISTING: Duration = Duration::from_secs(10);
 
@@ -107,7 +102,9 @@ impl<'a> Intake<'a> {
 
     /// Takes a binary into the store, before cargo overwrites it, and lists it.
     async fn take(&self, key: BinaryKey, binary: Arc<TestBinary>) -> Result<Taken, Failure> {
-        let blob = self.keep(&binary.executable).await.map_err(|error| {
+        let store = Arc::clone(&self.store);
+        let path = binary.executable.clone();
+        let blob = blocking(move || store.take(&path)).await.map_err(|error| {
             let what = format!("could not read {}", binary.executable.display());
             Failure::new(ExitCode::Setup, what).because(error)
         })?;
@@ -127,22 +124,6 @@ impl<'a> Intake<'a> {
         let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
         let Listing { whole, sharing, .. } = listing;
         Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, sharing, parcel }), listing })
-    }
-
-    /// Takes an executable into the store. It may be missing for a moment: another cargo in the same
-    /// target directory removes it to link it anew, which nothing announces.
-    async fn keep(&self, executable: &Path) -> io::Result<Blob> {
-        for _ in 0..RELINK_LOOKS {
-            let (store, path) = (Arc::clone(&self.store), executable.to_owned());
-            match blocking(move || store.take(&path)).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    tokio::time::sleep(RELINK_EVERY).await;
-                }
-                done => return done,
-            }
-        }
-        let (store, path) = (Arc::clone(&self.store), executable.to_owned());
-        blocking(move || store.take(&path)).await
     }
 
     /// Tells whom everybody waits for when a listing takes long.

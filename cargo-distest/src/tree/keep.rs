@@ -117,10 +117,14 @@ impl ClientStore {
         let intact = hard_link
             || self.stats.digest_with(&copy, &metadata).is_ok_and(|(found, _)| found == digest);
         if intact {
-            // Only for pruning.
-            let _ = File::open(self.folder(digest)).and_then(|f| f.set_modified(SystemTime::now()));
+            self.touch(digest);
         }
         intact
+    }
+
+    /// Says that a copy is in use, which only pruning asks for.
+    fn touch(&self, digest: Digest) {
+        let _ = File::open(self.folder(digest)).and_then(|f| f.set_modified(SystemTime::now()));
     }
 
     fn take_now(&self, path: &Path, before: Stamp) -> io::Result<Digest> {
@@ -133,17 +137,8 @@ impl ClientStore {
             let text = format!("{} is being written to", path.display());
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
-        let folder = self.folder(digest);
-        if let Err(error) = fs::rename(temp.path(), &folder) {
-            if !folder.exists() {
-                return Err(error);
-            }
-            // It is there already; the one here is surely what it should be.
-            let old = temp.path().with_extension("old");
-            fs::rename(&folder, &old)?;
-            fs::rename(temp.path(), &folder)?;
-            fs::remove_dir_all(&old)?;
-        }
+        self.place(&copy, digest)?;
+        self.touch(digest);
         // Linking has changed the file's change time.
         let after = fs::metadata(path)?;
         self.stats.remember(path, &after, digest, hashed);
@@ -151,6 +146,18 @@ impl ClientStore {
         self.stats.remember(&copied, &fs::metadata(&copied)?, digest, hashed);
         self.taken().insert(path.to_owned(), (Stamp::of(&after), digest));
         Ok(digest)
+    }
+
+    /// Puts a copy where its digest says, in one step: another run may be reading what is there.
+    fn place(&self, copy: &Path, digest: Digest) -> io::Result<()> {
+        loop {
+            fs::create_dir_all(self.folder(digest))?;
+            match fs::rename(copy, self.copy(digest)) {
+                // Another run has just pruned the folder.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && copy.exists() => {}
+                done => return done,
+            }
+        }
     }
 }
 
@@ -195,6 +202,8 @@ fn prune(dir: &Path, now: SystemTime, bytes_max: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     struct Bench {
@@ -242,6 +251,29 @@ mod tests {
         assert_eq!(again, first);
         assert_eq!(fs::read_to_string(again.path).unwrap(), "first");
         assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 2, "nothing half-done");
+    }
+
+    #[test]
+    fn runs_at_once_do_not_miss_what_the_other_keeps() {
+        let Bench { dir, store: _, built } = bench();
+        fs::write(&built, "built").unwrap();
+        thread::scope(|scope| {
+            for run in 0..4 {
+                let (dir, built) = (dir.path(), &built);
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        // As young as each is, no stat cache knows the file.
+                        let stats = Arc::new(StatCache::open(&dir.join("stats")));
+                        let copies = Arc::new(Copies::new(dir, stats));
+                        let store = ClientStore::open(dir, copies).unwrap();
+                        let blob = store.take(built).unwrap_or_else(|error| {
+                            panic!("run {run} in round {round}: {error}");
+                        });
+                        assert_eq!(fs::read_to_string(blob.path).unwrap(), "built");
+                    }
+                });
+            }
+        });
     }
 
     #[test]
