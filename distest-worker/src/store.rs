@@ -19,7 +19,7 @@ mod upload;
 use std::borrow::Borrow;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -200,7 +200,7 @@ impl Store {
                 Err(storage_refusal(format!("could not copy blob {digest}"), &error))
             }
             Err(CopyError::Source(why)) => {
-                if fs::remove_file(&path).is_ok() {
+                if discard(&path, &from).is_ok() {
                     let mut usage = self.usage();
                     usage.stored = usage.stored.saturating_sub(size);
                 }
@@ -308,6 +308,16 @@ fn residents(blobs: &Path, pinned: &Pinned) -> io::Result<Vec<Resident>> {
         }
     }
     Ok(residents)
+}
+
+/// Removes a damaged blob, unless what lies there by now is not `damaged`: whoever read the same
+/// blob may have had it sent again.
+fn discard(path: &Path, damaged: &File) -> io::Result<()> {
+    let (there, read) = (fs::symlink_metadata(path)?, damaged.metadata()?);
+    if (there.dev(), there.ino()) != (read.dev(), read.ino()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    fs::remove_file(path)
 }
 
 enum CopyError {

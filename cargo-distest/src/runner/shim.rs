@@ -249,23 +249,22 @@ fn die_by(number: i32) -> Failure {
     // One core dump is enough, where the executable ran.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Ok(signal) = Signal::try_from(number) {
-        if signal == Signal::SIGPIPE {
-            restore_sigpipe();
-        }
+        restore_default(signal);
         let only = SigSet::from(signal);
         let _ = only.thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
-        // Rust's runtime handles some signals itself, the first time.
-        let _ = raise(signal).and_then(|()| raise(signal));
+        let _ = raise(signal);
     }
-    // It is ignored here, or has no name: as a shell tells of it.
+    // It ends no process, or has no name: as a shell tells of it.
     std::process::exit(128 + number)
 }
 
-#[expect(unsafe_code, reason = "Rust's runtime ignores SIGPIPE, and nothing safe undoes that")]
-fn restore_sigpipe() {
+/// Undoes what Rust's runtime does about it, and that a shell ignores some for what it runs in the
+/// background.
+#[expect(unsafe_code, reason = "nothing safe restores the default disposition")]
+fn restore_default(of: Signal) {
     use nix::sys::signal::{SigHandler, signal};
     // SAFETY: the default disposition runs no code of ours.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    let _ = unsafe { signal(of, SigHandler::SigDfl) };
 }
 
 fn failed(what: &str, error: io::Error) -> Failure {

@@ -119,6 +119,21 @@ fn a_flipped_bit_on_disk_is_noticed() {
 }
 
 #[test]
+fn what_was_sent_again_is_not_removed_for_what_it_replaced() {
+    let (_dir, store) = store(MAX);
+    let data = noise(5000);
+    let digest = take_in(&store, &data);
+    let path = store.blob(digest);
+    fs::write(&path, "damaged").unwrap();
+    // Two read it; one finds the damage at once and gets it again, the other is slower.
+    let slow = File::open(&path).unwrap();
+    discard(&path, &File::open(&path).unwrap()).unwrap();
+    take_in(&store, &data);
+    discard(&path, &slow).unwrap_err();
+    assert_eq!(store.missing(&[digest]), []);
+}
+
+#[test]
 fn a_blob_of_another_size_than_named_is_refused() {
     let (dir, store) = store(MAX);
     for wrong in [4, 6] {
