@@ -3,7 +3,7 @@
 //! Fetches crates that are published with their tests through cargo, runs each under `cargo test`
 //! and under `cargo distest run`, embedded and on two workers on loopback, and compares pass and
 //! fail name by name. An argument with a `/` or that is `.` is a package of one's own. Needs the
-//! network unless cargo has everything. Doctests are left out: they are rustdoc's.
+//! network unless cargo has everything. Doctests count like other tests.
 //! Exits with 1 if anything differs. The work folder, `target/public-crates`, is kept and used again.
 #![expect(clippy::print_stdout, reason = "a command that prints its findings")]
 
@@ -138,10 +138,12 @@ fn under_distest(
     Ok((outcomes, took))
 }
 
-/// Name of the crate as rustc has it, with `lib/` before that of a library.
+/// Name of the crate as rustc has it, with `lib/` before that of a library and `doc/` before that
+/// of a library's doctests.
 fn target_of(binary_id: &str) -> String {
     match binary_id.split_once("::") {
         None => format!("lib/{}", binary_id.replace('-', "_")),
+        Some((_, rest)) if rest.starts_with("doc/") => rest.replace('-', "_"),
         Some((_, rest)) => rest.rsplit('/').next().unwrap_or(rest).replace('-', "_"),
     }
 }
@@ -152,7 +154,7 @@ fn under_cargo(scratch: &Scratch, project: &Path, target: &Path) -> io::Result<(
     let (mut reader, writer) = io::pipe()?;
     let mut command = scratch.command(cargo());
     command
-        .args(["test", "--tests", "--no-fail-fast", "--color", "never"])
+        .args(["test", "--no-fail-fast", "--color", "never"])
         .current_dir(project)
         .env("CARGO_TARGET_DIR", target)
         .stdin(Stdio::null())
@@ -171,6 +173,8 @@ fn under_cargo(scratch: &Scratch, project: &Path, target: &Path) -> io::Result<(
     for line in String::from_utf8_lossy(&bytes).lines() {
         if let Some(running) = line.trim_start().strip_prefix("Running ") {
             current = executable_of(running);
+        } else if let Some(library) = line.trim_start().strip_prefix("Doc-tests ") {
+            current = Some(format!("doc/{library}"));
         } else if let (Some(current), Some((name, outcome))) = (&current, test_line(line)) {
             insert(&mut outcomes, Case::new(current, name), outcome)?;
         }
@@ -196,7 +200,10 @@ fn test_line(line: &str) -> Option<(&str, Outcome)> {
         _ if result.starts_with("ignored") => Outcome::Ignored,
         _ => return None,
     };
-    Some((name.strip_suffix(" - should panic").unwrap_or(name), outcome))
+    // What libtest says of the kind of test is no part of its name.
+    let kinds = [" - should panic", " - compile fail", " - compile"];
+    let name = kinds.iter().find_map(|kind| name.strip_suffix(kind)).unwrap_or(name);
+    Some((name, outcome))
 }
 
 fn insert(outcomes: &mut Outcomes, case: Case, outcome: Outcome) -> io::Result<()> {
@@ -233,5 +240,6 @@ mod tests {
         assert_eq!(target_of("a-b"), "lib/a_b");
         assert_eq!(target_of("fd-find::bin/fd-find"), "fd_find");
         assert_eq!(target_of("ripgrep::integration"), "integration");
+        assert_eq!(target_of("a-b::doc/a-b"), "doc/a_b");
     }
 }
