@@ -246,7 +246,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N[..M]", default_value = "1..8", value_parser = parse_workers)]
     pub workers: WorkerRange,
     /// Slots of each worker [default: this machine's cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub slots: Option<u32>,
     /// Which tests, as for `list`.
     #[command(flatten)]

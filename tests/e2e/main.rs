@@ -18,6 +18,7 @@ mod hostile;
 mod keys;
 mod models;
 mod output;
+mod plan;
 mod runner;
 mod selection;
 mod shipping;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         models::cases(),
         selection::cases(),
         output::cases(),
+        plan::cases(),
         runner::cases(),
         doctests::cases(),
         environment::cases(),
