@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::filter::Expressions;
 use crate::model::{TestBinary, TestName};
 use crate::scheduler::{Group, GroupIndex, Needs, Place};
-use crate::settings::{ConstraintSettings, GLOBAL, Override};
+use crate::settings::{ConstraintSettings, GLOBAL, Network, Override};
 
 /// Groups and overrides, ready to be asked.
 #[derive(Debug, Default)]
@@ -14,6 +14,7 @@ pub struct Constraints {
     groups: Vec<Group>,
     overrides: Vec<Override>,
     filters: Expressions,
+    network: Network,
 }
 
 impl Constraints {
@@ -34,6 +35,7 @@ impl Constraints {
             groups: groups.collect(),
             overrides: settings.overrides.clone(),
             filters: Expressions::new(&texts, metadata_json)?,
+            network: settings.network,
         })
     }
 
@@ -44,7 +46,7 @@ impl Constraints {
 
     /// What a test asks of its surroundings; none if it is nothing.
     pub fn needs(&self, binary: &TestBinary, name: &TestName) -> Option<Arc<Needs>> {
-        if self.overrides.is_empty() {
+        if self.overrides.is_empty() && self.network == Network::Host {
             return None;
         }
         let matching: Vec<_> =
@@ -59,6 +61,8 @@ impl Constraints {
         needs.threads = matching().find_map(|it| it.threads).unwrap_or(1);
         needs.exclusive = matching().find_map(|it| it.exclusive).unwrap_or(false);
         needs.requires = matching().find_map(|it| it.requires.clone()).unwrap_or_default();
+        let network = matching().find_map(|it| it.network).unwrap_or(self.network);
+        needs.private_network = network == Network::Private;
         needs.priority = matching().find_map(|it| it.priority).unwrap_or(0);
         let side = matching().find_map(|it| match (it.local_only, it.remote_only) {
             (Some(true), _) => Some(Place::Local),

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, OutputChunk, Report, Stop, Stream, Streams,
-    Usage,
+    AttemptId, BinaryKey, Exit, Finished, Leak, Limits, Network, OutputChunk, Report, Stop, Stream,
+    Streams, Usage,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -28,7 +28,7 @@ use crate::model::{AttemptResult, Sharing, TestBinary, TestCase, TestIndex, Work
 use crate::parcel::Parcel;
 use crate::plan::Rank;
 use crate::scheduler::{
-    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task, Traits,
+    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task,
 };
 use crate::settings::Fallback;
 use crate::testenv::{self, RunFacts};
@@ -75,6 +75,16 @@ pub struct Planned {
     pub expected: Option<Duration>,
     /// What it asks of where and beside whom it runs, if anything.
     pub needs: Option<Arc<Needs>>,
+}
+
+impl Planned {
+    /// What of the network it sees.
+    pub fn network(&self) -> Network {
+        match self.needs.as_ref().is_some_and(|needs| needs.private_network) {
+            true => Network::Private,
+            false => Network::Host,
+        }
+    }
 }
 
 /// What the stages before say.
@@ -363,12 +373,8 @@ impl Dispatch {
             embedded: connection.embedded,
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
-        let traits = Traits {
-            embedded: connection.embedded,
-            labels: connection.hello.labels.clone(),
-            ..Traits::default()
-        };
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
+        let traits = connected.traits();
         self.workers.insert(worker, connected);
         if !info.embedded || !self.settings.workers_given {
             self.waited_for += 1;
@@ -648,6 +654,7 @@ impl Dispatch {
                 streams: self.settings.streams,
                 progress: false,
                 unset: Vec::new(),
+                network: planned.network(),
             });
             let flight = InFlight { worker, test, number, started: None, gather, batch: None };
             self.in_flight.insert(attempt, flight);

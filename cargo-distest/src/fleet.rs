@@ -104,6 +104,8 @@ pub struct SessionFacts {
     pub bare: bool,
     /// Which tests see what others wrote, where that is discarded.
     pub writes: Writes,
+    /// A test may ask for a network of its own.
+    pub private_networks: bool,
     /// Patterns of files that come back.
     pub collect: Vec<String>,
     /// Takes them.

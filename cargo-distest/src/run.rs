@@ -417,6 +417,7 @@ impl Line {
                 Writes::Lease => protocol::Writes::Lease,
                 Writes::Test => protocol::Writes::Test,
             },
+            private_networks: self.settings.constraints.may_be_private(),
             collect: self.travel.collect_patterns(),
             collector: Arc::clone(&self.collector),
         }

@@ -45,6 +45,15 @@ pub fn obstacle(binary: &TestBinary, worker: &Hello) -> Option<(String, Option<S
     Some((why, Some("install Rust on that worker".to_owned())))
 }
 
+/// Why a worker that greets like this can't give a test a network of its own; none if it can.
+pub fn private_network_lack(worker: &Hello) -> Option<String> {
+    match (worker.private_network, worker.private_network_lack.as_str()) {
+        (true, _) => None,
+        (false, "") => Some("its version knows nothing of that".to_owned()),
+        (false, lack) => Some(lack.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +97,12 @@ mod tests {
         let lacking = "it was built for a processor with avx512f, which the one there hasn't";
         check(cpu(&["avx2", "avx512f"]), |_| {}, lacking);
         check(cpu(&["avx512f"]), |worker| worker.cpu_features.clear(), "");
+
+        let mut worker = Hello::default();
+        let old = private_network_lack(&worker);
+        assert_eq!(old.as_deref(), Some("its version knows nothing of that"));
+        worker.private_network = true;
+        assert_eq!(private_network_lack(&worker), None);
 
         let without = "its tests call cargo (trybuild does), and there is none in PATH there";
         check(cargo.clone(), |_| {}, without);

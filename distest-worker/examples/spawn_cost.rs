@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use distest_worker::executor::{ExecutorOptions, SlotCommand, SlotEvent, Slots, SpawnRequest};
 use distest_worker::probe::probe;
-use distest_worker::protocol::{AttemptId, SlotId, Streams};
+use distest_worker::protocol::{AttemptId, Network, SlotId, Streams};
 use distest_worker::sandbox::Sandbox;
 use distest_worker::sandbox::enclosure::Enclosure;
 use distest_worker::sandbox::host::Host;
@@ -44,6 +44,7 @@ fn main() -> Result<(), Error> {
         progress: false,
         leak_timeout: Duration::from_millis(200),
         layer: 0,
+        network: Network::Host,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for _ in 0..ROUNDS {

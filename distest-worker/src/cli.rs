@@ -326,6 +326,11 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
         say(&format!("  {reason}"));
         hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
     }
+    if let Err(Shortfall { reason, hint }) = &worker.host().private_network {
+        say("warning: tests that are to have a network of their own are not taken");
+        say(&format!("  {reason}"));
+        hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
+    }
     Ok(worker)
 }
 

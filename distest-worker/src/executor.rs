@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSignal, Exit, Leak, LossReason, ProgressLine, SlotId, Stream, Streams, Usage,
+    AttemptId, AttemptSignal, Exit, Leak, LossReason, Network, ProgressLine, SlotId, Stream,
+    Streams, Usage,
 };
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
@@ -66,6 +67,9 @@ pub struct SpawnRequest {
     /// what each other wrote. What an attempt needs must have been laid out before the first of
     /// them. Without meaning where there is no sandbox.
     pub layer: u64,
+    /// What of the network it sees. Where one that sees the machine's follows one that had its
+    /// own, it gets another sandbox, too.
+    pub network: Network,
 }
 
 /// What a slot is told to do.

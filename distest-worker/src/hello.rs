@@ -77,6 +77,10 @@ pub struct Hello {
     pub slots: u32,
     /// Programs of a worker's that some tests need: `cargo`.
     pub tools: Vec<String>,
+    /// Whether a worker gives attempts that ask for it a network of their own.
+    pub private_network: bool,
+    /// Why it doesn't, in words; empty if it knows nothing of that.
+    pub private_network_lack: String,
 }
 
 /// Why there is no connection.
@@ -198,6 +202,8 @@ impl Hello {
             sandbox_level: 0,
             slots: 0,
             tools: Vec::new(),
+            private_network: false,
+            private_network_lack: String::new(),
         }
     }
 }
@@ -217,6 +223,8 @@ impl Default for Hello {
             sandbox_level: 0,
             slots: 0,
             tools: Vec::new(),
+            private_network: false,
+            private_network_lack: String::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What the system says about itself is no answer: containers, security modules and limits refuse
 //! single steps in their own ways. So the whole sequence is carried out, in a helper process, with
-//! a root whose parents don't exist, up to changing a file in it.
+//! a root whose parents don't exist, up to changing a file in it and to a network of its own.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
 
-use crate::sandbox::enclosure::{Enclosure, Network, Obstacle, Step};
+use crate::sandbox::enclosure::{Enclosure, Obstacle, Step};
 use crate::sandbox::host::{Host, Shortfall};
 use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
@@ -27,18 +27,44 @@ use crate::zygote::wire::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sets the host's level to the best that works, and says why nothing better does. Nothing better
-/// than `most` is tried. `scratch` is a folder of the worker's own.
+/// than `most` is tried. Also finds out about networks. `scratch` is a folder of the worker's own.
 pub fn probe(host: &mut Host, zygote: &ZygoteProgram, scratch: &Path, most: Level) {
     let mut failures = Vec::new();
+    let mut network = None;
     for level in Level::ALL.into_iter().filter(|level| *level <= most) {
         host.level = level;
-        let tried = if level.is_enclosed() { attempt(host, zygote, scratch) } else { Ok(()) };
-        match tried {
-            Ok(()) => break,
+        if !level.is_enclosed() {
+            break;
+        }
+        match attempt(host, zygote, scratch) {
+            Ok(tried) => {
+                network = Some(tried);
+                break;
+            }
             Err(failure) => failures.push((level, failure)),
         }
     }
     host.shortfall = shortfall(&failures);
+    host.private_network = network.unwrap_or_else(|| private_network(zygote));
+}
+
+/// Whether an attempt that is in no sandbox can have a network of its own; else why not.
+///
+/// # Errors
+/// What stands in the way.
+pub fn private_network(zygote: &ZygoteProgram) -> Result<(), Shortfall> {
+    let answers = ask(zygote, vec![Request::TryNetwork]);
+    network_answer(answers.map(|mut answers| answers.pop()))
+}
+
+fn network_answer(answer: io::Result<Option<Answer>>) -> Result<(), Shortfall> {
+    let (reason, hint) = match answer {
+        Ok(Some(Answer::Entered)) => return Ok(()),
+        Ok(Some(Answer::CouldNotEnter(obstacle))) => (obstacle.to_string(), hint(&obstacle)),
+        Ok(other) => (format!("the helper process failed: it said {other:?}"), None),
+        Err(error) => (format!("the helper process failed: {error}"), None),
+    };
+    Err(Shortfall { reason, hint })
 }
 
 /// Why a level doesn't work.
@@ -51,16 +77,23 @@ enum Failure {
     Helper(io::Error),
 }
 
-fn attempt(host: &Host, zygote: &ZygoteProgram, scratch: &Path) -> Result<(), Failure> {
+/// Enters a sandbox of the host's level and leaves the network in it. Answers how the latter went.
+fn attempt(
+    host: &Host,
+    zygote: &ZygoteProgram,
+    scratch: &Path,
+) -> Result<Result<(), Shortfall>, Failure> {
     if host.level == Level::Root && !geteuid().is_root() {
         return Err(Failure::NotRoot);
     }
     let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(scratch);
     let folder = folder.map_err(Failure::Helper)?;
     let enclosure = example(host, folder.path()).map_err(Failure::Helper)?;
-    match ask(zygote, enclosure).map_err(Failure::Helper)? {
-        Answer::Entered => Ok(()),
-        Answer::CouldNotEnter(obstacle) => Err(Failure::Obstacle(obstacle)),
+    let requests = vec![Request::Enter(Box::new(enclosure)), Request::TryNetwork];
+    let mut answers = ask(zygote, requests).map_err(Failure::Helper)?.into_iter();
+    match answers.next() {
+        Some(Answer::Entered) => Ok(network_answer(Ok(answers.next()))),
+        Some(Answer::CouldNotEnter(obstacle)) => Err(Failure::Obstacle(obstacle)),
         other => Err(Failure::Helper(io::Error::other(format!("it said {other:?}")))),
     }
 }
@@ -83,32 +116,42 @@ fn example(host: &Host, folder: &Path) -> io::Result<Enclosure> {
         shown: host.shown.clone(),
         home: host.home.clone(),
         writes_bytes_max: host.writes_bytes_max,
-        network: Network::Host,
         check,
     })
 }
 
-fn ask(zygote: &ZygoteProgram, enclosure: Enclosure) -> io::Result<Answer> {
+/// What a helper process answers, up to the first request that it can't fulfil.
+fn ask(zygote: &ZygoteProgram, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let patience = TimeVal::milliseconds(PATIENCE.as_millis().try_into().unwrap_or(i64::MAX));
     setsockopt(&ours, sockopt::ReceiveTimeout, &patience)?;
     let mut child = zygote.command(theirs).spawn()?;
-    let answer = send_request(ours.as_fd(), &encode(&Request::Enter(Box::new(enclosure)))?, &[])
-        .and_then(|()| {
-            let mut buffer = vec![0; ANSWER_BYTES_MAX];
-            match receive_answer(ours.as_fd(), &mut buffer)? {
-                (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
-                (length, _) => decode(&buffer[..length]),
+    let converse = || {
+        let mut answers = Vec::new();
+        let mut buffer = vec![0; ANSWER_BYTES_MAX];
+        for request in requests {
+            send_request(ours.as_fd(), &encode(&request)?, &[])?;
+            let answer = match receive_answer(ours.as_fd(), &mut buffer)? {
+                (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                (length, _) => decode(&buffer[..length])?,
+            };
+            let done = answer != Answer::Entered;
+            answers.push(answer);
+            if done {
+                break;
             }
-        });
+        }
+        Ok(answers)
+    };
+    let answers: io::Result<Vec<Answer>> = converse();
     // It leaves when its socket closes; one that doesn't answer is not waited for.
     drop(ours);
-    if answer.is_err() {
+    if answers.is_err() {
         let _ = child.kill();
     }
     child.wait()?;
-    answer
+    answers
 }
 
 /// What to tell of the levels that don't work: the best one's obstacle counts.
@@ -138,6 +181,12 @@ fn explain(obstacle: &Obstacle, is: &dyn Fn(&str, &str) -> bool) -> Option<&'sta
             "user namespaces are limited here: sudo sysctl -w user.max_user_namespaces=15000 \
              (and user.max_mnt_namespaces, user.max_pid_namespaces)",
         ),
+        (Step::Network, Errno::ENOSPC) => Some(
+            "network namespaces are limited here: sudo sysctl -w user.max_net_namespaces=15000",
+        ),
+        (Step::Network, Errno::EINVAL | Errno::ENOSYS) => {
+            Some("this kernel was built without network namespaces (CONFIG_NET_NS)")
+        }
         (Step::UserNamespace, Errno::EINVAL | Errno::ENOSYS) => {
             Some("this kernel was built without user namespaces (CONFIG_USER_NS)")
         }
@@ -160,14 +209,19 @@ fn explain(obstacle: &Obstacle, is: &dyn Fn(&str, &str) -> bool) -> Option<&'sta
             "a container that masks /proc allows no other: start it with \
              --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman)",
         ),
-        (Step::UserNamespace | Step::Namespaces | Step::Root | Step::Bind | Step::Overlay, _)
-            if denied =>
-        {
-            Some(
-                "in a container: start it with --security-opt seccomp=unconfined \
+        (
+            Step::UserNamespace
+            | Step::Namespaces
+            | Step::Root
+            | Step::Bind
+            | Step::Overlay
+            | Step::Network
+            | Step::Loopback,
+            _,
+        ) if denied => Some(
+            "in a container: start it with --security-opt seccomp=unconfined \
                  --security-opt apparmor=unconfined, or with --cap-add SYS_ADMIN",
-            )
-        }
+        ),
         _ => None,
     }
 }
@@ -197,6 +251,8 @@ mod tests {
         check(root, Errno::EACCES, &[apparmor], Some("apparmor_restrict_unprivileged_userns=0"));
         check(user, Errno::EPERM, &[], Some("seccomp=unconfined"));
         check(Step::Proc, Errno::EPERM, &[], Some("systempaths=unconfined"));
+        check(Step::Network, Errno::EPERM, &[], Some("seccomp=unconfined"));
+        check(Step::Network, Errno::ENOSPC, &[], Some("user.max_net_namespaces"));
         check(Step::Check, Errno::EOVERFLOW, &[], None);
     }
 

@@ -302,6 +302,20 @@ pub struct AttemptSpec {
     /// Variables that it must not have, whoever set them.
     #[serde(default)]
     pub unset: Vec<OsText>,
+    /// What of the network it sees. A worker that can't give it a network of its own says so in
+    /// its greeting, and refuses a lease that asks for one.
+    #[serde(default)]
+    pub network: Network,
+}
+
+/// What of the network an attempt sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// All that its machine has.
+    #[default]
+    Host,
+    /// A loopback interface of its own, which no other attempt shares, and nothing else.
+    Private,
 }
 
 /// The clocks of one attempt. All are the worker's, monotonic.

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use self::beneath::Beneath;
 pub use self::created::Created;
-use self::enclosure::{Enclosure, Network};
+use self::enclosure::Enclosure;
 use self::host::Host;
 use self::level::Level;
 use self::same_path::Made;
@@ -237,7 +237,6 @@ impl At {
             shown: shown.clone(),
             home: home.clone(),
             writes_bytes_max: *writes_bytes_max,
-            network: Network::Host,
             check: None,
         }
     }

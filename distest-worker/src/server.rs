@@ -130,6 +130,11 @@ impl WorkerShared {
             labels: self.config.labels.clone(),
             tools: tools::present(),
             sandbox_level: self.advertised_level().number(),
+            private_network: self.host.private_network.is_ok(),
+            private_network_lack: match &self.host.private_network {
+                Ok(()) => String::new(),
+                Err(lack) => lack.reason.clone(),
+            },
             ..Hello::new(Role::Worker, &*self.config.name)
         }
     }

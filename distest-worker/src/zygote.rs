@@ -24,9 +24,9 @@ use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::protocol::{AttemptId, AttemptSignal, Exit, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
 use crate::sandbox::changes::is_nearly_full;
-use crate::sandbox::enclosure::{self, Enclosure, Entered};
+use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle};
 use processes::{descendants, kill_all};
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
 
@@ -197,6 +197,12 @@ impl Zygote {
                 })?;
             }
             Received::Request(Request::Spawn(spawn), descriptors) => {
+                if spawn.network == Network::Private
+                    && let Err(obstacle) = enclosure::enter_private_network()
+                {
+                    let (step, errno) = (SpawnStep::Network, obstacle.errno);
+                    return self.answer(&Answer::CouldNotSpawn { step, errno });
+                }
                 let started = Instant::now();
                 match launch::launch(&spawn, descriptors) {
                     Ok(pid) => {
@@ -210,6 +216,10 @@ impl Zygote {
                 }
             }
             Received::Request(Request::Enter(enclosure), _) => self.enter(&enclosure)?,
+            Received::Request(Request::TryNetwork, _) => match enclosure::enter_private_network() {
+                Ok(()) => self.answer(&Answer::Entered)?,
+                Err(obstacle) => self.refuse(obstacle)?,
+            },
             Received::Request(Request::Terminate(id), _) => {
                 self.signal(id, AttemptSignal::Terminate);
             }
@@ -257,12 +267,14 @@ impl Zygote {
                 self.entered = Some(entered);
                 self.answer_with(&Answer::Entered, descriptor)
             }
-            Err(obstacle) => {
-                self.answer(&Answer::CouldNotEnter(obstacle))?;
-                self.close();
-                Ok(())
-            }
+            Err(obstacle) => self.refuse(obstacle),
         }
+    }
+
+    fn refuse(&mut self, obstacle: Obstacle) -> io::Result<()> {
+        self.answer(&Answer::CouldNotEnter(obstacle))?;
+        self.close();
+        Ok(())
     }
 
     fn take_signal(&mut self) -> io::Result<()> {

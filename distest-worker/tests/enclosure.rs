@@ -12,9 +12,9 @@ use distest_worker::executor::{
     ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::probe::probe;
-use distest_worker::protocol::{AttemptId, Exit, SlotId, Streams};
+use distest_worker::protocol::{AttemptId, Exit, Network, SlotId, Streams};
 use distest_worker::sandbox::changes::ChangeKind;
-use distest_worker::sandbox::enclosure::{Enclosure, Network};
+use distest_worker::sandbox::enclosure::Enclosure;
 use distest_worker::sandbox::host::Host;
 use distest_worker::sandbox::level::Level;
 use distest_worker::zygote::ZygoteProgram;
@@ -29,6 +29,8 @@ struct Rig {
     slots: Slots,
     events: mpsc::Receiver<SlotEvent>,
     attempts: u64,
+    /// What attempts see from now on.
+    network: Network,
 }
 
 /// A slot at one level; the client's root `/nowhere/at all/proj` holds a file and a script.
@@ -62,7 +64,6 @@ fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
         shown: host.shown,
         home: host.home,
         writes_bytes_max: WRITES_BYTES_MAX,
-        network: Network::Host,
         check: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -74,7 +75,7 @@ fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
         };
         let (sender, events) = mpsc::channel(16);
         let slots = Slots::start(1, options, sender);
-        let mut rig = Rig { dir, slots, events, attempts: 0 };
+        let mut rig = Rig { dir, slots, events, attempts: 0, network: Network::Host };
         tokio::time::timeout(PATIENCE, test(&mut rig)).await.expect("the test hangs");
         tokio::time::timeout(PATIENCE, rig.slots.end()).await.expect("the slot doesn't end");
     });
@@ -101,6 +102,7 @@ impl Rig {
             progress: false,
             leak_timeout: Duration::from_millis(50),
             layer,
+            network: self.network,
         };
         self.slots.command(SLOT, SlotCommand::Spawn(Box::new(request)));
         loop {
@@ -249,5 +251,32 @@ fn a_root_may_lie_in_a_private_folder() {
     at_each_level(async |rig, level| {
         let script = "cat '/tmp/of the client/file'; stat -c %a /tmp; ls /tmp";
         assert_eq!(rig.output(1, script).await, "in tmp\n1777\nof the client\n", "{level}");
+    });
+}
+
+/// What a network has: its interfaces, and what it is.
+const INTERFACES: &str =
+    "sed -n 's/^ *\\([^ ]*\\):.*/\\1/p' /proc/net/dev; readlink /proc/self/ns/net";
+
+#[test]
+fn an_attempt_has_a_network_of_its_own_if_it_is_to() {
+    at_each_level(async |rig, level| {
+        let here = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
+        let of_host = rig.output(1, INTERFACES).await;
+        assert!(of_host.ends_with(&format!("{here}\n")), "{level}: {of_host}");
+        rig.output(1, "echo kept > file").await;
+        rig.network = Network::Private;
+        let first = rig.output(1, INTERFACES).await;
+        let second = rig.output(1, "cat file").await;
+        assert_eq!(second, "kept\n", "{level}: the sandbox is the same");
+        let third = rig.output(1, INTERFACES).await;
+        for own in [&first, &third] {
+            assert!(own.starts_with("lo\nnet:") && *own != of_host, "{level}: {own}");
+        }
+        // A loopback interface has this address as soon as it is up.
+        let addresses = rig.output(1, "cat /proc/net/fib_trie").await;
+        assert!(addresses.contains("127.0.0.1"), "{level}: {addresses}");
+        rig.network = Network::Host;
+        assert_eq!(rig.output(1, INTERFACES).await, of_host, "{level}: and back");
     });
 }

@@ -13,7 +13,7 @@ use distest_worker::executor::{
     ExecutorOptions, HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::output::Capture;
-use distest_worker::protocol::{AttemptId, Exit, LossReason, SlotId, Stream, Streams};
+use distest_worker::protocol::{AttemptId, Exit, LossReason, Network, SlotId, Stream, Streams};
 use distest_worker::zygote::ZygoteProgram;
 use tokio::sync::mpsc;
 
@@ -69,6 +69,7 @@ impl Rig {
             progress: false,
             leak_timeout: Duration::from_millis(200),
             layer: 0,
+            network: Network::Host,
         }
     }
 

@@ -118,6 +118,7 @@ impl Peer {
             streams: *streams,
             progress: false,
             unset: Vec::new(),
+            network: Network::Host,
         });
         let lease = Lease { attempts: attempts.collect() };
         self.worker.lease(link::context(DEADLINE), lease).await.unwrap().unwrap();

@@ -17,6 +17,7 @@ mod hermetic;
 mod hostile;
 mod keys;
 mod models;
+mod network;
 mod output;
 mod plan;
 mod runner;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         shipping::cases(),
         signals::cases(),
         travel::cases(),
+        network::cases(),
         batches::cases(),
         faults::cases(),
         hermetic::cases(),

@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 
 use crate::case_if;
 
-const FIXTURES: [&str; 17] = [
+const FIXTURES: [&str; 18] = [
     "basic",
     "build-script",
     "crash",
@@ -22,6 +22,7 @@ const FIXTURES: [&str; 17] = [
     "many",
     "mimic",
     "naps",
+    "network",
     "output",
     "paths",
     "slow",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distest_worker::protocol::{
-    AttemptId, AttemptSpec, Exit, Finished, OsText, ProgressLine, Streams, Usage,
+    AttemptId, AttemptSpec, Exit, Finished, Network, OsText, ProgressLine, Streams, Usage,
 };
 
 use super::gather::Gather;
@@ -51,6 +51,8 @@ impl Dispatch {
             streams: Streams::Capture,
             progress: true,
             unset: batch::UNSET.iter().copied().map(OsText::from).collect(),
+            // Tests with networks of their own have no company.
+            network: Network::Host,
         };
         self.batches += 1;
         let acceptance = Acceptance::new(names);

@@ -76,6 +76,7 @@ impl Connected {
         Traits {
             embedded: self.connection.embedded,
             labels: self.connection.hello.labels.clone(),
+            private_network_lack: suits::private_network_lack(&self.connection.hello),
             ..Traits::default()
         }
     }

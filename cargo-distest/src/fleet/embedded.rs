@@ -1,7 +1,9 @@
 //! The worker in this process: the same code as everywhere, over an in-memory pipe, with the
 //! client's files where they lie.
 
+use distest_worker::probe;
 use distest_worker::protocol::Labels;
+use distest_worker::sandbox::host::Host;
 use distest_worker::server::{WorkerConfig, WorkerShared, serve_connection};
 use distest_worker::zygote::ZygoteProgram;
 
@@ -28,7 +30,15 @@ pub(super) async fn start(
         in_place: true,
         labels: Labels::new(),
     };
-    let worker = WorkerShared::new(config, ZygoteProgram::this_executable());
+    let zygote = ZygoteProgram::this_executable();
+    let mut host = Host::plain();
+    if fleet.shared.facts.private_networks {
+        let tried = zygote.clone();
+        host.private_network = tokio::task::spawn_blocking(move || probe::private_network(&tried))
+            .await
+            .map_err(|error| Unusable::new(format!("could not try its network: {error}")))?;
+    }
+    let worker = WorkerShared::on(host, config, zygote);
     let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     tokio::spawn(serve_connection(theirs, worker));
     let hello = connection::greet(&mut ours).await?;

@@ -1,5 +1,6 @@
 //! Which tests share a process, from the settings, the history and what binaries can do.
 
+use distest_worker::protocol::Network;
 use tokio::sync::mpsc;
 
 use crate::batch::{self, Candidate, Mode, Selected, Standings};
@@ -46,7 +47,8 @@ impl Choice {
             case: it.case.clone(),
             binary: it.runnable.key,
             place: it.place,
-            sharing: it.runnable.sharing,
+            // A process is in one network.
+            sharing: it.runnable.sharing.filter(|_| it.network() == Network::Host),
             ignored: it.ignored,
             expected: it.expected,
             standing: self.standings.get(&it.case.binary, &it.case.name),

@@ -191,7 +191,9 @@ impl Serving {
         };
         let fleet = line.settings.fleet.clone();
         let (travel, copies) = (line.travel.clone(), Arc::clone(&line.copies));
-        let server = Arc::new(Server::of(fleet, &line.workspace, travel, copies)?);
+        let network = line.settings.constraints.network.into();
+        let server = Server::of(fleet, &line.workspace, travel, copies, network)?;
+        let server = Arc::new(server);
         // Nobody else can enter it.
         let folder = tempfile::Builder::new().prefix("distest-").tempdir().map_err(fail)?;
         let listener = UnixListener::bind(folder.path().join("socket")).map_err(fail)?;

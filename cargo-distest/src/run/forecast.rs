@@ -155,11 +155,12 @@ fn work(planned: &[Planned]) -> Vec<(Task, Duration)> {
     });
     let mut work: Vec<_> = work.collect();
     for ((task, _), test) in work.iter_mut().zip(planned) {
-        // Labels and sides are unknown of workers that are not there.
+        // Labels, sides and networks are unknown of workers that are not there.
         task.needs = test.needs.as_ref().map(|needs| {
             let mut needs = crate::scheduler::Needs::clone(needs);
             needs.requires = BTreeMap::new();
             needs.place = crate::scheduler::Place::Any;
+            needs.private_network = false;
             needs.into()
         });
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use distest_worker::globs::Globs;
 use distest_worker::link;
 use distest_worker::protocol::{
     AttemptSignal, AttemptSpec, BinaryKey, Exit, Lease, Limits, OsText, Refusal, StdinChunk,
@@ -51,9 +50,7 @@ where
         signal = early_signal(&mut frames) => Err(died_by(signal)),
     };
     let last = match placed {
-        Ok(placed) => {
-            Running { call, placed, pass: site.pass(), shim: &shim }.run(&mut frames).await
-        }
+        Ok(placed) => Running { call, placed, site, shim: &shim }.run(&mut frames).await,
         Err(last) => Some(last),
     };
     let code = ExitCode::FleetLost.number();
@@ -99,7 +96,8 @@ struct Placed {
 async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Placed, ToShim> {
     let supply = site.supply(call, settings).await.map_err(|failure| failed(&failure))?;
     let triple = site.triple_of(call.program.as_path());
-    let ticket = supply.pool.ticket(&triple).await.map_err(|why| nobody(&why, settings))?;
+    let ticket =
+        supply.pool.ticket(&triple, site.network()).await.map_err(|why| nobody(&why, settings))?;
     let unusable = |error: ShipError| {
         let name = &ticket.member.connection.name;
         nobody(&[format!("could not use worker {name}: {error}")], settings)
@@ -169,7 +167,7 @@ fn nobody(why: &[String], settings: &FleetSettings) -> ToShim {
 struct Running<'a> {
     call: &'a Call,
     placed: Placed,
-    pass: &'a Globs,
+    site: &'a Site,
     shim: &'a Shim,
 }
 
@@ -254,7 +252,7 @@ impl Running<'_> {
     async fn lease(&self) -> Result<(), Refused> {
         let Placed { ticket, binary, program, .. } = &self.placed;
         let connection = &ticket.member.connection;
-        let mut env = environment::of_call(&self.call.env, connection.embedded, self.pass);
+        let mut env = environment::of_call(&self.call.env, connection.embedded, self.site.pass());
         for (name, value) in &mut env {
             if name.as_os_str() == DOCTEST_PATH_VARIABLE {
                 value.clone_from(program);
@@ -270,6 +268,7 @@ impl Running<'_> {
             streams: Streams::LiveWithStdin,
             progress: false,
             unset: Vec::new(),
+            network: self.site.network(),
         };
         let lease = Lease { attempts: vec![attempt] };
         let why = match connection.worker.lease(link::context(ANSWER), lease).await {

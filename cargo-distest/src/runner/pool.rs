@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Report, Stream};
+use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Network, Report, Stream};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -94,14 +94,18 @@ impl Pool {
         !state.answered || !state.members.is_empty()
     }
 
-    /// A place on the worker of this triple with the most room; once there is one. None, with the
-    /// reasons, if there won't be.
-    pub(super) async fn ticket(&self, triple: &Triple) -> Result<Ticket, Vec<String>> {
+    /// A place on the worker of this triple and network with the most room; once there is one.
+    /// None, with the reasons, if there won't be.
+    pub(super) async fn ticket(
+        &self,
+        triple: &Triple,
+        network: Network,
+    ) -> Result<Ticket, Vec<String>> {
         let mut changed = self.shared.changed.subscribe();
         loop {
             {
                 let mut state = self.shared.state();
-                if let Some(member) = state.roomiest(triple) {
+                if let Some(member) = state.roomiest(triple, network) {
                     let (call, said) = mpsc::unbounded_channel();
                     let attempt = AttemptId(state.next);
                     state.next += 1;
@@ -112,7 +116,11 @@ impl Pool {
                 if state.answered {
                     let mut troubles = state.troubles.clone();
                     if !state.members.is_empty() {
-                        troubles.push(format!("no worker runs what was built for {triple}"));
+                        let own = match network {
+                            Network::Host => "",
+                            Network::Private => " in a network of its own",
+                        };
+                        troubles.push(format!("no worker runs what was built for {triple}{own}"));
                     }
                     return Err(troubles);
                 }
@@ -167,14 +175,16 @@ impl Member {
 }
 
 impl State {
-    fn roomiest(&self, triple: &Triple) -> Option<Arc<Member>> {
+    fn roomiest(&self, triple: &Triple, network: Network) -> Option<Arc<Member>> {
         let load = |member: &&Arc<Member>| {
             let id = member.connection.id;
             let running = self.attempts.values().filter(|route| route.worker == id).count();
             (1000 * running / member.connection.slots.max(1) as usize, id)
         };
         let fits = |member: &&Arc<Member>| {
-            member.connection.embedded || *member.connection.hello.target == *triple.0
+            let Connection { hello, embedded, .. } = &member.connection;
+            let connected = network == Network::Host || hello.private_network;
+            connected && (*embedded || *hello.target == *triple.0)
         };
         self.members.values().filter(fits).min_by_key(load).cloned()
     }

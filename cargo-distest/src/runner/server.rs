@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use distest_worker::protocol::Network;
 use nix::unistd::geteuid;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -51,8 +52,9 @@ impl Server {
         workspace: &Workspace,
         travel: Travel,
         copies: Arc<Copies>,
+        network: Network,
     ) -> Result<Self, Failure> {
-        let site = Site::of(workspace, travel, copies)?;
+        let site = Site::of(workspace, travel, copies, network)?;
         Ok(Self::with(settings, Sites::One(Arc::new(site))))
     }
 

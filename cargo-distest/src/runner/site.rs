@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use distest_worker::globs::Globs;
-use distest_worker::protocol::{OsText, TreeNode};
+use distest_worker::protocol::{Network, OsText, TreeNode};
 use tokio::sync::Mutex;
 
 use super::pack::Packer;
@@ -44,6 +44,8 @@ pub(super) struct Site {
     copies: Arc<Copies>,
     pub(super) target_dir: PathBuf,
     host: Triple,
+    /// What of the network executables see.
+    network: Network,
     current: Mutex<Option<Current>>,
     pass: Globs,
 }
@@ -176,7 +178,9 @@ impl Site {
             workspace.build_dir.clone_from(tagged);
         }
         let copies = copies(&workspace.target_dir);
-        let mut site = Self::of(&workspace, Travel::new(travel, &workspace)?, copies)?;
+        let travel = Travel::new(travel, &workspace)?;
+        // What is run here is no test, as far as we know.
+        let mut site = Self::of(&workspace, travel, copies, Network::Host)?;
         if !site.holds(cwd) && may_be_hidden(cwd) {
             site.roots.push(cwd.as_path().into());
         }
@@ -188,6 +192,7 @@ impl Site {
         workspace: &Workspace,
         travel: Travel,
         copies: Arc<Copies>,
+        network: Network,
     ) -> Result<Self, Failure> {
         Ok(Self {
             roots: travel.session_roots(workspace),
@@ -197,6 +202,7 @@ impl Site {
             copies,
             target_dir: workspace.target_dir.clone(),
             host: workspace.host.clone(),
+            network,
             current: Mutex::default(),
         })
     }
@@ -216,8 +222,14 @@ impl Site {
             host: Triple::new(
                 distest_worker::hello::Hello::new(distest_worker::hello::Role::Client, "").target,
             ),
+            network: Network::Host,
             current: Mutex::default(),
         })
+    }
+
+    /// What of the network executables see.
+    pub(super) fn network(&self) -> Network {
+        self.network
     }
 
     /// Variables that the user wants to travel.
@@ -319,6 +331,7 @@ impl Site {
             pass: Globs::default(),
             bare: true,
             writes: distest_worker::protocol::Writes::default(),
+            private_networks: self.network == Network::Private,
             collect: Vec::new(),
             collector: Arc::new(Collector::nothing()),
         }

@@ -44,6 +44,8 @@ pub struct Needs {
     pub requires: BTreeMap<String, String>,
     /// On which side.
     pub place: Place,
+    /// A network of its own.
+    pub private_network: bool,
     /// Higher goes first; 0 is usual, below 0 waits for all others.
     pub priority: i8,
 }
@@ -56,6 +58,7 @@ impl Default for Needs {
             exclusive: false,
             requires: BTreeMap::new(),
             place: Place::Any,
+            private_network: false,
             priority: 0,
         }
     }
@@ -68,6 +71,8 @@ pub struct Traits {
     pub embedded: bool,
     /// What it says of itself.
     pub labels: Labels,
+    /// Why it can't give a test a network of its own; none if it can.
+    pub private_network_lack: Option<String>,
     /// How fast it is known to be, in percent of what tests are expected to take; 0: not known.
     pub speed_percent: u32,
 }
@@ -84,6 +89,8 @@ pub enum Mismatch {
         /// What the worker has instead.
         has: Option<String>,
     },
+    /// It can't give a test a network of its own, and why.
+    Network(String),
 }
 
 impl Needs {
@@ -105,6 +112,9 @@ impl Needs {
                 missing.push(Mismatch::Label { required, has: has.cloned() });
             }
         }
+        if let (true, Some(lack)) = (self.private_network, &traits.private_network_lack) {
+            missing.push(Mismatch::Network(lack.clone()));
+        }
         missing
     }
 
@@ -122,6 +132,7 @@ impl std::fmt::Display for Mismatch {
                 write!(f, "{required} is required and it has {has}")
             }
             Self::Label { required, has: None } => write!(f, "it has no label {required}"),
+            Self::Network(lack) => write!(f, "it can't give a test a network of its own: {lack}"),
         }
     }
 }
@@ -135,7 +146,8 @@ impl std::fmt::Display for Needs {
             Place::Remote => Some("remote-only".to_owned()),
         };
         let labels = self.requires.iter().map(|(label, value)| format!("{label}={value}"));
-        let all: Vec<_> = place.into_iter().chain(labels).collect();
+        let network = self.private_network.then(|| "network = \"private\"".to_owned());
+        let all: Vec<_> = place.into_iter().chain(labels).chain(network).collect();
         write!(f, "{}", all.join(", "))
     }
 }

@@ -3,6 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
+use distest_worker::protocol;
+
+use super::layer::parse_choice;
 use super::reader::node::Node;
 use super::{Dialect, LocalSlots};
 use crate::failure::{ExitCode, Failure};
@@ -14,6 +18,35 @@ pub struct ConstraintSettings {
     pub groups: BTreeMap<String, TestGroup>,
     /// The first that matches a test and says something of a matter decides it.
     pub overrides: Vec<Override>,
+    /// The profile's `network`: where overrides say nothing else.
+    pub network: Network,
+}
+
+/// What of the network tests see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// All that their worker has.
+    #[default]
+    Host,
+    /// Each a loopback interface of its own, and nothing else.
+    Private,
+}
+
+impl From<Network> for protocol::Network {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::Host => Self::Host,
+            Network::Private => Self::Private,
+        }
+    }
+}
+
+impl ConstraintSettings {
+    /// Whether a test may ask for a network of its own.
+    pub fn may_be_private(&self) -> bool {
+        let overriding = self.overrides.iter().filter_map(|it| it.network);
+        overriding.chain([self.network]).any(|network| network == Network::Private)
+    }
 }
 
 /// Bounds of a test group; at least one is there.
@@ -42,6 +75,8 @@ pub struct Override {
     pub local_only: Option<bool>,
     /// On any other machine.
     pub remote_only: Option<bool>,
+    /// What of the network it sees.
+    pub network: Option<Network>,
     /// From -100 to 100; higher goes first.
     pub priority: Option<i8>,
 }
@@ -58,6 +93,7 @@ const OVERRIDE_KEYS: &[&str] = &[
     "requires",
     "local-only",
     "remote-only",
+    "network",
     "priority",
 ];
 
@@ -117,6 +153,7 @@ pub(super) fn read_overrides(
                 "exclusive" if ours => read.exclusive = Some(node.flag()?),
                 "local-only" if ours => read.local_only = Some(node.flag()?),
                 "remote-only" if ours => read.remote_only = Some(node.flag()?),
+                "network" if ours => read.network = Some(node.parse(parse_choice)?),
                 "requires" if ours => {
                     let labels = node.items()?.into_iter().map(|node| node.parse(label));
                     read.requires = Some(labels.collect::<Result<_, _>>()?);
@@ -196,7 +233,11 @@ mod tests {
         let config = reader::read(&file, dialect)?;
         let overrides =
             config.profiles.get("default").map(|profile| profile.layer.overrides.clone());
-        Ok(ConstraintSettings { groups: config.groups, overrides: overrides.unwrap_or_default() })
+        Ok(ConstraintSettings {
+            groups: config.groups,
+            overrides: overrides.unwrap_or_default(),
+            network: Network::Host,
+        })
     }
 
     fn overriding(line: &str) -> String {
@@ -210,7 +251,7 @@ mod tests {
     fn an_override_says_where_and_beside_whom() {
         let text = overriding(
             "test-group = 'db'\nthreads-required = 'num-cpus'\nexclusive = true\n\
-             requires = ['gpu=yes']\nremote-only = true\npriority = -7",
+             requires = ['gpu=yes']\nremote-only = true\nnetwork = 'private'\npriority = -7",
         );
         let read = read(&text, Dialect::Distest).expect("valid");
         assert_eq!(read.groups["db"], TestGroup { max_threads: Some(1), per_worker: None });
@@ -222,9 +263,11 @@ mod tests {
             requires: Some(BTreeMap::from([("gpu".to_owned(), "yes".to_owned())])),
             local_only: None,
             remote_only: Some(true),
+            network: Some(Network::Private),
             priority: Some(-7),
         };
         assert_eq!(read.overrides, [expected]);
+        assert!(read.may_be_private() && !ConstraintSettings::default().may_be_private());
         assert_eq!(check(&read, true, LocalSlots::Auto).map_err(|failure| failure.what), Ok(()));
     }
 
@@ -246,7 +289,13 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_name_their_line() {
-        for line in ["priority = 200", "requires = ['gpu']", "threads-required = 0", "x = 1"] {
+        for line in [
+            "priority = 200",
+            "network = 'own'",
+            "requires = ['gpu']",
+            "threads-required = 0",
+            "x = 1",
+        ] {
             let failure = read(&overriding(line), Dialect::Distest).expect_err(line);
             assert!(failure.what.starts_with("distest.toml:5"), "{}", failure.what);
         }

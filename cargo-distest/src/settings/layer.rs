@@ -9,8 +9,8 @@ use clap::ValueEnum;
 
 use super::travel::TravelLayer;
 use super::{
-    Color, Isolation, LocalSlots, MaxFail, MessageFormat, NoTests, OutputWhen, ShowProgress,
-    StatusLevel, TestThreads, Writes,
+    Color, Isolation, LocalSlots, MaxFail, MessageFormat, Network, NoTests, OutputWhen,
+    ShowProgress, StatusLevel, TestThreads, Writes,
 };
 
 /// What one source says.
@@ -28,6 +28,7 @@ pub(super) struct Layer {
     pub(super) global_timeout: Option<Duration>,
     pub(super) isolation: Option<Isolation>,
     pub(super) writes: Option<Writes>,
+    pub(super) network: Option<Network>,
     pub(super) local_slots: Option<LocalSlots>,
     pub(super) default_filter: Option<String>,
     pub(super) no_tests: Option<NoTests>,
@@ -62,6 +63,7 @@ impl Layer {
             global_timeout: self.global_timeout.or(lower.global_timeout),
             isolation: self.isolation.or(lower.isolation),
             writes: self.writes.or(lower.writes),
+            network: self.network.or(lower.network),
             local_slots: self.local_slots.or(lower.local_slots),
             default_filter: self.default_filter.or(lower.default_filter),
             no_tests: self.no_tests.or(lower.no_tests),

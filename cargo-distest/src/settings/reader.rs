@@ -63,6 +63,7 @@ const PROFILE_KEYS: &[&str] = &[
     "failure-output",
     "junit",
     "isolation",
+    "network",
     "local-slots",
     "include",
     "exclude",
@@ -166,6 +167,7 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
             "failure-output" => layer.failure_output = Some(node.parse(parse_choice)?),
             "junit" => read_junit(&node, layer)?,
             "isolation" if ours => read_isolation(&node, layer)?,
+            "network" if ours => layer.network = Some(node.parse(parse_choice)?),
             "local-slots" if ours => {
                 layer.local_slots = Some(node.number_or(
                     |number| u32::try_from(number).ok().map(super::LocalSlots::Count),

@@ -128,7 +128,8 @@ fn doctests(args: &RunArgs, files: &Files) -> Doctests {
 fn constraint_settings(layer: &Layer, files: &Files) -> ConstraintSettings {
     let mut groups = files.nextest.as_ref().map(|file| file.groups.clone()).unwrap_or_default();
     groups.extend(files.distest.groups.clone());
-    ConstraintSettings { groups, overrides: layer.overrides.clone() }
+    let network = layer.network.unwrap_or_default();
+    ConstraintSettings { groups, overrides: layer.overrides.clone(), network }
 }
 
 const DEFAULT_PROFILE: &str = "default";
@@ -238,6 +239,7 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         global_timeout: execute.global_timeout,
         isolation: execute.isolation,
         writes: None,
+        network: None,
         local_slots: fleet.local_slots,
         default_filter: None,
         no_tests: select.no_tests,

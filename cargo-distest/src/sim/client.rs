@@ -6,7 +6,7 @@ use std::time::Duration;
 use distest_worker::link::codec::{self, Message};
 use distest_worker::protocol::{
     AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientRequest, ClientResponse, Lease, Limits,
-    Report, SessionSpec, Stop, Streams, WorkerRequest, WorkerResponse,
+    Network, Report, SessionSpec, Stop, Streams, WorkerRequest, WorkerResponse,
 };
 
 use super::scenario::{MILLI, SECOND, Scenario};
@@ -518,6 +518,7 @@ impl World {
             streams: Streams::Capture,
             progress: grant.company != Company::Alone,
             unset: Vec::new(),
+            network: Network::Host,
         }
     }
 }

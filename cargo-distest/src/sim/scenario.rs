@@ -157,6 +157,7 @@ fn needs(random: &mut Random, groups: &[Group]) -> Needs {
             1 => Place::Remote,
             _ => Place::Any,
         },
+        private_network: false,
         priority: random.below(5) as i8 - 2,
     }
 }

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use crate::protocol::Network;
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
@@ -33,6 +34,8 @@ pub(super) struct Helper {
     buffer: Box<[u8]>,
     /// The sandbox that it is in.
     inside: Option<Inside>,
+    /// Private once an attempt was started in a network of its own: there is no way back.
+    pub(super) network: Network,
     life: Life,
 }
 
@@ -62,7 +65,8 @@ impl Helper {
         let child = Command::from(program.command(theirs)).spawn()?;
         let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
         let life = Life::Heard(Instant::now());
-        Ok(Self { socket: watch(ours)?, child, buffer, inside: None, life })
+        let network = Network::Host;
+        Ok(Self { socket: watch(ours)?, child, buffer, inside: None, network, life })
     }
 
     /// Sends a request; its descriptors are copied and can be closed then.

@@ -29,6 +29,7 @@ pub(super) fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
         cwd: its_cwd.into(),
         args: args.into(),
         env: env.into(),
+        network: request.network,
     })
 }
 
@@ -41,8 +42,14 @@ pub(super) fn explain(request: &SpawnRequest, step: SpawnStep, error: &io::Error
             format!("could not enter {} to start {program}: {error}", request.cwd.display())
         }
         SpawnStep::Execute => format!("could not start {program}: {error}"),
+        SpawnStep::Network => {
+            format!("could not make a network of its own to start {program} in: {error}")
+        }
     };
     let hint = match (step, error.raw_os_error().map(Errno::from_raw)) {
+        (SpawnStep::Network, Some(Errno::ENOSPC)) => {
+            "; raise the limit of network namespaces (sysctl user.max_net_namespaces)"
+        }
         (SpawnStep::Execute, Some(Errno::ENOENT)) if request.program.exists() => {
             "; the file is there, so its interpreter or dynamic loader is not"
         }

@@ -19,7 +19,7 @@ use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
 use super::request::{encode, explain};
 use super::{HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
 use crate::output::Capture;
-use crate::protocol::{AttemptId, Leak, LossReason, SlotId, Stream, Streams};
+use crate::protocol::{AttemptId, Leak, LossReason, Network, SlotId, Stream, Streams};
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
 use crate::zygote::ZygoteProgram;
@@ -150,7 +150,7 @@ impl Place {
                     ) => continue,
                 },
             };
-            if let Err(detail) = self.enclose(helper, request.layer).await {
+            if let Err(detail) = self.enclose(helper, request.layer, request.network).await {
                 return Some(Death { attempt: Some(request.attempt), detail });
             }
             match self.attempt(*request, helper, commands, buffer).await {
@@ -162,17 +162,26 @@ impl Place {
     }
 
     /// Makes sure that the zygote is in the sandbox that attempts with this layer share, and in no
-    /// other: then another zygote takes its place.
-    async fn enclose(&self, helper: &mut Helper, layer: u64) -> Result<(), String> {
-        let Some(enclosure) = &self.enclosure else { return Ok(()) };
-        if helper.is_inside(layer) {
+    /// other, and that it can start an attempt in this network: else another takes its place.
+    async fn enclose(
+        &self,
+        helper: &mut Helper,
+        layer: u64,
+        network: Network,
+    ) -> Result<(), String> {
+        let astray = helper.network == Network::Private && network == Network::Host;
+        let placed = self.enclosure.is_none() || helper.is_inside(layer);
+        if placed && !astray {
+            helper.network = network;
             return Ok(());
         }
-        if helper.has_entered() {
+        if astray || helper.has_entered() {
             let next = Helper::start(&self.zygote)
                 .map_err(|error| format!("could not start {:?}: {error}", self.zygote.program))?;
             std::mem::replace(helper, next).end().await;
         }
+        helper.network = network;
+        let Some(enclosure) = &self.enclosure else { return Ok(()) };
         match tokio::time::timeout(SPAWN_PATIENCE, helper.enter(enclosure, layer)).await {
             Ok(entered) => entered,
             Err(_) => Err("it did not enter its sandbox in time".into()),

@@ -12,6 +12,7 @@
 //! [`super::changes`].
 
 mod namespaces;
+mod network;
 mod plan;
 mod privileges;
 mod root;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use network::enter_private as enter_private_network;
 pub use privileges::hide_from_others;
 
 use super::level::Level;
@@ -46,18 +48,8 @@ pub struct Enclosure {
     pub home: PathBuf,
     /// How much may be written, in bytes, into the overlay and all private folders together.
     pub writes_bytes_max: u64,
-    /// What of the network is seen.
-    pub network: Network,
     /// Make sure that files can be changed, by changing this one: the path of a file below a root.
     pub check: Option<PathBuf>,
-}
-
-/// What of the network a process sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Network {
-    /// All that this machine has.
-    #[default]
-    Host,
 }
 
 /// What [`enter`] leaves in the hands of the process that entered.
@@ -101,6 +93,10 @@ pub enum Step {
     Privileges,
     /// Changing a file.
     Check,
+    /// Creating a network namespace.
+    Network,
+    /// Bringing up its loopback interface.
+    Loopback,
 }
 
 /// Enters the sandbox. This process must have one thread, and no open files but the standard ones
@@ -147,6 +143,8 @@ impl fmt::Display for Obstacle {
             Step::Proc => write!(f, "could not mount /proc"),
             Step::Privileges => write!(f, "could not give up privileges ({detail})"),
             Step::Check => write!(f, "could not change a file in the sandbox ({detail})"),
+            Step::Network => write!(f, "could not create a network namespace"),
+            Step::Loopback => write!(f, "could not bring up a loopback interface ({detail})"),
         }?;
         write!(f, ": {}", self.errno().desc())
     }

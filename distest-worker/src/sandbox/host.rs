@@ -18,6 +18,8 @@ pub struct Host {
     pub level: Level,
     /// Why nothing better is, in words, and what to do about it.
     pub shortfall: Option<Shortfall>,
+    /// Whether an attempt can have a network of its own; else why not.
+    pub private_network: Result<(), Shortfall>,
     /// An empty home for tests.
     pub home: PathBuf,
     /// Folders that are empty in a sandbox.
@@ -28,7 +30,7 @@ pub struct Host {
     pub writes_bytes_max: u64,
 }
 
-/// Why a better level is out of reach.
+/// Why something is out of reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
     /// What was tried, and what came of it.
@@ -43,6 +45,7 @@ impl Host {
         Self {
             level: Level::Variables,
             shortfall: None,
+            private_network: Err(Shortfall { reason: "nobody has tried".to_owned(), hint: None }),
             home: NO_HOME.into(),
             hidden: Vec::new(),
             shown: Vec::new(),

@@ -23,9 +23,9 @@ use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, 
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Output,
-    OutputChunk, Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId, StdinChunk,
-    Stop,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Network,
+    Output, OutputChunk, Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId,
+    StdinChunk, Stop,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::changes::Written;
@@ -310,6 +310,13 @@ impl Driver {
             );
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
+        let private = lease.attempts.iter().any(|spec| spec.network == Network::Private);
+        if let (true, Err(lack)) = (private, &self.worker.host().private_network) {
+            let message =
+                format!("could not give an attempt a network of its own: {}", lack.reason);
+            let refusal = Refusal::new(RefusalKind::Incompatible, message);
+            return Err(Refusal { hint: lack.hint.clone(), ..refusal });
+        }
         if let Some(opened) = &mut self.opened {
             opened.layers.lease(&lease.attempts);
         }
@@ -528,6 +535,7 @@ impl Opened {
             progress: spec.progress,
             leak_timeout: spec.limits.leak_timeout,
             layer: self.layers.of(&spec),
+            network: spec.network,
         };
         self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
         self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));

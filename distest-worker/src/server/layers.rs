@@ -46,7 +46,7 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{BinaryKey, Limits, Streams};
+    use crate::protocol::{BinaryKey, Limits, Network, Streams};
 
     fn attempt(id: u64, binary: u32) -> AttemptSpec {
         AttemptSpec {
@@ -58,6 +58,7 @@ mod tests {
             streams: Streams::Capture,
             progress: false,
             unset: Vec::new(),
+            network: Network::Host,
         }
     }
 

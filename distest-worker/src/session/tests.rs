@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{BinaryKey, Limits, Streams};
+use crate::protocol::{BinaryKey, Limits, Network, Streams};
 
 fn at(seconds: f64) -> Tick {
     Tick(Duration::from_secs_f64(seconds))
@@ -26,6 +26,7 @@ fn spec(id: u64) -> AttemptSpec {
         streams: Streams::Capture,
         progress: false,
         unset: Vec::new(),
+        network: Network::Host,
     }
 }
 

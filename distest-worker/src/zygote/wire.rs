@@ -19,7 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{AttemptId, AttemptSignal, Exit, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
 use crate::sandbox::enclosure::{Enclosure, Obstacle};
 
 /// The longest request that travels in the socket itself; longer ones travel in a memfd.
@@ -52,6 +52,11 @@ pub(crate) enum Request {
     Signal(AttemptId, AttemptSignal),
     /// Show that you live. Answered by [`Answer::Alive`].
     AreYouAlive,
+    /// Leave the network for one of your own, as each attempt does that asks for it.
+    ///
+    /// Answered by [`Answer::Entered`] or by [`Answer::CouldNotEnter`], after which the zygote
+    /// leaves.
+    TryNetwork,
 }
 
 /// What to start. Texts end in NUL, so that they can be handed to the kernel as they lie.
@@ -65,6 +70,8 @@ pub(crate) struct Spawn {
     pub(crate) args: Bytes,
     /// `NAME=value\0OTHER=value\0`
     pub(crate) env: Bytes,
+    /// A zygote that has started something in a private network can't go back to the host's.
+    pub(crate) network: Network,
 }
 
 /// Zygote to worker.
@@ -94,6 +101,8 @@ pub(crate) enum SpawnStep {
     ChangeFolder,
     /// Starting the program.
     Execute,
+    /// Making a network of its own.
+    Network,
 }
 
 /// How an attempt ended.
@@ -287,6 +296,7 @@ mod tests {
             program: Bytes::from_static(b"/bin/true\0"),
             cwd: Bytes::from_static(b"/\0"),
             args: Bytes::from_static(b"true\0\0--x\0"),
+            network: Network::Host,
             env: env.into(),
         });
         let descriptor = File::open("/dev/null").unwrap();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::failure::ExitCode;
-use crate::settings::{LocalSlots, OutputWhen, StatusLevel};
+use crate::settings::{LocalSlots, Network, OutputWhen, StatusLevel};
 
 fn file(name: &str, text: &str) -> ConfigText {
     ConfigText { path: PathBuf::from(name), text: text.to_owned() }
@@ -41,6 +41,7 @@ final-status-level = "flaky"
 success-output = "final"
 failure-output = "immediate-final"
 isolation = { mode = "process", writes = "lease" }
+network = "private"
 local-slots = 3
 include = ["data/*.bin", "/opt/models"]
 exclude = ["*.iso"]
@@ -96,6 +97,7 @@ fn every_suggested_key_is_understood() {
     assert_eq!(layer.failure_output, Some(OutputWhen::ImmediateFinal));
     assert_eq!(layer.isolation, Some(Isolation::Process));
     assert_eq!(layer.writes, Some(Writes::Lease));
+    assert_eq!(layer.network, Some(Network::Private));
     assert_eq!(layer.local_slots, Some(LocalSlots::Count(3)));
     assert_eq!(layer.junit, Some(PathBuf::from("junit.xml")));
     assert_eq!(layer.junit_name.as_deref(), Some("nightly"));

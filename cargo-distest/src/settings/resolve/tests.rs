@@ -95,6 +95,7 @@ fn defaults() {
         constraints: ConstraintSettings {
             groups: {},
             overrides: [],
+            network: Host,
         },
         fleet: FleetSettings {
             workers: [],

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, pipe};
 
-use super::{Doing, Enclosure, Network, Obstacle, Step};
+use super::{Doing, Enclosure, Obstacle, Step};
 
 /// Enters new namespaces; see [`super::enter`] for who returns.
 pub(super) fn enter(enclosure: &Enclosure, leave_behind: impl FnOnce()) -> Result<(), Obstacle> {
@@ -21,11 +21,6 @@ pub(super) fn enter(enclosure: &Enclosure, leave_behind: impl FnOnce()) -> Resul
     if enclosure.level.has_pid_namespace() {
         flags |= CloneFlags::CLONE_NEWPID;
     }
-    // The place to leave the host's network: add CLONE_NEWNET, and set up what is in it after
-    // `unshare`, when this process has all capabilities over the new namespaces.
-    match enclosure.network {
-        Network::Host => {}
-    }
     unshare(flags).doing(Step::Namespaces, "mount and pid")?;
     if enclosure.level.has_pid_namespace() {
         become_first_process(leave_behind)?;
@@ -35,7 +30,7 @@ pub(super) fn enter(enclosure: &Enclosure, leave_behind: impl FnOnce()) -> Resul
 
 /// Enters a user namespace in which everyone is who they were: an ordinary user alone, root with
 /// all users that it may speak for.
-fn enter_user_namespace() -> Result<(), Obstacle> {
+pub(super) fn enter_user_namespace() -> Result<(), Obstacle> {
     let (user, group) = (geteuid(), getegid());
     if user.is_root() {
         return enter_with_all_users();
