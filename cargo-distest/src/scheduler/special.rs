@@ -172,10 +172,16 @@ impl Scheduler {
                 self.place(key, group, effects);
             }
         }
+        // Others of the group have taken its places: nothing is kept for who may not run.
+        for test in self.workers.reserved_for() {
+            if !self.special.has_room(self.stories[test.0 as usize].group()) {
+                self.workers.unreserve(test);
+            }
+        }
     }
 
     fn place(&mut self, key: Key, group: Option<GroupIndex>, effects: &mut Vec<Effect>) {
-        let (_, _, test) = key;
+        let (Reverse(priority), _, test) = key;
         let story = &self.stories[test.0 as usize];
         let permits =
             self.rules.threads.map_or(u32::MAX, |max| max.saturating_sub(self.workers.load()));
@@ -191,8 +197,10 @@ impl Scheduler {
             avoid: story.avoid,
         };
         let found = self.workers.suitable(&wish);
+        // Tests without needs would take every slot ahead of time, and it would wait for all of them.
+        let crowded_out = found.is_none() && priority >= 0;
         let Some((worker, weight)) = found.filter(|(_, weight)| *weight <= permits) else {
-            if wish.solo || wish.threads > 1 {
+            if wish.solo || wish.threads > 1 || crowded_out {
                 self.workers.reserve(&wish);
             }
             return;
@@ -224,6 +232,13 @@ pub(super) struct Wish<'a> {
     pub(super) avoid: Option<WorkerId>,
 }
 
+impl Wish<'_> {
+    /// The group's bound on this worker leaves room for one more.
+    fn may_join(&self, worker: &super::state::Worker) -> bool {
+        self.per_worker.is_none_or(|max| worker.of_group(self.group) < max)
+    }
+}
+
 impl super::state::Workers {
     /// Where a wish can be met now: the emptiest such worker, and what it takes there.
     fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
@@ -244,9 +259,7 @@ impl super::state::Workers {
                 } else {
                     worker.room_of(Depth::Slots, true) >= weight
                 };
-                let beside = worker.of_group(wish.group);
-                let fits = fits && wish.per_worker.is_none_or(|max| beside < max);
-                fits.then_some((worker.held(), *id, weight))
+                (fits && wish.may_join(worker)).then_some((worker.held(), *id, weight))
             })
             .min()
             .map(|(_, id, weight)| (id, weight))
@@ -271,7 +284,7 @@ impl super::state::Workers {
         let best = self
             .all()
             .filter(|(id, worker)| suits(worker) && !(elsewhere && Some(**id) == wish.avoid))
-            .filter(|(_, worker)| worker.reserved.is_none())
+            .filter(|(_, worker)| worker.reserved.is_none() && wish.may_join(worker))
             .min_by_key(|(id, worker)| (worker.held(), **id))
             .map(|(id, _)| *id);
         if let Some(id) = best {

@@ -98,6 +98,27 @@ fn seed_823_what_reserved_a_worker_goes_on_with_it_when_others_become_urgent() {
 }
 
 #[test]
+fn what_goes_first_is_not_overtaken_by_what_is_prefetched() {
+    let first = || Needs { priority: 7, ..Needs::default() };
+    let tasks = (0..3).map(|test| with(test, first())).chain((3..20).map(plain));
+    let mut script = run(tasks.collect());
+    assert_eq!(script.join(W0, 1, B0).granted(), [(0, 0)]);
+    // A test that takes a millisecond is prefetched, if nothing more urgent waits.
+    assert_eq!(script.lasted(W0, 0, AttemptResult::Pass, 1).granted(), [(0, 1)]);
+    assert_eq!(script.lasted(W0, 1, AttemptResult::Pass, 1).granted()[0], (0, 2));
+}
+
+#[test]
+fn nothing_is_kept_for_a_group_without_room() {
+    let in_mutex = || Needs { group: Some(MUTEX), ..Needs::default() };
+    let mut script = run((0..4).map(plain).collect());
+    script.join(W0, 1, B0).join(W1, 1, B0);
+    script.say(Input::Added(vec![with(4, in_mutex()), with(5, in_mutex())]));
+    assert_eq!(script.ended(W0, 0, AttemptResult::Pass).granted(), [(0, 4)]);
+    assert_eq!(script.ended(W1, 1, AttemptResult::Pass).granted(), [(1, 2)], "not for test 5");
+}
+
+#[test]
 fn labels_and_sides_choose_the_worker() {
     let requires = std::iter::once(("gpu".to_owned(), "yes".to_owned())).collect();
     let gpu = Needs { requires, ..Needs::default() };
