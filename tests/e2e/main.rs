@@ -9,6 +9,7 @@
 mod bad_input;
 mod bad_workers;
 mod batches;
+mod constraints;
 mod doctests;
 mod environment;
 mod faults;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         travel::cases(),
         network::cases(),
         batches::cases(),
+        constraints::cases(),
         faults::cases(),
         hermetic::cases(),
         hostile::cases(),

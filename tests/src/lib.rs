@@ -16,6 +16,7 @@ pub mod measure;
 pub mod process;
 pub mod product;
 pub mod proxy;
+pub mod referee;
 pub mod scratch;
 pub mod sshd;
 pub mod transcript;
