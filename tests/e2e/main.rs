@@ -9,6 +9,7 @@
 mod bad_input;
 mod bad_workers;
 mod batches;
+mod blackhole;
 mod constraints;
 mod doctests;
 mod environment;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         batches::cases(),
         constraints::cases(),
         faults::cases(),
+        blackhole::cases(),
         hermetic::cases(),
         hostile::cases(),
         bad_input::cases(),

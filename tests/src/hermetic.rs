@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::{env, thread};
 
 use nix::mount::{MsFlags, mount};
@@ -132,6 +132,11 @@ impl Plan {
 
     /// Starts a worker and waits until it is ready.
     pub fn start(&self, scratch: &Scratch, name: &str, slots: u32) -> Worker {
+        self.start_linked(scratch, name, slots).0
+    }
+
+    /// The same, with its link to this machine.
+    pub fn start_linked(&self, scratch: &Scratch, name: &str, slots: u32) -> (Worker, Link) {
         let log = scratch.join(format!("worker-{name}.log"));
         let stderr = File::create(&log).expect("a folder of ours can be written");
         let mut command: Vec<String> = vec![format!("{OWN}/bin/worker"), "serve".to_owned()];
@@ -139,7 +144,7 @@ impl Plan {
         command.extend(["--name", name, "--slots", &slots.to_string()].map(str::to_owned));
         command.extend(["--store".to_owned(), format!("{OWN}/store")]);
         command.extend(self.arguments.clone());
-        let (process, lines) = self.enter(&command, stderr);
+        let (process, lines, link) = self.enter(&command, stderr);
         let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
         let words: Vec<&str> = line.split(' ').collect();
         let ["ready", told, address] = words[..] else {
@@ -147,7 +152,7 @@ impl Plan {
             panic!("worker {name} said {line:?} instead of being ready, and on stderr:\n{log}");
         };
         assert_eq!(told, name, "the worker got a name");
-        Worker { name: name.to_owned(), address: address.to_owned(), process, log }
+        (Worker { name: name.to_owned(), address: address.to_owned(), process, log }, link)
     }
 
     /// Starts workers called `w1`, `w2`…
@@ -160,7 +165,7 @@ impl Plan {
         let log = scratch.join("shell.log");
         let stderr = File::create(&log).expect("a folder of ours can be written");
         let command = ["/bin/sh", "-c", script].map(str::to_owned);
-        let (mut process, lines) = self.enter(&command, stderr);
+        let (mut process, lines, _) = self.enter(&command, stderr);
         let printed: Vec<String> = lines.iter().collect();
         let status = process.wait(DEADLINE).expect("it ends when its output does");
         let log = fs::read_to_string(&log).unwrap_or_default();
@@ -169,11 +174,7 @@ impl Plan {
     }
 
     /// Starts a command where a worker runs, `ADDRESS` in it replaced, and gives what it prints.
-    fn enter(
-        &self,
-        command: &[String],
-        stderr: File,
-    ) -> (Owned, std::sync::mpsc::Receiver<String>) {
+    fn enter(&self, command: &[String], stderr: File) -> (Owned, Receiver<String>, Link) {
         let link = Link::next();
         let plan = Self {
             interface: link.inside.clone(),
@@ -203,7 +204,7 @@ impl Plan {
         link.join(process.pid());
         writeln!(stdin, "joined").expect("the helper reads");
         drop(stdin);
-        (process, lines)
+        (process, lines, link)
     }
 }
 
@@ -231,7 +232,7 @@ fn outermost(path: &Path) -> PathBuf {
 
 /// A pair of virtual interfaces: one stays, one goes into the worker's namespace. Both are gone
 /// when that is.
-struct Link {
+pub struct Link {
     outside: String,
     inside: String,
     outer: Ipv4Addr,
@@ -252,6 +253,15 @@ impl Link {
             outer: Ipv4Addr::from(base | 1),
             inner: Ipv4Addr::from(base | 2),
         }
+    }
+
+    /// From now on all packets are lost, both ways, and neither end is told.
+    ///
+    /// This end takes another hardware address and answers no question for it: what comes for the
+    /// old one is dropped here, and what goes is for nobody there.
+    pub fn lose_packets(&self) {
+        let nobodys = "02:00:00:00:00:01";
+        ip(&["link", "set", "dev", &self.outside, "arp", "off", "address", nobodys]);
     }
 
     fn join(&self, process: u32) {

@@ -1,0 +1,88 @@
+//! A worker whose packets are all lost from one moment on: nothing tells either end.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use distest_tests::client::Client;
+use distest_tests::hermetic::{Plan, possible};
+use distest_tests::scratch::Scratch;
+use distest_tests::transcript::{Attempt, AttemptResult, Line};
+use libtest_mimic::Trial;
+use tempfile::TempDir;
+
+use crate::case_if;
+use crate::travel::package;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![case_if("blackhole::tests_of_a_silent_worker_finish_elsewhere", possible, silent)]
+}
+
+/// More than the survivor's slots, so that the other worker gets one, too.
+const LONG: u32 = 3;
+const QUICK: u32 = 12;
+
+/// Each test holds a lock while it runs, on a file of this machine's that all workers see. Long
+/// ones would still run when others may have them, if nobody ended them.
+fn subject(scratch: &Scratch, locks: &TempDir) -> PathBuf {
+    let folder = locks.path().display().to_string();
+    let mut source = format!(
+        r#"
+        fn hold(name: &str, seconds: u64) {{
+            let file = std::fs::File::open(format!("{{}}/{{name}}", {folder:?})).unwrap();
+            file.try_lock().expect("this test runs elsewhere at the same time");
+            std::thread::sleep(std::time::Duration::from_secs(seconds));
+        }}
+        "#
+    );
+    let long = (0..LONG).map(|number| (format!("long_{number}"), 6));
+    let quick = (0..QUICK).map(|number| (format!("quick_{number}"), 0));
+    for (name, seconds) in long.chain(quick) {
+        fs::write(locks.path().join(&name), "").unwrap();
+        source += &format!("#[test]\nfn {name}() {{ hold({name:?}, {seconds}) }}\n");
+    }
+    package(scratch, &source)
+}
+
+#[expect(clippy::print_stderr, reason = "a figure to be shown, about which nothing is asserted")]
+fn silent(scratch: &Scratch) {
+    // Not hidden from these workers, and in no sandbox a private folder.
+    let locks = tempfile::Builder::new().prefix("distest-e2e-").tempdir_in("/run");
+    let locks = locks.expect("root can write there");
+    fs::set_permissions(locks.path(), Permissions::from_mode(0o755)).unwrap();
+    let folder = subject(scratch, &locks);
+    let plan = Plan::new(scratch);
+    let survivor = plan.start(scratch, "survivor", 2);
+    let (victim, link) = plan.start_linked(scratch, "victim", 1);
+    let workers = [survivor, victim];
+    let victim = &workers[1];
+    let mut running = Client::call(scratch, &folder, &["run", "--offline"])
+        .json()
+        .args(["--isolation", "process"])
+        .only_on(&workers)
+        .start();
+    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let victims = network(victim.process.pid());
+    scratch.wait_for("a long test of the victim's", |stray| {
+        stray.command_line.contains("long_") && network(stray.pid) == victims
+    });
+    link.lose_packets();
+    let silent_since = Instant::now();
+    running.until(|line| {
+        let Line::Test(Attempt { worker, result, .. }) = line else { return false };
+        *worker == victim.name && *result == AttemptResult::Lost
+    });
+    eprintln!("the silent worker was given up after {:.2} s", silent_since.elapsed().as_secs_f64());
+    let transcript = running.finish().transcript(0);
+    // A test that met itself would have failed.
+    assert_eq!(transcript.summary.passed, LONG + QUICK);
+    let of_victim = transcript.attempts.iter().filter(|it| it.worker == victim.name);
+    let lost: Vec<_> = of_victim.filter(|it| it.result == AttemptResult::Lost).collect();
+    assert!(lost.iter().any(|it| it.name.starts_with("long_")), "{lost:#?}");
+    for it in lost {
+        let passed = |other: &&Attempt| other.name == it.name && other.result.passed();
+        let passed: Vec<_> = transcript.attempts.iter().filter(passed).collect();
+        assert!(matches!(passed[..], [one] if one.worker == "survivor"), "{passed:#?}");
+    }
+}
