@@ -129,8 +129,9 @@ fn caught(folder: &Path, executable: &str) -> PathBuf {
 
 /// What cargo and rustup on this machine were given or set for themselves: no business of a test.
 fn is_the_machines(name: &str) -> bool {
-    const OWN: [&str; 7] = [
+    const OWN: [&str; 8] = [
         "CARGO_HOME",
+        "CARGO_NET_OFFLINE",
         "CARGO_TARGET_DIR",
         "CARGO_HTTP_CAINFO",
         "E2E_SCRATCH",

@@ -34,6 +34,10 @@ pub fn possible() -> Result<(), String> {
     if !Path::new(PROGRAM).exists() {
         return Err(format!("{PROGRAM} is not installed (openssh-server)"));
     }
+    let user = nix::unistd::geteuid();
+    if !matches!(nix::unistd::User::from_uid(user), Ok(Some(_))) {
+        return Err(format!("ssh knows no user {user}, who runs this"));
+    }
     Ok(())
 }
 
