@@ -60,6 +60,18 @@ struct Seen {
     is_ours: bool,
 }
 
+/// Looks again and again until nothing is `there`; what still is after `within`.
+pub fn what_stays<T>(within: Duration, there: impl Fn() -> Vec<T>) -> Vec<T> {
+    let end = Instant::now() + within;
+    loop {
+        let left = there();
+        if left.is_empty() || Instant::now() >= end {
+            return left;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
 impl Scratch {
     /// A new one.
     pub fn new() -> Self {
@@ -141,15 +153,7 @@ impl Scratch {
 
     /// Waits until no process is left that `counts`; those that still are after `within`.
     pub fn left_after(&self, within: Duration, counts: impl Fn(&Stray) -> bool) -> Vec<Stray> {
-        let end = Instant::now() + within;
-        loop {
-            let mut left = self.processes();
-            left.retain(&counts);
-            if left.is_empty() || Instant::now() >= end {
-                return left;
-            }
-            thread::sleep(LOOK_EVERY);
-        }
+        what_stays(within, || self.processes().into_iter().filter(&counts).collect())
     }
 
     /// Waits until a process is there that `is_it`.
