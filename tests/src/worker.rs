@@ -62,6 +62,25 @@ impl Worker {
         executable: Executable,
         change: impl FnOnce(&mut Command),
     ) -> Self {
+        Self::start_at("127.0.0.1:0", scratch, name, slots, store, executable, change)
+    }
+
+    /// Starts it again where it was, with the store it had. Its process must have ended.
+    pub fn restart(&mut self, scratch: &Scratch, slots: u32, store: &Path) {
+        let socket = self.socket().to_owned();
+        let executable = Executable::Worker;
+        *self = Self::start_at(&socket, scratch, &self.name, slots, store, executable, |_| {});
+    }
+
+    fn start_at(
+        socket: &str,
+        scratch: &Scratch,
+        name: &str,
+        slots: u32,
+        store: &Path,
+        executable: Executable,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let log = scratch.join(format!("worker-{name}.log"));
         let mut command = match executable {
             Executable::Worker => scratch.command(&product().worker),
@@ -72,15 +91,7 @@ impl Worker {
             }
         };
         command
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--name",
-                name,
-                "--slots",
-                &slots.to_string(),
-            ])
+            .args(["serve", "--listen", socket, "--name", name, "--slots", &slots.to_string()])
             .arg("--store")
             .arg(store)
             .current_dir(scratch.path())
