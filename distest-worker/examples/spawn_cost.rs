@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p distest-worker --example spawn_cost -- COUNT PROGRAM ARGS…` runs the
 //! program COUNT times through two slots, then the same in sandboxes as good as this machine allows,
-//! then COUNT times two at a time in the raw loop, five rounds of all, and prints processor time per process, all that took part included.
+//! then so and each in a network of its own, then COUNT times two at a time in the raw loop, five rounds of all, and prints processor time per process, all that took part included.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -50,6 +50,10 @@ fn main() -> Result<(), Error> {
     for _ in 0..ROUNDS {
         measure("executor", count, || runtime.block_on(through_slots(count, &request, false)))?;
         measure("enclosed", count, || runtime.block_on(through_slots(count, &request, true)))?;
+        let private = SpawnRequest { network: Network::Private, ..request.clone() };
+        measure("private network", count, || {
+            runtime.block_on(through_slots(count, &private, true))
+        })?;
         measure("raw loop", count, || raw_loop(count, &request))?;
     }
     Ok(())

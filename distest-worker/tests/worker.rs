@@ -201,6 +201,31 @@ async fn an_attempt_runs_with_its_environment_and_tells_its_output() {
 }
 
 #[tokio::test]
+async fn a_network_of_its_own_is_refused_where_it_was_never_found_to_work() {
+    let worker = shared(1, None);
+    let (peer, served) = session(&worker).await;
+    let attempt = AttemptSpec {
+        id: AttemptId(1),
+        binary: SH,
+        args: Vec::new(),
+        env: Vec::new(),
+        limits: Limits::default(),
+        streams: Streams::Capture,
+        progress: false,
+        unset: Vec::new(),
+        network: Network::Private,
+    };
+    let lease = Lease { attempts: vec![attempt] };
+    let answer = peer.worker.lease(link::context(DEADLINE), lease).await.unwrap();
+    let refusal = answer.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Incompatible, "{refusal}");
+    assert!(refusal.message.contains("a network of its own"), "{refusal}");
+    peer.worker.close(link::context(DEADLINE)).await.unwrap();
+    drop(peer);
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn long_output_comes_before_the_report_that_it_belongs_to() {
     let (mut peer, _served) = session(&shared(1, None)).await;
     peer.lease(&[(1, "head -c 3000000 /dev/zero; echo short >&2", Streams::Capture)]).await;

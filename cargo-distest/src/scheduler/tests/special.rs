@@ -134,6 +134,21 @@ fn labels_and_sides_choose_the_worker() {
 }
 
 #[test]
+fn a_network_of_its_own_is_had_only_where_there_are_some() {
+    let own = Needs { private_network: true, ..Needs::default() };
+    assert_eq!(own.to_string(), "network = \"private\"");
+    let lack = "no namespaces".to_owned();
+    let traits = Traits { private_network_lack: Some(lack.clone()), ..Traits::default() };
+    assert_eq!(own.mismatches(&traits), [Mismatch::Network(lack)]);
+    let mut script = run(vec![with(0, own), plain(1)]);
+    script.say(Input::Joined { worker: W0, slots: 2, round_trip: MS, traits });
+    script.say(Input::Ready { worker: W0, binary: B0 });
+    assert_eq!(script.granted(), [(0, 1)]);
+    script.join(W1, 2, B0);
+    assert_eq!(script.granted(), [(1, 0)]);
+}
+
+#[test]
 fn a_test_that_nobody_may_run_ends_the_run_and_is_named() {
     let requires = std::iter::once(("gpu".to_owned(), "yes".to_owned())).collect();
     let mut script = run(vec![with(0, Needs { requires, ..Needs::default() })]);
