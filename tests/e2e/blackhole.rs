@@ -1,4 +1,4 @@
-//! A worker whose packets are all lost from one moment on: nothing tells either end.
+//! A worker whose packets are lost from one moment on, both ways or one: nothing tells either end.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use distest_tests::client::Client;
 use distest_tests::hermetic::{Plan, possible};
+use distest_tests::link::Lost;
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::{Attempt, AttemptResult, Line};
 use libtest_mimic::Trial;
@@ -16,7 +17,13 @@ use crate::case_if;
 use crate::travel::package;
 
 pub(crate) fn cases() -> Vec<Trial> {
-    vec![case_if("blackhole::tests_of_a_silent_worker_finish_elsewhere", possible, silent)]
+    let case = |name, lost| case_if(name, possible, move |scratch| finish_elsewhere(scratch, lost));
+    vec![
+        case("blackhole::all_packets_of_a_worker_are_lost", Lost::All),
+        case("blackhole::a_worker_hears_nothing_more", Lost::ToWorker),
+        // It hears that the client is there, and may not go on all the same.
+        case("blackhole::a_worker_is_not_heard_any_more", Lost::FromWorker),
+    ]
 }
 
 /// More than the survivor's slots, so that the other worker gets one, too.
@@ -46,7 +53,7 @@ fn subject(scratch: &Scratch, locks: &TempDir) -> PathBuf {
 }
 
 #[expect(clippy::print_stderr, reason = "a figure to be shown, about which nothing is asserted")]
-fn silent(scratch: &Scratch) {
+fn finish_elsewhere(scratch: &Scratch, lost: Lost) {
     // Not hidden from these workers, and in no sandbox a private folder.
     let locks = tempfile::Builder::new().prefix("distest-e2e-").tempdir_in("/run");
     let locks = locks.expect("root can write there");
@@ -67,13 +74,14 @@ fn silent(scratch: &Scratch) {
     scratch.wait_for("a long test of the victim's", |stray| {
         stray.command_line.contains("long_") && network(stray.pid) == victims
     });
-    link.lose_packets();
+    link.lose(lost);
     let silent_since = Instant::now();
     running.until(|line| {
         let Line::Test(Attempt { worker, result, .. }) = line else { return false };
         *worker == victim.name && *result == AttemptResult::Lost
     });
-    eprintln!("the silent worker was given up after {:.2} s", silent_since.elapsed().as_secs_f64());
+    let took = silent_since.elapsed().as_secs_f64();
+    eprintln!("packets lost: {lost:?}; the worker was given up after {took:.2} s");
     let transcript = running.finish().transcript(0);
     // A test that met itself would have failed.
     assert_eq!(transcript.summary.passed, LONG + QUICK);

@@ -10,12 +10,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::{env, thread};
 
@@ -26,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::DEADLINE;
 use crate::client::Client;
+use crate::link::{Link, ip};
 use crate::process::Owned;
 use crate::product::{product, repository};
 use crate::scratch::Scratch;
@@ -228,56 +227,6 @@ fn outermost(path: &Path) -> PathBuf {
     let top = path.iter().nth(1).unwrap_or_default();
     let needed = NEEDED.iter().any(|needed| top == *needed) || Path::new(OWN).ends_with(top);
     if needed { path.to_owned() } else { Path::new("/").join(top) }
-}
-
-/// A pair of virtual interfaces: one stays, one goes into the worker's namespace. Both are gone
-/// when that is.
-pub struct Link {
-    outside: String,
-    inside: String,
-    outer: Ipv4Addr,
-    inner: Ipv4Addr,
-}
-
-impl Link {
-    /// Names and addresses that nobody else uses: of this process, and of this call.
-    fn next() -> Self {
-        static LINKS: AtomicU32 = AtomicU32::new(0);
-        let (process, number) = (std::process::id(), LINKS.fetch_add(1, Ordering::Relaxed));
-        assert!(number < 256, "networks are used up");
-        let base = 0x0a40_0000 | ((process & 0x1fff) << 10) | (number << 2);
-        let name = |side| format!("d{process}{side}{number}");
-        Self {
-            outside: name("o"),
-            inside: name("i"),
-            outer: Ipv4Addr::from(base | 1),
-            inner: Ipv4Addr::from(base | 2),
-        }
-    }
-
-    /// From now on all packets are lost, both ways, and neither end is told.
-    ///
-    /// This end takes another hardware address and answers no question for it: what comes for the
-    /// old one is dropped here, and what goes is for nobody there.
-    pub fn lose_packets(&self) {
-        let nobodys = "02:00:00:00:00:01";
-        ip(&["link", "set", "dev", &self.outside, "arp", "off", "address", nobodys]);
-    }
-
-    fn join(&self, process: u32) {
-        let Self { outside, inside, outer, .. } = self;
-        let process = process.to_string();
-        let peer = ["peer", "name", inside, "netns", &process];
-        ip(&[&["link", "add", outside, "type", "veth"][..], &peer].concat());
-        ip(&["addr", "add", &format!("{outer}/30"), "dev", outside]);
-        ip(&["link", "set", outside, "up"]);
-    }
-}
-
-fn ip(arguments: &[&str]) {
-    let Output { status, stderr, .. } =
-        Command::new("ip").args(arguments).output().expect("ip can be started");
-    assert!(status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&stderr));
 }
 
 /// What the `hermetic-enter` executable does: becomes a command in the worker's surroundings.

@@ -12,6 +12,7 @@ pub mod fixture;
 pub mod hermetic;
 pub mod impostor;
 pub mod junit;
+pub mod link;
 pub mod measure;
 pub mod process;
 pub mod product;

@@ -1,0 +1,85 @@
+//! Links of virtual interfaces to workers in network namespaces of their own, and their failures.
+//! Only root can make them. Needs the program `ip`.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// No interface has this hardware address.
+const NOBODYS: &str = "02:00:00:00:00:01";
+
+/// A pair of virtual interfaces: one stays, one goes into the worker's namespace. Both are gone
+/// when that is.
+pub struct Link {
+    pub(crate) inside: String,
+    pub(crate) inner: Ipv4Addr,
+    outside: String,
+    outer: Ipv4Addr,
+}
+
+/// Which packets are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// All.
+    All,
+    /// Those that go to the worker.
+    ToWorker,
+    /// Those that come from the worker.
+    FromWorker,
+}
+
+impl Link {
+    /// Names and addresses that nobody else uses: of this process, and of this call.
+    pub(crate) fn next() -> Self {
+        static LINKS: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), LINKS.fetch_add(1, Ordering::Relaxed));
+        assert!(number < 256, "networks are used up");
+        let base = 0x0a40_0000 | ((process & 0x1fff) << 10) | (number << 2);
+        let name = |side| format!("d{process}{side}{number}");
+        Self {
+            outside: name("o"),
+            inside: name("i"),
+            outer: Ipv4Addr::from(base | 1),
+            inner: Ipv4Addr::from(base | 2),
+        }
+    }
+
+    pub(crate) fn join(&self, process: u32) {
+        let Self { outside, inside, outer, .. } = self;
+        let process = process.to_string();
+        let peer = ["peer", "name", inside, "netns", &process];
+        ip(&[&["link", "add", outside, "type", "veth"][..], &peer].concat());
+        ip(&["addr", "add", &format!("{outer}/30"), "dev", outside]);
+        ip(&["link", "set", outside, "up"]);
+    }
+
+    /// From now on packets are lost, and neither end is told: they go to hardware addresses that
+    /// nobody has, so the kernel drops them where they arrive.
+    pub fn lose(&self, lost: Lost) {
+        let workers = self.worker_address();
+        if lost != Lost::ToWorker {
+            // The worker goes on sending to the address that this end had, and gets no answer when
+            // it asks for the new one.
+            ip(&["link", "set", "dev", &self.outside, "arp", "off", "address", NOBODYS]);
+        }
+        let sent_to = if lost == Lost::FromWorker { &workers } else { NOBODYS };
+        let inner = self.inner.to_string();
+        let to = ["lladdr", sent_to, "dev", &self.outside, "nud", "permanent"];
+        ip(&[&["neigh", "replace", &inner][..], &to].concat());
+    }
+
+    /// The hardware address that packets to the worker go to.
+    fn worker_address(&self) -> String {
+        let told = ip(&["neigh", "show", &self.inner.to_string(), "dev", &self.outside]);
+        let words = told.split_whitespace().skip_while(|word| *word != "lladdr");
+        words.take(2).last().expect("the worker has been talked to").to_owned()
+    }
+}
+
+/// Calls `ip`; answers what it says.
+pub(crate) fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("ip can be started");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments:?}: {told}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
