@@ -29,6 +29,8 @@ pub struct Timings {
 struct BinaryTimings {
     cases: BTreeMap<TestName, Past>,
     sum: Duration,
+    /// Cases that came to an end at least once: others add nothing to the sum.
+    timed: u32,
 }
 
 /// Share of the newest duration in the mean is one in this many.
@@ -80,6 +82,8 @@ impl Timings {
         let old = binary.cases.insert(name, past);
         let less = old.map_or(Duration::ZERO, |old| old.mean);
         binary.sum = binary.sum.saturating_add(past.mean).saturating_sub(less);
+        let was_timed = old.is_some_and(|old| old.runs > 0);
+        binary.timed = binary.timed + u32::from(past.runs > 0) - u32::from(was_timed);
         old
     }
 
@@ -88,11 +92,10 @@ impl Timings {
         self.binaries.get(binary)?.cases.get(name)
     }
 
-    /// Mean duration of a binary's known test cases.
+    /// Mean duration of those of a binary's test cases whose time is known.
     pub fn binary_mean(&self, binary: &BinaryId) -> Option<Duration> {
         let binary = self.binaries.get(binary)?;
-        let count = u32::try_from(binary.cases.len()).unwrap_or(u32::MAX);
-        binary.sum.checked_div(count)
+        binary.sum.checked_div(binary.timed)
     }
 
     /// Nothing is known.
@@ -167,5 +170,13 @@ mod tests {
         assert_eq!(timings.binary_mean(&BinaryId::new("a")), Some(millis(300)));
         assert_eq!(timings.binary_mean(&BinaryId::new("b")), None);
         assert_eq!(timings.iter().count(), 2);
+        // One that was lost whenever it ran says nothing.
+        let lost = || Past::after(None, millis(9), Verdict::Lost);
+        timings.insert(key("z"), lost());
+        assert_eq!(timings.binary_mean(&BinaryId::new("a")), Some(millis(300)));
+        timings.insert(key("z"), run(&[600]));
+        assert_eq!(timings.binary_mean(&BinaryId::new("a")), Some(millis(400)));
+        let alone: Timings = [(key("z"), lost())].into_iter().collect();
+        assert_eq!(alone.binary_mean(&BinaryId::new("a")), None);
     }
 }
