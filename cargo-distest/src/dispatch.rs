@@ -33,6 +33,7 @@ use crate::scheduler::{
 use crate::settings::Fallback;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
+use crate::tree::statcache::Stamp;
 use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
@@ -40,6 +41,8 @@ use worker::{Connected, Outcome};
 
 /// Messages taken at a time before effects are performed.
 const BURST: usize = 64;
+/// Why a result does not count.
+const REBUILT: &str = "its executable was built anew or removed during the run: run it again";
 /// Answers of workers that wait to be taken.
 const OUTCOMES_MAX: usize = 256;
 
@@ -50,12 +53,22 @@ pub struct Runnable {
     pub key: BinaryKey,
     /// What it is.
     pub binary: Arc<TestBinary>,
+    /// Its executable as it was listed.
+    pub built: Stamp,
     /// It is one test case as a whole.
     pub whole: bool,
     /// Whether several of its tests may share a process.
     pub sharing: Option<Sharing>,
     /// What travels with it.
     pub parcel: Parcel,
+}
+
+impl Runnable {
+    /// Whether its executable is still the one that was listed.
+    fn is_as_listed(&self) -> bool {
+        std::fs::metadata(&self.binary.executable)
+            .is_ok_and(|metadata| Stamp::of_contents(&metadata) == self.built)
+    }
 }
 
 /// A test case to run.
@@ -472,10 +485,17 @@ impl Dispatch {
             return;
         }
         let Some(mut flight) = self.in_flight.remove(&attempt) else { return };
+        let rebuilt = self.is_rebuilt(&flight);
         if let Some(batch) = flight.batch.take() {
+            if rebuilt {
+                return self.batch_lost(attempt, flight, batch, REBUILT, inputs).await;
+            }
             return self.batch_finished(flight, batch, finished, inputs).await;
         }
-        let (result, reason) = judge::judge(&finished);
+        let (result, reason) = match rebuilt {
+            true => (AttemptResult::Lost, REBUILT.to_owned()),
+            false => judge::judge(&finished),
+        };
         let outputs = flight.outputs(&finished);
         let ending = Ending {
             reason,
@@ -492,6 +512,13 @@ impl Dispatch {
         let duration = finished.duration;
         self.endings.insert((attempt, flight.test), (flight, ending));
         inputs.push(Input::Ended { worker, attempt, result, duration });
+    }
+
+    /// Whether another executable lies where the embedded worker has just run one. What was the
+    /// same at the end was so at the start.
+    fn is_rebuilt(&self, flight: &InFlight) -> bool {
+        let in_place = self.workers.get(&flight.worker).is_some_and(Connected::embedded);
+        in_place && !self.planned(flight.test).runnable.is_as_listed()
     }
 
     /// An attempt that this worker has; a worker has no say about others'.

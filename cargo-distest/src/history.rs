@@ -47,6 +47,28 @@ pub fn default_path(root: &Path, members: &[String]) -> Option<PathBuf> {
     Some(cache.join("cargo-distest/history").join(format!("{}.sqlite", &name[..16])))
 }
 
+/// How an SQLite database begins.
+const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Why a file that the user named is not touched: it is no database at all.
+pub fn foreign(path: &Path) -> Option<Warning> {
+    if !std::fs::metadata(path).ok()?.is_file() {
+        // Opening it says what is wrong.
+        return None;
+    }
+    let mut start = [0; SQLITE_MAGIC.len()];
+    let mut file = std::fs::File::open(path).ok()?;
+    let is_ours = match std::io::Read::read_exact(&mut file, &mut start) {
+        Ok(()) => start == *SQLITE_MAGIC,
+        // A new and empty file is as good as none.
+        Err(_) => file.metadata().is_ok_and(|metadata| metadata.len() == 0),
+    };
+    (!is_ours).then(|| Warning {
+        text: format!("{} is no history and stays as it is: this run has none", path.display()),
+        hint: Some("give --history another path, or --no-history".to_owned()),
+    })
+}
+
 impl History {
     /// Opens or makes the database; folders are made as needed.
     ///

@@ -299,7 +299,7 @@ impl Summary {
 
     /// Attempts that a failing test gets at most.
     pub fn tries(&self) -> u32 {
-        self.settings.retries + 1
+        self.settings.retries.saturating_add(1)
     }
 
     /// Whether a verdict makes the run fail.

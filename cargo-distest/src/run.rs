@@ -440,7 +440,7 @@ fn facts(settings: &Settings, workspace: &Workspace) -> RunFacts {
         profile: settings.profile.clone(),
         workspace_root: workspace.root.clone().into_os_string(),
         threads: settings.execute.test_threads.unwrap_or_else(cores),
-        attempts_max: settings.execute.retries + 1,
+        attempts_max: settings.execute.retries.saturating_add(1),
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         }),
         case("faults::a_test_that_ignores_sigterm_is_killed", ignores_sigterm),
         case("faults::every_blob_of_a_worker_is_damaged", damaged_store),
+        case("faults::executables_are_built_anew", rebuilt),
         case_if("faults::disk_of_a_worker_is_full", can_mount, full_disk),
         case_if("faults::disk_of_the_only_worker_is_full", can_mount, only_disk_full),
     ]
@@ -147,6 +148,28 @@ fn damaged_store(scratch: &Scratch) {
     let second = run();
     assert_eq!(first.verdicts, second.verdicts);
     assert!(second.summary.shipped_bytes > 0, "all of it is sent again");
+}
+
+/// The embedded worker runs executables where cargo put them: what others say doesn't count.
+fn rebuilt(scratch: &Scratch) {
+    let fixture = Fixture::copied("naps", scratch);
+    let mut run = Client::run(scratch, &fixture).args(["--no-fail-fast"]).start();
+    run.until_attempts(20);
+    for entry in fs::read_dir(fixture.target_dir.join("debug/deps")).unwrap() {
+        let path = entry.unwrap().path();
+        let is_executable = path.extension().is_none() && path.is_file();
+        if is_executable {
+            // One that runs no test and succeeds.
+            let other = path.with_extension("other");
+            fs::copy("/bin/true", &other).unwrap();
+            fs::rename(&other, &path).unwrap();
+        }
+    }
+    let transcript = run.finish().transcript(100);
+    assert_eq!(transcript.verdicts.len(), 600, "verdicts");
+    let passed = transcript.count(Verdict::Pass);
+    assert!((18..60).contains(&passed), "{passed} passed before");
+    assert_eq!(transcript.count(Verdict::Lost), 600 - passed, "all others are told as lost");
 }
 
 /// Overwrites a byte in every file below `folder`, empty ones excepted.

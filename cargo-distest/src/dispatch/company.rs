@@ -59,7 +59,7 @@ impl Dispatch {
         Some((spec, Batch { number: self.batches, tests, acceptance, witness }))
     }
 
-    fn planned(&self, test: TestIndex) -> &Planned {
+    pub(super) fn planned(&self, test: TestIndex) -> &Planned {
         &self.tests[test.0 as usize]
     }
 

@@ -123,7 +123,8 @@ impl<'a> Intake<'a> {
         };
         let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
         let Listing { whole, sharing, .. } = listing;
-        Ok(Taken { runnable: Arc::new(Runnable { key, binary, whole, sharing, parcel }), listing })
+        let runnable = Runnable { key, binary, built: blob.stamp, whole, sharing, parcel };
+        Ok(Taken { runnable: Arc::new(runnable), listing })
     }
 
     /// Tells whom everybody waits for when a listing takes long.

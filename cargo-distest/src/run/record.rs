@@ -24,8 +24,12 @@ pub(super) fn open(
         .iter()
         .map(|package| package.name.to_string())
         .collect();
-    let path = settings.history.path.clone();
-    let path = path.or_else(|| history::default_path(&workspace.root, &members))?;
+    let given = settings.history.path.clone();
+    if let Some(foreign) = given.as_deref().and_then(history::foreign) {
+        warnings.push(foreign);
+        return None;
+    }
+    let path = given.or_else(|| history::default_path(&workspace.root, &members))?;
     let (history, warning) = History::open(&path);
     warnings.extend(warning);
     history

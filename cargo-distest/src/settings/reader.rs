@@ -170,7 +170,7 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
             "network" if ours => layer.network = Some(node.parse(parse_choice)?),
             "local-slots" if ours => {
                 layer.local_slots = Some(node.number_or(
-                    |number| u32::try_from(number).ok().map(super::LocalSlots::Count),
+                    |number| number.to_string().parse().ok(),
                     str::parse,
                     "a number from 0 or `\"auto\"`",
                 )?);

@@ -133,14 +133,19 @@ impl TestThreads {
     }
 }
 
+/// As many as a worker takes.
+pub(super) const LOCAL_SLOTS_MAX: u32 = 4096;
+
 impl FromStr for LocalSlots {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match (text, text.parse()) {
             ("auto", _) => Ok(Self::Auto),
-            (_, Ok(count)) => Ok(Self::Count(count)),
-            _ => Err("expected a number (0: no embedded worker) or `auto`".to_owned()),
+            (_, Ok(count)) if count <= LOCAL_SLOTS_MAX => Ok(Self::Count(count)),
+            _ => Err(format!(
+                "expected a number up to {LOCAL_SLOTS_MAX} (0: no embedded worker) or `auto`"
+            )),
         }
     }
 }

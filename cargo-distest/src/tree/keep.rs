@@ -52,6 +52,8 @@ pub struct Blob {
     pub path: PathBuf,
     /// Its permission bits.
     pub mode: u32,
+    /// What told it from any other file at its path.
+    pub stamp: Stamp,
 }
 
 impl ClientStore {
@@ -89,7 +91,8 @@ impl ClientStore {
             None => self.take_now(path, stamp)?,
         };
         let mode = metadata.mode() & 0o777;
-        Ok(Blob { digest, size: metadata.len(), path: self.copy(digest), mode })
+        let stamp = Stamp::of_contents(&metadata);
+        Ok(Blob { digest, size: metadata.len(), path: self.copy(digest), mode, stamp })
     }
 
     /// Where what is no executable is kept.
@@ -248,7 +251,7 @@ mod tests {
         fs::remove_file(&built).unwrap();
         fs::write(&built, "first").unwrap();
         let again = store.take(&built).unwrap();
-        assert_eq!(again, first);
+        assert_eq!((again.digest, &again.path), (first.digest, &first.path));
         assert_eq!(fs::read_to_string(again.path).unwrap(), "first");
         assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 2, "nothing half-done");
     }

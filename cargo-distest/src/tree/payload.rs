@@ -40,7 +40,7 @@ pub fn gather(binary: &TestBinary, store: &ClientStore) -> Result<Payload, Failu
     let mut files = BTreeMap::new();
     let mut take = |path: &Path| {
         let blob = store.take(path).map_err(|error| fail(path, error))?;
-        let Blob { digest, size, path: copy, mode } = blob;
+        let Blob { digest, size, path: copy, mode, stamp: _ } = blob;
         files.insert(digest, copy);
         nodes.insert(path.as_os_str().to_owned(), TreeNode::File { digest, size, mode });
         Ok::<_, Failure>(digest)

@@ -51,7 +51,7 @@ struct Entry {
 
 /// What changes when a file's contents do. Times in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -161,6 +161,11 @@ impl StatCache {
 }
 
 impl Stamp {
+    /// Of a file's contents: the same whatever names the file has.
+    pub fn of_contents(metadata: &Metadata) -> Self {
+        Self { changed: 0, ..Self::of(metadata) }
+    }
+
     pub(super) fn of(metadata: &Metadata) -> Self {
         let nanos =
             |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
