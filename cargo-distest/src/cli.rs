@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use distest_worker::cli::WorkerCommand;
+use distest_worker::server::SLOTS_MAX;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
@@ -246,7 +247,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N[..M]", default_value = "1..8", value_parser = parse_workers)]
     pub workers: WorkerRange,
     /// Slots of each worker [default: this machine's cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
     pub slots: Option<u32>,
     /// Which tests, as for `list`.
     #[command(flatten)]

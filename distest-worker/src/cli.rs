@@ -23,6 +23,7 @@ use crate::serve::{
     self, ConnectionEnd, Listening, Reception, SandboxWish, WorkerConfig, WorkerShared,
     serve_connection,
 };
+use crate::server::SLOTS_MAX;
 use crate::store::Store;
 
 /// Blobs that a worker keeps by default.
@@ -132,7 +133,7 @@ pub struct KeyArgs {
 #[derive(Clone, Debug, Args)]
 pub struct CommonArgs {
     /// Tests at once [default: number of processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
     pub slots: Option<u32>,
     /// What reports call this worker [default: the host's name]
     #[arg(long)]
@@ -321,17 +322,20 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
     };
     let worker = serve::share(config, wish)
         .map_err(|error| format!("could not find this program's own executable: {error}"))?;
-    if let Some(Shortfall { reason, hint }) = &worker.host().shortfall {
-        say(&format!("warning: clients' paths are recreated by {} only", worker.host().level));
-        say(&format!("  {reason}"));
-        hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
+    if let Some(shortfall) = &worker.host().shortfall {
+        warn(&format!("clients' paths are recreated by {} only", worker.host().level), shortfall);
     }
-    if let Err(Shortfall { reason, hint }) = &worker.host().private_network {
-        say("warning: tests that are to have a network of their own are not taken");
-        say(&format!("  {reason}"));
-        hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
+    if let Err(lack) = &worker.host().private_network {
+        warn("tests that are to have a network of their own are not taken", lack);
     }
     Ok(worker)
+}
+
+/// What this worker can't do, why, and what helps.
+fn warn(what: &str, Shortfall { reason, hint }: &Shortfall) {
+    say(&format!("warning: {what}"));
+    say(&format!("  {reason}"));
+    hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
 }
 
 /// The folder that a file of ours lies in, unless it is one that tests can't do without (`/etc`):

@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, watch};
 
 use self::driver::Driver;
 pub use self::environment::FROM_WORKER;
+
+/// Slots of a worker at most, and numbers that the slots of a machine can have.
+pub const SLOTS_MAX: u32 = 4096;
 use self::files::Files;
 use self::handler::Handler;
 use self::permits::Permits;

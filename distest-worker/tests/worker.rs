@@ -109,17 +109,7 @@ impl Peer {
     }
 
     async fn lease(&self, scripts: &[(u64, &str, Streams)]) {
-        let attempts = scripts.iter().map(|(id, script, streams)| AttemptSpec {
-            id: AttemptId(*id),
-            binary: SH,
-            args: vec!["-c".into(), (*script).into()],
-            env: vec![("C".into(), "attempt".into())],
-            limits: Limits { grace: Duration::from_secs(60), ..Limits::default() },
-            streams: *streams,
-            progress: false,
-            unset: Vec::new(),
-            network: Network::Host,
-        });
+        let attempts = scripts.iter().map(|(id, script, streams)| attempt(*id, script, *streams));
         let lease = Lease { attempts: attempts.collect() };
         self.worker.lease(link::context(DEADLINE), lease).await.unwrap().unwrap();
     }
@@ -204,17 +194,7 @@ async fn an_attempt_runs_with_its_environment_and_tells_its_output() {
 async fn a_network_of_its_own_is_refused_where_it_was_never_found_to_work() {
     let worker = shared(1, None);
     let (peer, served) = session(&worker).await;
-    let attempt = AttemptSpec {
-        id: AttemptId(1),
-        binary: SH,
-        args: Vec::new(),
-        env: Vec::new(),
-        limits: Limits::default(),
-        streams: Streams::Capture,
-        progress: false,
-        unset: Vec::new(),
-        network: Network::Private,
-    };
+    let attempt = AttemptSpec { network: Network::Private, ..attempt(1, "true", Streams::Capture) };
     let lease = Lease { attempts: vec![attempt] };
     let answer = peer.worker.lease(link::context(DEADLINE), lease).await.unwrap();
     let refusal = answer.unwrap_err();
@@ -530,6 +510,21 @@ async fn a_key_without_the_permission_runs_nothing() {
     assert_eq!(missing.unwrap_err().kind, RefusalKind::Forbidden);
     let refusal = peer.prepare_sh("/", vec![], vec![]).await.unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::Forbidden);
+}
+
+/// An attempt to run a script.
+fn attempt(id: u64, script: &str, streams: Streams) -> AttemptSpec {
+    AttemptSpec {
+        id: AttemptId(id),
+        binary: SH,
+        args: vec!["-c".into(), script.into()],
+        env: vec![("C".into(), "attempt".into())],
+        limits: Limits { grace: Duration::from_secs(60), ..Limits::default() },
+        streams,
+        progress: false,
+        unset: Vec::new(),
+        network: Network::Host,
+    }
 }
 
 /// Connections to an address that its server holds, by the kernel's table: its descriptors are

@@ -5,6 +5,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use distest_worker::server::SLOTS_MAX;
+
 use super::{LocalSlots, MaxFail, Partition, PartitionBy};
 
 /// `--test-threads` as written: how many tests run at once.
@@ -133,18 +135,15 @@ impl TestThreads {
     }
 }
 
-/// As many as a worker takes.
-pub(super) const LOCAL_SLOTS_MAX: u32 = 4096;
-
 impl FromStr for LocalSlots {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match (text, text.parse()) {
             ("auto", _) => Ok(Self::Auto),
-            (_, Ok(count)) if count <= LOCAL_SLOTS_MAX => Ok(Self::Count(count)),
+            (_, Ok(count)) if count <= SLOTS_MAX => Ok(Self::Count(count)),
             _ => Err(format!(
-                "expected a number up to {LOCAL_SLOTS_MAX} (0: no embedded worker) or `auto`"
+                "expected a number up to {SLOTS_MAX} (0: no embedded worker) or `auto`"
             )),
         }
     }

@@ -80,10 +80,9 @@ impl ClientStore {
             let text = format!("{} is not a regular file", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let stamp = Stamp::of(&metadata);
+        let stamp = Stamp::of_contents(&metadata);
         let known = match self.taken().get(path) {
-            // Linking another name of it has changed its change time.
-            Some((taken, digest)) if taken.same_contents(stamp) => Some(*digest),
+            Some((taken, digest)) if *taken == stamp => Some(*digest),
             _ => self.stats.lookup(path, &metadata),
         };
         let digest = match known.filter(|digest| self.keeps(*digest, &metadata)) {
@@ -91,7 +90,6 @@ impl ClientStore {
             None => self.take_now(path, stamp)?,
         };
         let mode = metadata.mode() & 0o777;
-        let stamp = Stamp::of_contents(&metadata);
         Ok(Blob { digest, size: metadata.len(), path: self.copy(digest), mode, stamp })
     }
 
@@ -136,7 +134,7 @@ impl ClientStore {
         let copy = temp.path().join(BLOB);
         clone_or_link(path, &copy)?;
         let (digest, _) = Digest::of_reader(File::open(&copy)?)?;
-        if !Stamp::of(&fs::metadata(path)?).same_contents(before) {
+        if Stamp::of_contents(&fs::metadata(path)?) != before {
             let text = format!("{} is being written to", path.display());
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
@@ -147,7 +145,7 @@ impl ClientStore {
         self.stats.remember(path, &after, digest, hashed);
         let copied = self.copy(digest);
         self.stats.remember(&copied, &fs::metadata(&copied)?, digest, hashed);
-        self.taken().insert(path.to_owned(), (Stamp::of(&after), digest));
+        self.taken().insert(path.to_owned(), (before, digest));
         Ok(digest)
     }
 

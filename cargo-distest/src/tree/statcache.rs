@@ -161,7 +161,7 @@ impl StatCache {
 }
 
 impl Stamp {
-    /// Of a file's contents: the same whatever names the file has.
+    /// Of a file's contents: giving the file another name changes its change time, but not this.
     pub fn of_contents(metadata: &Metadata) -> Self {
         Self { changed: 0, ..Self::of(metadata) }
     }
@@ -176,11 +176,6 @@ impl Stamp {
             modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
             changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
         }
-    }
-
-    /// Whether the contents are the same, though names may have been added or removed.
-    pub(super) fn same_contents(self, other: Self) -> bool {
-        Self { changed: other.changed, ..self } == other
     }
 }
 

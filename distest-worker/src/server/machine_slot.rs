@@ -7,8 +7,7 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-/// Numbers that are tried.
-const NUMBERS: u32 = 4096;
+use super::SLOTS_MAX;
 
 /// A number, held until it is dropped.
 #[derive(Debug)]
@@ -21,7 +20,7 @@ pub(super) struct MachineSlot {
 impl MachineSlot {
     /// Takes the smallest free number.
     pub(super) fn take() -> Self {
-        for number in 0..NUMBERS {
+        for number in 0..SLOTS_MAX {
             let name = format!("cargo-distest-slot-{number}");
             let bound = SocketAddr::from_abstract_name(name)
                 .and_then(|address| UnixListener::bind_addr(&address));
@@ -32,7 +31,7 @@ impl MachineSlot {
                 Err(_) => break,
             }
         }
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(NUMBERS);
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(SLOTS_MAX);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Self { number, _held: None }
     }

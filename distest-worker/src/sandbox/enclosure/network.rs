@@ -18,7 +18,8 @@ const LOOPBACK: &[u8] = b"lo";
 /// starts from now on; what already runs stays where it is. The way back is closed.
 ///
 /// Inside of a sandbox or as root that is one step. An ordinary user elsewhere enters a user
-/// namespace first, once, in which other users' files seem to be nobody's. This process must have one thread.
+/// namespace first, once, in which other users' files seem to be nobody's. This process must have
+/// one thread.
 pub(crate) fn enter_private() -> Result<(), Obstacle> {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Err(Errno::EPERM) => {
