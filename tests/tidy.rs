@@ -60,7 +60,7 @@ const CLIENT: &[(&str, &[&str])] = &[
         "runner",
         &[
             "cli", "collect", "compile", "failure", "fleet", "model", "parcel", "settings", "ship",
-            "testenv", "travel", "tree",
+            "suits", "testenv", "travel", "tree",
         ],
     ),
     ("results", &["event", "failure", "model", "settings"]),

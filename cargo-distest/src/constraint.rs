@@ -15,6 +15,7 @@ pub struct Constraints {
     overrides: Vec<Override>,
     filters: Expressions,
     network: Network,
+    forwards: bool,
 }
 
 impl Constraints {
@@ -36,6 +37,7 @@ impl Constraints {
             overrides: settings.overrides.clone(),
             filters: Expressions::new(&texts, metadata_json)?,
             network: settings.network,
+            forwards: !settings.forwards.is_empty(),
         })
     }
 
@@ -63,6 +65,7 @@ impl Constraints {
         needs.requires = matching().find_map(|it| it.requires.clone()).unwrap_or_default();
         let network = matching().find_map(|it| it.network).unwrap_or(self.network);
         needs.private_network = network == Network::Private;
+        needs.forwards = needs.private_network && self.forwards;
         needs.priority = matching().find_map(|it| it.priority).unwrap_or(0);
         let side = matching().find_map(|it| match (it.local_only, it.remote_only) {
             (Some(true), _) => Some(Place::Local),

@@ -7,6 +7,7 @@
 mod callbacks;
 mod connection;
 mod embedded;
+mod forward;
 mod keys;
 mod listen;
 mod ssh;
@@ -20,10 +21,11 @@ use std::time::{Duration, SystemTime};
 
 use distest_worker::globs::Globs;
 use distest_worker::identity::PrivateKey;
-use distest_worker::protocol::{OsText, OutputChunk, Report, Writes};
+use distest_worker::protocol::{Forward, OsText, OutputChunk, Report, Writes};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::forward::Notices;
 use self::keys::Keys;
 use crate::collect::Collector;
 use crate::model::WorkerId;
@@ -78,6 +80,13 @@ pub enum FleetMessage {
         /// Answer.
         taken: oneshot::Sender<()>,
     },
+    /// Something that the user should know.
+    Notice {
+        /// What, and why.
+        text: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// A worker is gone.
     Gone {
         /// Which.
@@ -106,6 +115,8 @@ pub struct SessionFacts {
     pub writes: Writes,
     /// A test may ask for a network of its own.
     pub private_networks: bool,
+    /// Services of this machine's that such a test finds where they are here.
+    pub forwards: Vec<Forward>,
     /// Patterns of files that come back.
     pub collect: Vec<String>,
     /// Takes them.
@@ -124,6 +135,7 @@ struct Shared {
     messages: mpsc::Sender<FleetMessage>,
     workers: AtomicU32,
     slots: AtomicU32,
+    notices: Arc<Notices>,
     /// Read when the first worker needs them.
     keys: OnceCell<Result<Keys, Unusable>>,
 }
@@ -137,7 +149,8 @@ impl Fleet {
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
         let keys = OnceCell::new();
-        let shared = Shared { facts, settings, messages, workers, slots, keys };
+        let notices = Notices::new(messages.clone());
+        let shared = Shared { facts, settings, messages, workers, slots, notices, keys };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 

@@ -418,6 +418,7 @@ impl Line {
                 Writes::Test => protocol::Writes::Test,
             },
             private_networks: self.settings.constraints.may_be_private(),
+            forwards: self.settings.constraints.forwards.clone(),
             collect: self.travel.collect_patterns(),
             collector: Arc::clone(&self.collector),
         }

@@ -23,6 +23,7 @@ mod site;
 pub mod wire;
 
 pub use server::Server;
+pub use site::Surroundings;
 
 /// Where a shim finds whoever serves it, if it shall not look for an agent.
 pub const SOCKET_VARIABLE: &str = "DISTEST_RUNNER_SOCKET";

@@ -3,6 +3,8 @@
 
 use distest_worker::compat::elf::glibc_version;
 use distest_worker::hello::{Hello, KNOWN_CPU_FEATURES};
+use distest_worker::protocol::Forward;
+use distest_worker::sandbox::level::Level;
 
 use crate::model::TestBinary;
 
@@ -51,6 +53,22 @@ pub fn private_network_lack(worker: &Hello) -> Option<String> {
         (true, _) => None,
         (false, "") => Some("its version knows nothing of that".to_owned()),
         (false, lack) => Some(lack.to_owned()),
+    }
+}
+
+/// Why tests on a worker that greets like this can't find services of ours; none if they can, or
+/// there are none.
+pub fn forward_lack(worker: &Hello, embedded: bool, forwards: &[Forward]) -> Option<String> {
+    let socket = forwards.iter().find(|forward| matches!(forward, Forward::Socket(_)));
+    // Here the socket itself is in sight.
+    let in_sight = embedded || Level::from_number(worker.sandbox_level).is_enclosed();
+    match (worker.forwards, socket) {
+        _ if forwards.is_empty() => None,
+        (false, _) => Some("its version knows nothing of that".to_owned()),
+        (true, Some(socket)) if !in_sight => {
+            Some(format!("it has no sandbox in which {socket} could be shown"))
+        }
+        (true, _) => None,
     }
 }
 
@@ -103,6 +121,19 @@ mod tests {
         assert_eq!(old.as_deref(), Some("its version knows nothing of that"));
         worker.private_network = true;
         assert_eq!(private_network_lack(&worker), None);
+
+        let (port, socket) = (Forward::Port(1), Forward::Socket("/run/x".into()));
+        let both = [port.clone(), socket];
+        assert_eq!(forward_lack(&worker, false, &[]), None);
+        let lack = forward_lack(&worker, false, std::slice::from_ref(&port));
+        assert_eq!(lack.as_deref(), Some("its version knows nothing of that"));
+        worker.forwards = true;
+        assert_eq!(forward_lack(&worker, false, &[port]), None);
+        let lack = forward_lack(&worker, false, &both);
+        assert_eq!(lack.as_deref(), Some("it has no sandbox in which /run/x could be shown"));
+        assert_eq!(forward_lack(&worker, true, &both), None);
+        worker.sandbox_level = Level::Mounts.number();
+        assert_eq!(forward_lack(&worker, false, &both), None);
 
         let without = "its tests call cargo (trybuild does), and there is none in PATH there";
         check(cargo.clone(), |_| {}, without);

@@ -45,6 +45,7 @@ fn main() -> Result<(), Error> {
         leak_timeout: Duration::from_millis(200),
         layer: 0,
         network: Network::Host,
+        forwards: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for _ in 0..ROUNDS {

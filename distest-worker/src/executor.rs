@@ -7,6 +7,7 @@
 //! does: it is never a test's failure.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use tokio::task::JoinHandle;
 
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSignal, Exit, Leak, LossReason, Network, ProgressLine, SlotId, Stream,
-    Streams, Usage,
+    AttemptId, AttemptSignal, Exit, Forward, Leak, LossReason, Network, ProgressLine, SlotId,
+    Stream, Streams, Usage,
 };
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
@@ -70,6 +71,18 @@ pub struct SpawnRequest {
     /// What of the network it sees. Where one that sees the machine's follows one that had its
     /// own, it gets another sandbox, too.
     pub network: Network,
+    /// Services that it finds in a network of its own. Unix sockets only if they are among those
+    /// of the sandbox ([`Enclosure::sockets`]), and none where there is no sandbox.
+    pub forwards: Vec<Forward>,
+}
+
+/// A socket that listens where an attempt looks for a service.
+#[derive(Debug)]
+pub struct Listener {
+    /// Which service.
+    pub forward: Forward,
+    /// In the attempt's network or sandbox, whoever holds it.
+    pub socket: OwnedFd,
 }
 
 /// What a slot is told to do.
@@ -108,6 +121,8 @@ pub enum SlotEvent {
         slot: SlotId,
         /// Which.
         attempt: AttemptId,
+        /// Where it looks for what [`SpawnRequest::forwards`] names. To be closed when it ends.
+        listeners: Vec<Listener>,
     },
     /// The attempt's process could not be started.
     CouldNotSpawn {

@@ -81,6 +81,8 @@ pub struct Hello {
     pub private_network: bool,
     /// Why it doesn't, in words; empty if it knows nothing of that.
     pub private_network_lack: String,
+    /// Whether a worker carries connections of such attempts to services of the client's.
+    pub forwards: bool,
 }
 
 /// Why there is no connection.
@@ -204,6 +206,7 @@ impl Hello {
             tools: Vec::new(),
             private_network: false,
             private_network_lack: String::new(),
+            forwards: false,
         }
     }
 }
@@ -225,6 +228,7 @@ impl Default for Hello {
             tools: Vec::new(),
             private_network: false,
             private_network_lack: String::new(),
+            forwards: false,
         }
     }
 }

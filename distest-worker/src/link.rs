@@ -6,8 +6,8 @@
 //!
 //! What callers may rely on:
 //! - **Small things overtake large ones.** Control messages go before bulk ([`Worker::put`],
-//!   [`Worker::stdin`], [`Client::output`], answers of [`Client::fetch`], and any message over
-//!   16 KiB), and no more bulk is under way than the link carries in about 60 ms, so a heartbeat
+//!   [`Worker::stdin`], [`Client::output`], [`Client::forward_write`], answers of [`Client::fetch`]
+//!   and [`Client::forward_read`], and any message over 16 KiB), and no more bulk is under way than the link carries in about 60 ms, so a heartbeat
 //!   passes an upload.
 //! - **Bulk keeps its order.** Calls that are bulk by their method arrive in the order in which
 //!   they were first polled ([`Pipeline`] does that), and every handler runs in the order of
@@ -23,6 +23,8 @@
 //! [`Worker::stdin`]: crate::protocol::Worker::stdin
 //! [`Client::output`]: crate::protocol::Client::output
 //! [`Client::fetch`]: crate::protocol::Client::fetch
+//! [`Client::forward_read`]: crate::protocol::Client::forward_read
+//! [`Client::forward_write`]: crate::protocol::Client::forward_write
 
 pub mod codec;
 mod frame;

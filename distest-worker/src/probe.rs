@@ -115,6 +115,7 @@ fn example(host: &Host, folder: &Path) -> io::Result<Enclosure> {
         hidden: host.hidden.clone(),
         shown: host.shown.clone(),
         home: host.home.clone(),
+        sockets: Vec::new(),
         writes_bytes_max: host.writes_bytes_max,
         check,
     })

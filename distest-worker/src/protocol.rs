@@ -20,6 +20,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 
+mod forward;
+
+pub use forward::{
+    FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX, Forward, ForwardedId, ForwardedPiece,
+    SOCKET_PATH_BYTES_MAX,
+};
+
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes of a test's stdout or stderr that travel inside [`Report::Finished`]; more goes
@@ -95,6 +102,17 @@ pub trait Client {
     /// The next piece of a file that tests created or changed, in order per file. Only for clients
     /// that asked for it by [`SessionSpec::collect`].
     async fn collect(piece: CollectedPiece) -> Result<(), Refusal>;
+    /// Opens a connection to one of [`SessionSpec::forwards`]. This and what follows only for
+    /// clients that declared some.
+    async fn forward_open(connection: ForwardedId, forward: Forward) -> Result<(), Refusal>;
+    /// Takes what an attempt wrote, in order per connection; answered when the service has taken
+    /// it. At most [`FORWARD_PIECES_MAX`] of a connection are under way.
+    async fn forward_write(piece: ForwardedPiece) -> Result<(), Refusal>;
+    /// What the service writes next, at most [`CHUNK_BYTES_MAX`] bytes: answered when there is
+    /// something; empty when it writes no more. At most one of a connection is under way.
+    async fn forward_read(connection: ForwardedId) -> Result<Bytes, Refusal>;
+    /// Ends a connection, in whatever state it is.
+    async fn forward_close(connection: ForwardedId) -> ();
 }
 
 /// Answer to a heartbeat.
@@ -130,6 +148,9 @@ pub struct SessionSpec {
     /// Patterns of files that are to come back when tests create or change them, see
     /// [`crate::globs`]. Relative ones start at each of `roots`.
     pub collect: Vec<String>,
+    /// Services of the client's that attempts with a network of their own find where they are on
+    /// the client: at most [`FORWARDS_MAX`]. A worker that can do this says so in its greeting.
+    pub forwards: Vec<Forward>,
 }
 
 /// Which attempts of a slot share what they write into the client's tree and private folders,

@@ -236,6 +236,7 @@ impl At {
             hidden: hidden.clone(),
             shown: shown.clone(),
             home: home.clone(),
+            sockets: Vec::new(),
             writes_bytes_max: *writes_bytes_max,
             check: None,
         }

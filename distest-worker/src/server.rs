@@ -2,7 +2,8 @@
 //!
 //! Three parts, one way: [`handler`] takes the client's calls in the order in which they arrive and
 //! hands them on; [`driver`] owns the session and performs its effects on slots; [`outbox`] brings
-//! reports and output to the client. What only concerns files ([`files`]) never passes the driver.
+//! reports and output to the client. What only concerns files ([`files`]) never passes the driver,
+//! nor do the bytes of forwarded connections ([`forward`]).
 //!
 //! [`protocol::Worker`]: crate::protocol::Worker
 
@@ -10,6 +11,7 @@ mod collect;
 mod driver;
 mod environment;
 mod files;
+mod forward;
 mod handler;
 mod layers;
 mod machine_slot;
@@ -138,6 +140,7 @@ impl WorkerShared {
                 Ok(()) => String::new(),
                 Err(lack) => lack.reason.clone(),
             },
+            forwards: true,
             ..Hello::new(Role::Worker, &*self.config.name)
         }
     }

@@ -27,10 +27,12 @@ use nix::unistd::Pid;
 use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
 use crate::sandbox::changes::is_nearly_full;
 use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle};
+use listen::Places;
 use processes::{descendants, kill_all};
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
 
 mod launch;
+mod listen;
 pub(crate) mod processes;
 mod reap;
 pub(crate) mod wire;
@@ -110,6 +112,8 @@ struct Attempt {
     end: Option<(Exit, Duration)>,
     stage: Stage,
     left: Vec<String>,
+    /// Where it finds the client's services.
+    _places: Places,
 }
 
 /// How far clearing up is.
@@ -203,12 +207,23 @@ impl Zygote {
                     let (step, errno) = (SpawnStep::Network, obstacle.errno);
                     return self.answer(&Answer::CouldNotSpawn { step, errno });
                 }
+                let (listeners, places) =
+                    match listen::listen(&spawn.forwards, self.entered.as_ref()) {
+                        Ok(listening) => listening,
+                        Err(errno) => {
+                            let (step, errno) = (SpawnStep::Forward, errno as i32);
+                            return self.answer(&Answer::CouldNotSpawn { step, errno });
+                        }
+                    };
                 let started = Instant::now();
                 match launch::launch(&spawn, descriptors) {
                     Ok(pid) => {
-                        self.current = Some(Attempt::new(&spawn, pid, started));
+                        self.current = Some(Attempt::new(&spawn, pid, started, places));
                         let pid = (!is_first_process()).then_some(pid.as_raw());
-                        self.answer(&Answer::Spawned { pid })?;
+                        let descriptors: Vec<RawFd> =
+                            listeners.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
+                        let forwards = listeners.iter().map(|(number, _)| *number).collect();
+                        self.answer_with(&Answer::Spawned { pid, forwards }, &descriptors)?;
                     }
                     Err((step, errno)) => {
                         self.answer(&Answer::CouldNotSpawn { step, errno: errno as i32 })?;
@@ -263,9 +278,9 @@ impl Zygote {
         };
         match enclosure::enter(enclosure, leave_socket) {
             Ok(entered) => {
-                let descriptor = Some(entered.written.as_raw_fd());
+                let descriptor = entered.written.as_raw_fd();
                 self.entered = Some(entered);
-                self.answer_with(&Answer::Entered, descriptor)
+                self.answer_with(&Answer::Entered, &[descriptor])
             }
             Err(obstacle) => self.refuse(obstacle),
         }
@@ -354,14 +369,14 @@ impl Zygote {
     }
 
     fn answer(&mut self, answer: &Answer) -> io::Result<()> {
-        self.answer_with(answer, None)
+        self.answer_with(answer, &[])
     }
 
-    fn answer_with(&mut self, answer: &Answer, descriptor: Option<RawFd>) -> io::Result<()> {
+    fn answer_with(&mut self, answer: &Answer, descriptors: &[RawFd]) -> io::Result<()> {
         if self.closing {
             return Ok(());
         }
-        if wire::send_answer(socket(), &wire::encode(answer)?, descriptor).is_err() {
+        if wire::send_answer(socket(), &wire::encode(answer)?, descriptors).is_err() {
             self.close();
         }
         Ok(())
@@ -369,7 +384,7 @@ impl Zygote {
 }
 
 impl Attempt {
-    fn new(spawn: &wire::Spawn, pid: Pid, started: Instant) -> Self {
+    fn new(spawn: &wire::Spawn, pid: Pid, started: Instant, places: Places) -> Self {
         Self {
             id: spawn.attempt,
             pid,
@@ -379,6 +394,7 @@ impl Attempt {
             end: None,
             stage: Stage::Running,
             left: Vec::new(),
+            _places: places,
         }
     }
 

@@ -3,16 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::executor::{
-    ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    ExecutorOptions, Listener, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::probe::probe;
-use distest_worker::protocol::{AttemptId, Exit, Network, SlotId, Streams};
+use distest_worker::protocol::{AttemptId, Exit, Forward, Network, SlotId, Streams};
 use distest_worker::sandbox::changes::ChangeKind;
 use distest_worker::sandbox::enclosure::Enclosure;
 use distest_worker::sandbox::host::Host;
@@ -23,6 +24,14 @@ use tokio::sync::mpsc;
 const SLOT: SlotId = SlotId(0);
 const PATIENCE: Duration = Duration::from_secs(60);
 const WRITES_BYTES_MAX: u64 = 8 << 20;
+/// Where a client's services listen: in folders that exist here or don't, can be written or not.
+const SOCKETS: [&str; 5] = [
+    "/etc/distest-test.sock",
+    "/nowhere/at all/proj/of the tree.sock",
+    "/run/distest test/a folder/s",
+    "/srv of nobody/s",
+    "/tmp/a folder/s",
+];
 
 struct Rig {
     dir: tempfile::TempDir,
@@ -31,6 +40,9 @@ struct Rig {
     attempts: u64,
     /// What attempts see from now on.
     network: Network,
+    forwards: Vec<Forward>,
+    /// Where the attempt before looked for services.
+    listeners: Vec<Listener>,
 }
 
 /// A slot at one level; the client's root `/nowhere/at all/proj` holds a file and a script.
@@ -63,6 +75,7 @@ fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
         hidden: host.hidden,
         shown: host.shown,
         home: host.home,
+        sockets: SOCKETS.map(PathBuf::from).to_vec(),
         writes_bytes_max: WRITES_BYTES_MAX,
         check: None,
     };
@@ -75,7 +88,8 @@ fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
         };
         let (sender, events) = mpsc::channel(16);
         let slots = Slots::start(1, options, sender);
-        let mut rig = Rig { dir, slots, events, attempts: 0, network: Network::Host };
+        let (network, forwards, listeners) = (Network::Host, Vec::new(), Vec::new());
+        let mut rig = Rig { dir, slots, events, attempts: 0, network, forwards, listeners };
         tokio::time::timeout(PATIENCE, test(&mut rig)).await.expect("the test hangs");
         tokio::time::timeout(PATIENCE, rig.slots.end()).await.expect("the slot doesn't end");
     });
@@ -103,12 +117,17 @@ impl Rig {
             leak_timeout: Duration::from_millis(50),
             layer,
             network: self.network,
+            forwards: self.forwards.clone(),
         };
         self.slots.command(SLOT, SlotCommand::Spawn(Box::new(request)));
         loop {
             match self.events.recv().await.unwrap() {
                 SlotEvent::Exited(exit) => return *exit,
-                SlotEvent::Ready { .. } | SlotEvent::Spawned { .. } => {}
+                SlotEvent::Spawned { listeners, .. } => {
+                    self.listeners = listeners;
+                    self.listeners.iter().for_each(answer_once);
+                }
+                SlotEvent::Ready { .. } => {}
                 other => panic!("{other:?} instead of an exit"),
             }
         }
@@ -125,6 +144,18 @@ impl Rig {
     fn outside(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
+}
+
+/// Answers the next line that comes in at a port, before it is closed.
+fn answer_once(listener: &Listener) {
+    let Forward::Port(_) = listener.forward else { return };
+    let listener = TcpListener::from(listener.socket.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let (mut stream, _) = listener.accept().unwrap();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        write!(stream, "heard {line}").unwrap();
+    });
 }
 
 fn text(capture: &distest_worker::output::Capture) -> String {
@@ -278,5 +309,34 @@ fn an_attempt_has_a_network_of_its_own_if_it_is_to() {
         assert!(addresses.contains("127.0.0.1"), "{level}: {addresses}");
         rig.network = Network::Host;
         assert_eq!(rig.output(1, INTERFACES).await, of_host, "{level}: and back");
+    });
+}
+
+#[test]
+fn services_are_where_an_attempt_looks_and_nowhere_once_it_has_ended() {
+    let sockets = |test: &str| {
+        let tests = SOCKETS.map(|path| format!("{test} '{path}' || echo 'not so: {path}'"));
+        tests.join("\n")
+    };
+    let call = "bash -c 'for host in 127.0.0.1 ::1; do exec 3<>/dev/tcp/$host/42; \
+                echo $host >&3; read -r answer <&3; echo $answer; done'";
+    at_each_level(async |rig, level| {
+        assert_eq!(rig.output(1, &sockets("test ! -e")).await, "", "{level}");
+        rig.network = Network::Private;
+        let forwards = SOCKETS.map(|path| Forward::Socket(path.into()));
+        rig.forwards = [&forwards[..], &[Forward::Port(42)]].concat();
+        for attempt in 0..2 {
+            let told = rig.output(1, &format!("{}\n{call}", sockets("test -S"))).await;
+            assert_eq!(told, "heard 127.0.0.1\nheard ::1\n", "{level}, attempt {attempt}");
+            // One for each socket, and two for the port.
+            let named = rig.listeners.iter().map(|listener| listener.forward.clone());
+            let expected = [&rig.forwards[..], &[Forward::Port(42)]].concat();
+            assert_eq!(named.collect::<Vec<_>>(), expected, "{level}");
+        }
+        // What it finds is its own to remove; the next one's is there all the same.
+        rig.output(1, "rm '/tmp/a folder/s' && mkdir -p '/tmp/a folder/x'").await;
+        assert_eq!(rig.output(1, &sockets("test -S")).await, "", "{level}");
+        rig.forwards.clear();
+        assert_eq!(rig.output(1, &sockets("test ! -e")).await, "", "{level}");
     });
 }

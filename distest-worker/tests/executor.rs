@@ -70,6 +70,7 @@ impl Rig {
             leak_timeout: Duration::from_millis(200),
             layer: 0,
             network: Network::Host,
+            forwards: Vec::new(),
         }
     }
 

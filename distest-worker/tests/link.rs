@@ -105,6 +105,20 @@ impl Client for TestClient {
     async fn fetch(self, _: Context, _: Digest, offset: u64) -> Result<Bytes, Refusal> {
         Ok(offset.to_string().into())
     }
+
+    async fn forward_open(self, _: Context, _: ForwardedId, _: Forward) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Forbidden, "nothing is forwarded here"))
+    }
+
+    async fn forward_write(self, _: Context, _: ForwardedPiece) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Closed, "nothing is forwarded here"))
+    }
+
+    async fn forward_read(self, _: Context, _: ForwardedId) -> Result<Bytes, Refusal> {
+        Err(Refusal::new(RefusalKind::Closed, "nothing is forwarded here"))
+    }
+
+    async fn forward_close(self, _: Context, _: ForwardedId) {}
 }
 
 struct Ends {

@@ -53,6 +53,20 @@ impl Client for Listener {
     async fn fetch(self, _: Context, _: Digest, _: u64) -> Result<Bytes, Refusal> {
         Err(Refusal::new(RefusalKind::Invalid, "nothing is offered here"))
     }
+
+    async fn forward_open(self, _: Context, _: ForwardedId, _: Forward) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Forbidden, "nothing is forwarded here"))
+    }
+
+    async fn forward_write(self, _: Context, _: ForwardedPiece) -> Result<(), Refusal> {
+        Err(Refusal::new(RefusalKind::Closed, "nothing is forwarded here"))
+    }
+
+    async fn forward_read(self, _: Context, _: ForwardedId) -> Result<Bytes, Refusal> {
+        Err(Refusal::new(RefusalKind::Closed, "nothing is forwarded here"))
+    }
+
+    async fn forward_close(self, _: Context, _: ForwardedId) {}
 }
 
 struct Peer {

@@ -96,6 +96,7 @@ const FLAGS: &[&str] = &[
     "--on=name",
     "--local-slots=0",
     "--local-slots=auto",
+    "--forward=5432",
     "--collect=*.snap.new",
     "--doc",
     "--junit=junit.xml",

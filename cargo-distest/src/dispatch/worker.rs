@@ -73,10 +73,12 @@ impl Connected {
     }
 
     pub(super) fn traits(&self) -> Traits {
+        let Connection { hello, embedded, forwards, .. } = &self.connection;
         Traits {
-            embedded: self.connection.embedded,
-            labels: self.connection.hello.labels.clone(),
-            private_network_lack: suits::private_network_lack(&self.connection.hello),
+            embedded: *embedded,
+            labels: hello.labels.clone(),
+            private_network_lack: suits::private_network_lack(hello),
+            forward_lack: suits::forward_lack(hello, *embedded, forwards),
             ..Traits::default()
         }
     }

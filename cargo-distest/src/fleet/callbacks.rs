@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use distest_worker::digest::Digest;
-use distest_worker::protocol::{Client, CollectedPiece, OutputChunk, Refusal, RefusalKind, Report};
+use distest_worker::protocol::{
+    Client, CollectedPiece, Forward, ForwardedId, ForwardedPiece, OutputChunk, Refusal,
+    RefusalKind, Report,
+};
 use tarpc::context::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use super::FleetMessage;
+use super::forward::Forwards;
 use crate::collect::Collector;
 use crate::model::WorkerId;
 
@@ -18,6 +22,7 @@ pub(super) struct Callbacks {
     pub(super) worker: WorkerId,
     pub(super) messages: mpsc::Sender<FleetMessage>,
     pub(super) collector: Arc<Collector>,
+    pub(super) forwards: Arc<Forwards>,
 }
 
 impl Callbacks {
@@ -52,5 +57,26 @@ impl Client for Callbacks {
         // Blobs are pushed to workers before they are needed; nothing is offered for fetching.
         let message = format!("this client offers no blob {digest}");
         Err(Refusal::new(RefusalKind::MissingBlob, message))
+    }
+
+    async fn forward_open(
+        self,
+        _: Context,
+        connection: ForwardedId,
+        forward: Forward,
+    ) -> Result<(), Refusal> {
+        self.forwards.open(connection, &forward).await
+    }
+
+    async fn forward_write(self, _: Context, piece: ForwardedPiece) -> Result<(), Refusal> {
+        self.forwards.write(piece).await
+    }
+
+    async fn forward_read(self, _: Context, connection: ForwardedId) -> Result<Bytes, Refusal> {
+        self.forwards.read(connection).await
+    }
+
+    async fn forward_close(self, _: Context, connection: ForwardedId) {
+        self.forwards.close(connection);
     }
 }

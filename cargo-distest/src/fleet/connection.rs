@@ -8,7 +8,7 @@ use std::time::Duration;
 use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
-use distest_worker::protocol::{Client, OsText, SessionSpec, WorkerClient};
+use distest_worker::protocol::{Client, Forward, OsText, SessionSpec, WorkerClient};
 use distest_worker::tls;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::callbacks::Callbacks;
+use super::forward::Forwards;
 use super::keys::Place;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
 use crate::model::WorkerId;
@@ -38,6 +39,8 @@ pub struct Connection {
     pub embedded: bool,
     /// What it says of itself.
     pub hello: Arc<Hello>,
+    /// Services of ours that its tests are to find, if they have a network of their own.
+    pub forwards: Vec<Forward>,
     /// How it recreates the client's paths.
     pub paths: Arc<PathsThere>,
     /// From a request to its answer.
@@ -181,11 +184,14 @@ impl Open {
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
         let collector = Arc::clone(&fleet.shared.facts.collector);
-        let callbacks = Callbacks { worker: self.id, messages: messages.clone(), collector };
+        let facts = &fleet.shared.facts;
+        let notices = Arc::clone(&fleet.shared.notices);
+        let forwards = Forwards::new(&theirs.name, &facts.forwards, notices);
+        let callbacks =
+            Callbacks { worker: self.id, messages: messages.clone(), collector, forwards };
         let (worker, link) = link::client_end(stream, move |context, request| {
             callbacks.clone().serve().serve(context, request)
         });
-        let facts = &fleet.shared.facts;
         let spec = SessionSpec {
             run: facts.run.run.clone(),
             slots: self.slots,
@@ -195,6 +201,7 @@ impl Open {
             env: fleet.environment(embedded),
             writes: facts.writes,
             collect: if embedded { Vec::new() } else { facts.collect.clone() },
+            forwards: facts.forwards.clone(),
         };
         let asked = Instant::now();
         let ready = worker
@@ -213,6 +220,7 @@ impl Open {
             slots: ready.slots,
             embedded,
             hello: Arc::new(theirs),
+            forwards: facts.forwards.clone(),
             paths: Arc::new(PathsThere {
                 roots: facts.roots.clone(),
                 level: ready.sandbox_level,

@@ -27,7 +27,7 @@ use crate::event::{
 use crate::failure::{ExitCode, Failure};
 use crate::model::{AttemptResult, ListedCase, TestCase, TestIndex, TestName, Verdict, WorkerId};
 use crate::plan;
-use crate::runner::{SOCKET_VARIABLE, Server};
+use crate::runner::{SOCKET_VARIABLE, Server, Surroundings};
 use crate::settings::{Doctests, MaxFail, RunIgnored};
 use crate::shard::{self, Candidate};
 use crate::testenv;
@@ -191,8 +191,8 @@ impl Serving {
         };
         let fleet = line.settings.fleet.clone();
         let (travel, copies) = (line.travel.clone(), Arc::clone(&line.copies));
-        let network = line.settings.constraints.network.into();
-        let server = Server::of(fleet, &line.workspace, travel, copies, network)?;
+        let surroundings = Surroundings::of(&line.settings.constraints);
+        let server = Server::of(fleet, &line.workspace, travel, copies, surroundings)?;
         let server = Arc::new(server);
         // Nobody else can enter it.
         let folder = tempfile::Builder::new().prefix("distest-").tempdir().map_err(fail)?;

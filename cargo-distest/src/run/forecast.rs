@@ -161,6 +161,7 @@ fn work(planned: &[Planned]) -> Vec<(Task, Duration)> {
             needs.requires = BTreeMap::new();
             needs.place = crate::scheduler::Place::Any;
             needs.private_network = false;
+            needs.forwards = false;
             needs.into()
         });
     }

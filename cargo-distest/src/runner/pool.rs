@@ -16,6 +16,7 @@ use crate::fleet::{Connection, Fleet, FleetMessage, SessionFacts};
 use crate::model::{Triple, WorkerId};
 use crate::settings::FleetSettings;
 use crate::ship::{ShipError, Shipper};
+use crate::suits;
 use crate::tree::Tree;
 
 /// Workers with open sessions. Dropping it ends the sessions.
@@ -182,8 +183,10 @@ impl State {
             (1000 * running / member.connection.slots.max(1) as usize, id)
         };
         let fits = |member: &&Arc<Member>| {
-            let Connection { hello, embedded, .. } = &member.connection;
-            let connected = network == Network::Host || hello.private_network;
+            let Connection { hello, embedded, forwards, .. } = &member.connection;
+            let own =
+                hello.private_network && suits::forward_lack(hello, *embedded, forwards).is_none();
+            let connected = network == Network::Host || own;
             connected && (*embedded || *hello.target == *triple.0)
         };
         self.members.values().filter(fits).min_by_key(load).cloned()
@@ -248,6 +251,8 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
                 let said = Said::Output(chunk.stream, chunk.data, taken);
                 state.tell(worker, chunk.attempt, said);
             }
+            // What it is about is seen by whoever called.
+            FleetMessage::Notice { .. } => {}
             FleetMessage::Gone { worker, reason, .. } => state.lose(worker, &reason),
         }
         drop(state);

@@ -5,14 +5,13 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use distest_worker::protocol::Network;
 use nix::unistd::geteuid;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, watch};
 
 use super::call;
-use super::site::{Place, Site};
+use super::site::{Place, Site, Surroundings};
 use super::wire::{Call, FromShim, GREETING, Refused, ToShim};
 use crate::compile::Workspace;
 use crate::failure::Failure;
@@ -52,9 +51,9 @@ impl Server {
         workspace: &Workspace,
         travel: Travel,
         copies: Arc<Copies>,
-        network: Network,
+        surroundings: Surroundings,
     ) -> Result<Self, Failure> {
-        let site = Site::of(workspace, travel, copies, network)?;
+        let site = Site::of(workspace, travel, copies, surroundings)?;
         Ok(Self::with(settings, Sites::One(Arc::new(site))))
     }
 

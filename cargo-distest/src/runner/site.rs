@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use distest_worker::globs::Globs;
-use distest_worker::protocol::{Network, OsText, TreeNode};
+use distest_worker::protocol::{Forward, Network, OsText, TreeNode};
 use tokio::sync::Mutex;
 
 use super::pack::Packer;
@@ -18,7 +18,8 @@ use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, SessionFacts};
 use crate::model::Triple;
 use crate::settings::{
-    self, ConfigFiles, Facts, FleetSettings, LocalSlots, Settings, TravelSettings,
+    self, ConfigFiles, ConstraintSettings, Facts, FleetSettings, LocalSlots, Settings,
+    TravelSettings,
 };
 use crate::testenv::RunFacts;
 use crate::travel::Travel;
@@ -44,10 +45,17 @@ pub(super) struct Site {
     copies: Arc<Copies>,
     pub(super) target_dir: PathBuf,
     host: Triple,
-    /// What of the network executables see.
-    network: Network,
+    surroundings: Surroundings,
     current: Mutex<Option<Current>>,
     pass: Globs,
+}
+
+/// What of the network executables see.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    network: Network,
+    /// Services of this machine's, in a network of their own.
+    forwards: Vec<Forward>,
 }
 
 /// What tells one site from another, before cargo has been asked.
@@ -138,6 +146,14 @@ fn modified(folder: &Path) -> Option<SystemTime> {
     std::fs::metadata(folder).and_then(|metadata| metadata.modified()).ok()
 }
 
+impl Surroundings {
+    /// Those of tests that no override says anything of.
+    pub fn of(constraints: &ConstraintSettings) -> Self {
+        let ConstraintSettings { network, forwards, .. } = constraints;
+        Self { network: (*network).into(), forwards: forwards.clone() }
+    }
+}
+
 impl Site {
     /// The site of a package's folder: its workspace, and where the executable is to run.
     pub(super) async fn find(
@@ -180,7 +196,7 @@ impl Site {
         let copies = copies(&workspace.target_dir);
         let travel = Travel::new(travel, &workspace)?;
         // What is run here is no test, as far as we know.
-        let mut site = Self::of(&workspace, travel, copies, Network::Host)?;
+        let mut site = Self::of(&workspace, travel, copies, Surroundings::default())?;
         if !site.holds(cwd) && may_be_hidden(cwd) {
             site.roots.push(cwd.as_path().into());
         }
@@ -192,7 +208,7 @@ impl Site {
         workspace: &Workspace,
         travel: Travel,
         copies: Arc<Copies>,
-        network: Network,
+        surroundings: Surroundings,
     ) -> Result<Self, Failure> {
         Ok(Self {
             roots: travel.session_roots(workspace),
@@ -202,7 +218,7 @@ impl Site {
             copies,
             target_dir: workspace.target_dir.clone(),
             host: workspace.host.clone(),
-            network,
+            surroundings,
             current: Mutex::default(),
         })
     }
@@ -222,14 +238,14 @@ impl Site {
             host: Triple::new(
                 distest_worker::hello::Hello::new(distest_worker::hello::Role::Client, "").target,
             ),
-            network: Network::Host,
+            surroundings: Surroundings::default(),
             current: Mutex::default(),
         })
     }
 
     /// What of the network executables see.
     pub(super) fn network(&self) -> Network {
-        self.network
+        self.surroundings.network
     }
 
     /// Variables that the user wants to travel.
@@ -331,7 +347,8 @@ impl Site {
             pass: Globs::default(),
             bare: true,
             writes: distest_worker::protocol::Writes::default(),
-            private_networks: self.network == Network::Private,
+            private_networks: self.network() == Network::Private,
+            forwards: self.surroundings.forwards.clone(),
             collect: Vec::new(),
             collector: Arc::new(Collector::nothing()),
         }

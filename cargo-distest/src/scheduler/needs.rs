@@ -46,6 +46,8 @@ pub struct Needs {
     pub place: Place,
     /// A network of its own.
     pub private_network: bool,
+    /// Services of the client's in it.
+    pub forwards: bool,
     /// Higher goes first; 0 is usual, below 0 waits for all others.
     pub priority: i8,
 }
@@ -59,6 +61,7 @@ impl Default for Needs {
             requires: BTreeMap::new(),
             place: Place::Any,
             private_network: false,
+            forwards: false,
             priority: 0,
         }
     }
@@ -73,6 +76,8 @@ pub struct Traits {
     pub labels: Labels,
     /// Why it can't give a test a network of its own; none if it can.
     pub private_network_lack: Option<String>,
+    /// Why a test there can't find services of the client's; none if it can.
+    pub forward_lack: Option<String>,
     /// How fast it is known to be, in percent of what tests are expected to take; 0: not known.
     pub speed_percent: u32,
 }
@@ -91,6 +96,8 @@ pub enum Mismatch {
     },
     /// It can't give a test a network of its own, and why.
     Network(String),
+    /// Tests there can't find services of the client's, and why.
+    Forward(String),
 }
 
 impl Needs {
@@ -115,6 +122,9 @@ impl Needs {
         if let (true, Some(lack)) = (self.private_network, &traits.private_network_lack) {
             missing.push(Mismatch::Network(lack.clone()));
         }
+        if let (true, Some(lack)) = (self.forwards, &traits.forward_lack) {
+            missing.push(Mismatch::Forward(lack.clone()));
+        }
         missing
     }
 
@@ -133,6 +143,7 @@ impl std::fmt::Display for Mismatch {
             }
             Self::Label { required, has: None } => write!(f, "it has no label {required}"),
             Self::Network(lack) => write!(f, "it can't give a test a network of its own: {lack}"),
+            Self::Forward(lack) => write!(f, "it can't forward the client's services: {lack}"),
         }
     }
 }
@@ -147,7 +158,8 @@ impl std::fmt::Display for Needs {
         };
         let labels = self.requires.iter().map(|(label, value)| format!("{label}={value}"));
         let network = self.private_network.then(|| "network = \"private\"".to_owned());
-        let all: Vec<_> = place.into_iter().chain(labels).chain(network).collect();
+        let forwards = self.forwards.then(|| "forward".to_owned());
+        let all: Vec<_> = place.into_iter().chain(labels).chain(network).chain(forwards).collect();
         write!(f, "{}", all.join(", "))
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use distest_worker::protocol;
+use distest_worker::protocol::{self, FORWARDS_MAX, Forward};
 
 use super::layer::parse_choice;
 use super::reader::node::Node;
@@ -20,6 +20,8 @@ pub struct ConstraintSettings {
     pub overrides: Vec<Override>,
     /// The profile's `network`: where overrides say nothing else.
     pub network: Network,
+    /// Services of this machine's that tests with a network of their own find in it.
+    pub forwards: Vec<Forward>,
 }
 
 /// What of the network tests see.
@@ -172,6 +174,44 @@ pub(super) fn read_overrides(
     Ok(overrides)
 }
 
+/// Reads a profile's `forward`.
+pub(super) fn read_forwards(node: &Node<'_>) -> Result<Vec<Forward>, Failure> {
+    let mut forwards = Vec::new();
+    for item in node.items()? {
+        let port = |number: i64| u16::try_from(number).ok().filter(|port| *port > 0);
+        let forward = item.number_or(
+            |number| port(number).map(Forward::Port),
+            str::parse,
+            "a port from 1 to 65535 or the absolute path of a Unix socket",
+        )?;
+        if forwards.contains(&forward) {
+            return Err(item.wrong(&format!("each service once, and `{forward}` is there before")));
+        }
+        forwards.push(forward);
+    }
+    if forwards.len() > FORWARDS_MAX {
+        return Err(node.wrong(&format!("at most {FORWARDS_MAX} services")));
+    }
+    Ok(forwards)
+}
+
+/// What the profile forwards and what flags add to it.
+pub(super) fn forwards(profile: &[Forward], flags: &[Forward]) -> Result<Vec<Forward>, Failure> {
+    let usage = |what: String| Failure::new(ExitCode::Usage, what);
+    for (place, forward) in flags.iter().enumerate() {
+        if flags[..place].contains(forward) {
+            return Err(usage(format!("`--forward {forward}` is given twice")).hint("keep one"));
+        }
+    }
+    let mut all = profile.to_vec();
+    all.extend(flags.iter().filter(|forward| !profile.contains(forward)).cloned());
+    if all.len() > FORWARDS_MAX {
+        let what = format!("{} services are to be forwarded, more than {FORWARDS_MAX}", all.len());
+        return Err(usage(what).hint("leave some out"));
+    }
+    Ok(all)
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (label, value) = text
         .split_once('=')
@@ -187,6 +227,12 @@ pub(super) fn check(
     local_slots: LocalSlots,
 ) -> Result<(), Failure> {
     let wrong = |what: String, hint: &str| Err(Failure::new(ExitCode::Setup, what).hint(hint));
+    if !constraints.forwards.is_empty() && !constraints.may_be_private() {
+        return wrong(
+            "the profile says forward, and network = \"host\" for all tests".to_owned(),
+            "leave `network` out: a test finds what is forwarded in a network of its own",
+        );
+    }
     for it in &constraints.overrides {
         let tests = format!("the override for `{}`", it.filter);
         if let Some(group) = it.group.as_ref().filter(|group| *group != GLOBAL)
@@ -237,6 +283,7 @@ mod tests {
             groups: config.groups,
             overrides: overrides.unwrap_or_default(),
             network: Network::Host,
+            forwards: Vec::new(),
         })
     }
 
@@ -285,6 +332,52 @@ mod tests {
         assert!(refused("local-only = true\nrequires = ['a=b']", true, auto).contains("labels"));
         assert!(refused("local-only = true", true, LocalSlots::Count(0)).contains("local slots"));
         assert!(refused("remote-only = true", false, auto).contains("no worker is given"));
+    }
+
+    #[test]
+    fn services_are_read_once_each_and_flags_add_to_them() {
+        let read = |list: &str| {
+            let text = format!("[profile.default]\nforward = {list}\n");
+            let file = ConfigText { path: "distest.toml".into(), text };
+            let config = reader::read(&file, Dialect::Distest)?;
+            Ok::<_, Failure>(config.profiles["default"].layer.forward.clone().unwrap_or_default())
+        };
+        let socket = Forward::Socket("/run/db.sock".into());
+        let profile = read("[5432, '6379', '/run/db.sock']").expect("valid");
+        assert_eq!(profile, [Forward::Port(5432), Forward::Port(6379), socket.clone()]);
+        for (list, why) in [
+            ("[0]", "from 1 to 65535"),
+            ("[65536]", "from 1 to 65535"),
+            ("[-1]", "from 1 to 65535"),
+            ("['db.sock']", "absolute path"),
+            ("['/run/../db.sock']", "without"),
+            ("[5432, '5432']", "there before"),
+            ("5432", "an array"),
+            ("[true]", "a port"),
+        ] {
+            let failure = read(list).expect_err(list);
+            assert_eq!(failure.code, ExitCode::Setup);
+            assert!(failure.what.starts_with("distest.toml:2: "), "{}", failure.what);
+            assert!(failure.what.contains(why), "{list}: {}", failure.what);
+        }
+
+        let all =
+            forwards(&profile, &[socket.clone(), Forward::Port(80)]).expect("no contradiction");
+        assert_eq!(all[3..], [Forward::Port(80)]);
+        let twice = forwards(&[], &[socket.clone(), socket]).expect_err("twice");
+        assert_eq!(twice.code, ExitCode::Usage);
+        let many: Vec<_> = (1..=FORWARDS_MAX as u16 + 1).map(Forward::Port).collect();
+        assert_eq!(forwards(&[], &many).expect_err("too many").code, ExitCode::Usage);
+    }
+
+    #[test]
+    fn a_forward_needs_a_network_of_its_own() {
+        let mut constraints =
+            ConstraintSettings { forwards: vec![Forward::Port(1)], ..Default::default() };
+        let failure = check(&constraints, true, LocalSlots::Auto).expect_err("nobody finds it");
+        assert!(failure.what.contains("network"), "{}", failure.what);
+        constraints.network = Network::Private;
+        assert!(check(&constraints, true, LocalSlots::Auto).is_ok());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use distest_worker::protocol::Forward;
 
 use super::travel::TravelLayer;
 use super::{
@@ -29,6 +30,7 @@ pub(super) struct Layer {
     pub(super) isolation: Option<Isolation>,
     pub(super) writes: Option<Writes>,
     pub(super) network: Option<Network>,
+    pub(super) forward: Option<Vec<Forward>>,
     pub(super) local_slots: Option<LocalSlots>,
     pub(super) default_filter: Option<String>,
     pub(super) no_tests: Option<NoTests>,
@@ -64,6 +66,7 @@ impl Layer {
             isolation: self.isolation.or(lower.isolation),
             writes: self.writes.or(lower.writes),
             network: self.network.or(lower.network),
+            forward: self.forward.or(lower.forward),
             local_slots: self.local_slots.or(lower.local_slots),
             default_filter: self.default_filter.or(lower.default_filter),
             no_tests: self.no_tests.or(lower.no_tests),

@@ -64,6 +64,7 @@ const PROFILE_KEYS: &[&str] = &[
     "junit",
     "isolation",
     "network",
+    "forward",
     "local-slots",
     "include",
     "exclude",
@@ -168,6 +169,7 @@ fn read_profile(node: &Node<'_>) -> Result<FileProfile, Failure> {
             "junit" => read_junit(&node, layer)?,
             "isolation" if ours => read_isolation(&node, layer)?,
             "network" if ours => layer.network = Some(node.parse(parse_choice)?),
+            "forward" if ours => layer.forward = Some(constraints::read_forwards(&node)?),
             "local-slots" if ours => {
                 layer.local_slots = Some(node.number_or(
                     |number| number.to_string().parse().ok(),

@@ -12,13 +12,13 @@ use super::reader::{self, FileConfig, FileProfile};
 use super::travel::{self, TravelLayer};
 use super::{
     CompileSettings, ConfigFiles, Dialect, Doctests, ExecuteSettings, FleetSettings,
-    HistorySettings, IdentitySettings, Isolation, MaxFail, OutputWhen, ReportSettings, RunIgnored,
-    SelectSettings, Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress, cargo_args,
-    identity,
+    HistorySettings, IdentitySettings, Isolation, MaxFail, Network, OutputWhen, ReportSettings,
+    RunIgnored, SelectSettings, Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress,
+    cargo_args, identity,
 };
 use crate::cli::{
     ConfigArgs, ExecuteArgs, FlakyResult, FleetArgs, HistoryArgs, LibtestArgs, ReportArgs, RunArgs,
-    SelectArgs,
+    SelectArgs, TravelArgs,
 };
 use crate::failure::{ExitCode, Failure};
 
@@ -86,7 +86,7 @@ pub fn resolve(
     let (file_layer, mut warnings) = files.profile(&profile)?;
     let layer = flags_layer(args, facts).or(environment_layer(env, facts)?).or(file_layer);
 
-    let constraints = constraint_settings(&layer, &files);
+    let constraints = constraint_settings(travel, &layer, &files)?;
     let mut settings = Settings {
         constraints,
         compile: compile_settings(args, env),
@@ -125,11 +125,22 @@ fn doctests(args: &RunArgs, files: &Files) -> Doctests {
 }
 
 /// Groups of both files, ours before nextest's; overrides come by profile.
-fn constraint_settings(layer: &Layer, files: &Files) -> ConstraintSettings {
+fn constraint_settings(
+    args: &TravelArgs,
+    layer: &Layer,
+    files: &Files,
+) -> Result<ConstraintSettings, Failure> {
     let mut groups = files.nextest.as_ref().map(|file| file.groups.clone()).unwrap_or_default();
     groups.extend(files.distest.groups.clone());
-    let network = layer.network.unwrap_or_default();
-    ConstraintSettings { groups, overrides: layer.overrides.clone(), network }
+    let profile = layer.forward.as_deref().unwrap_or_default();
+    let forwards = constraints::forwards(profile, &args.forward)?;
+    let network = match layer.network {
+        Some(network) => network,
+        // It is found nowhere else.
+        None if !forwards.is_empty() => Network::Private,
+        None => Network::Host,
+    };
+    Ok(ConstraintSettings { groups, overrides: layer.overrides.clone(), network, forwards })
 }
 
 const DEFAULT_PROFILE: &str = "default";
@@ -219,8 +230,7 @@ impl Files {
 }
 
 fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
-    let RunArgs { select, build: _, execute, fleet, travel: _, report, history: _, config: _ } =
-        args;
+    let RunArgs { select, build: _, execute, fleet, travel, report, history: _, config: _ } = args;
     let max_fail = match (execute.fail_fast, execute.no_fail_fast) {
         (true, _) => Some(MaxFail::Count { failures: 1, immediate: false }),
         (_, true) => Some(MaxFail::All),
@@ -239,7 +249,9 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         global_timeout: execute.global_timeout,
         isolation: execute.isolation,
         writes: None,
-        network: None,
+        // Whoever asks for it by hand means all tests that no override says anything of.
+        network: (!travel.forward.is_empty()).then_some(Network::Private),
+        forward: None,
         local_slots: fleet.local_slots,
         default_filter: None,
         no_tests: select.no_tests,

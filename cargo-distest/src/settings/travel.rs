@@ -89,7 +89,7 @@ impl TravelLayer {
 
 /// Flags add to what the profile says.
 pub(super) fn settings(args: &TravelArgs, layer: &Layer) -> TravelSettings {
-    let TravelArgs { collect } = args;
+    let TravelArgs { forward: _, collect } = args;
     let layer = layer.travel.clone();
     let mut all = layer.collect.unwrap_or_else(|| COLLECT.map(str::to_owned).to_vec());
     all.extend_from_slice(collect);

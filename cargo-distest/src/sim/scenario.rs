@@ -158,6 +158,7 @@ fn needs(random: &mut Random, groups: &[Group]) -> Needs {
             _ => Place::Any,
         },
         private_network: false,
+        forwards: false,
         priority: random.below(5) as i8 - 2,
     }
 }

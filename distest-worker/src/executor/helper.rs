@@ -88,19 +88,20 @@ impl Helper {
         Ok(self.receive_all().await?.0)
     }
 
-    async fn receive_all(&mut self) -> io::Result<(Answer, Option<OwnedFd>)> {
+    /// The same with the descriptors that come with it.
+    pub(super) async fn receive_all(&mut self) -> io::Result<(Answer, Vec<OwnedFd>)> {
         loop {
             let mut ready = self.socket.readable().await?;
             let received =
                 ready.try_io(|socket| wire::receive_answer(socket.as_fd(), &mut self.buffer));
             match received {
                 Ok(Ok((0, _))) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(Ok((length, descriptor))) => {
+                Ok(Ok((length, descriptors))) => {
                     self.life = Life::Heard(Instant::now());
                     // Whenever it comes: it is no answer to anything else.
                     match wire::decode(&self.buffer[..length])? {
                         Answer::Alive => {}
-                        answer => return Ok((answer, descriptor)),
+                        answer => return Ok((answer, descriptors)),
                     }
                 }
                 // Said once when it died with unread requests; what it had answered comes after.
@@ -158,7 +159,8 @@ impl Helper {
         let request = Request::Enter(Box::new(Enclosure::clone(enclosure)));
         self.send(&request, &[]).await.map_err(|error| format!("could not ask it: {error}"))?;
         match self.receive_all().await {
-            Ok((Answer::Entered, Some(written))) => {
+            Ok((Answer::Entered, mut descriptors)) => {
+                let written = descriptors.pop().ok_or("it entered a sandbox and kept it")?;
                 let written = Arc::new(Written::new(written));
                 self.inside = Some(Inside { layer, written, spent: false });
                 Ok(())

@@ -30,6 +30,7 @@ pub(super) fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
         args: args.into(),
         env: env.into(),
         network: request.network,
+        forwards: request.forwards.clone(),
     })
 }
 
@@ -44,6 +45,11 @@ pub(super) fn explain(request: &SpawnRequest, step: SpawnStep, error: &io::Error
         SpawnStep::Execute => format!("could not start {program}: {error}"),
         SpawnStep::Network => {
             format!("could not make a network of its own to start {program} in: {error}")
+        }
+        SpawnStep::Forward => {
+            let forwards: Vec<_> = request.forwards.iter().map(ToString::to_string).collect();
+            let forwards = forwards.join(", ");
+            format!("could not listen for {program} where it finds {forwards}: {error}")
         }
     };
     let hint = match (step, error.raw_os_error().map(Errno::from_raw)) {

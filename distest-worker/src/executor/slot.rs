@@ -17,7 +17,7 @@ use super::helper::Helper;
 use super::progress::Progress;
 use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
 use super::request::{encode, explain};
-use super::{HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
+use super::{HELPER_DEATHS_MAX, Listener, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
 use crate::output::Capture;
 use crate::protocol::{AttemptId, Leak, LossReason, Network, SlotId, Stream, Streams};
 use crate::sandbox::changes::Written;
@@ -203,7 +203,7 @@ impl Place {
             }
         };
         let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-        match helper.send(&Request::Spawn(spawn), &numbers).await {
+        match helper.send(&Request::Spawn(Box::new(spawn)), &numbers).await {
             Err(error) if !is_lost(&error) => {
                 self.could_not_spawn(&request, SpawnStep::Receive, &error).await;
                 return Outcome::Done;
@@ -218,8 +218,8 @@ impl Place {
             let check_at = helper.next_check();
             tokio::select! {
                 biased;
-                answer = helper.receive() => match answer {
-                    Ok(Answer::Spawned { pid }) => {
+                answer = helper.receive_all() => match answer {
+                    Ok((Answer::Spawned { pid, forwards }, sockets)) => {
                         running.leader = pid;
                         if !matches!(request.streams, Streams::Capture) {
                             // Not earlier, so that no output comes before this event.
@@ -228,17 +228,18 @@ impl Place {
                         if !running.killed {
                             running.answer_by = None;
                         }
+                        let listeners = listeners(&request, &forwards, sockets);
                         let (slot, attempt) = (self.slot, request.attempt);
-                        self.tell(SlotEvent::Spawned { slot, attempt }).await;
+                        self.tell(SlotEvent::Spawned { slot, attempt, listeners }).await;
                     }
-                    Ok(Answer::CouldNotSpawn { step, errno }) => {
+                    Ok((Answer::CouldNotSpawn { step, errno }, _)) => {
                         let error = io::Error::from_raw_os_error(errno);
                         self.could_not_spawn(&request, step, &error).await;
                         return Outcome::Done;
                     }
-                    Ok(Answer::Exited(exited)) => break exited,
-                    Ok(Answer::Entered | Answer::CouldNotEnter(_) | Answer::Alive) | Err(_) => {
-                        return running.died(unexpected(answer));
+                    Ok((Answer::Exited(exited), _)) => break exited,
+                    Ok((Answer::Entered | Answer::CouldNotEnter(_) | Answer::Alive, _)) | Err(_) => {
+                        return running.died(unexpected(answer.map(|(answer, _)| answer)));
                     }
                 },
                 command = commands.recv() => match command {
@@ -445,6 +446,14 @@ impl Running {
     fn died(&self, detail: String) -> Outcome {
         Outcome::Died(Death { attempt: Some(self.attempt), detail })
     }
+}
+
+/// Which socket listens for which service.
+fn listeners(request: &SpawnRequest, forwards: &[u16], sockets: Vec<OwnedFd>) -> Vec<Listener> {
+    let forwards = forwards.iter().map(|number| request.forwards.get(usize::from(*number)));
+    let both = forwards.zip(sockets);
+    both.filter_map(|(forward, socket)| Some(Listener { forward: forward?.clone(), socket }))
+        .collect()
 }
 
 fn is_lost(error: &io::Error) -> bool {

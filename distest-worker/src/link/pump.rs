@@ -437,7 +437,7 @@ where
         if self.shared.serving.fetch_add(1, Ordering::Relaxed) >= SERVING_MAX {
             return Err(Violation(format!("it asked for more than {SERVING_MAX} things at once")));
         }
-        let bytes = if request.is_bulk() { bytes as u64 } else { 0 };
+        let bytes = if request.holds_up() { bytes as u64 } else { 0 };
         self.shared.outbox().held += bytes;
         let hold = Hold { shared: self.shared.clone(), bytes };
         let carried = Carried { request, hold };

@@ -52,8 +52,13 @@ pub(super) enum TwoWay<Req, Resp> {
 pub(super) trait Method {
     /// Which method, the same number for a request and its answer.
     fn method(&self) -> u8;
-    /// Whether it carries blobs or output: sent behind all else, taken in as fast as it is served.
+    /// Whether it carries blobs, output or forwarded bytes: sent behind all else.
     fn is_bulk(&self) -> bool;
+    /// Whether others that are bulk are taken in only as fast as it is served. Not if its handler
+    /// waits for somebody else and has a bound of its own.
+    fn holds_up(&self) -> bool {
+        self.is_bulk()
+    }
 }
 
 /// A request as bytes.
@@ -189,11 +194,19 @@ impl Method for ClientRequest {
             Self::Output { .. } => 1,
             Self::Fetch { .. } => 2,
             Self::Collect { .. } => 3,
+            Self::ForwardOpen { .. } => 4,
+            Self::ForwardWrite { .. } => 5,
+            Self::ForwardRead { .. } => 6,
+            Self::ForwardClose { .. } => 7,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::Output { .. } | Self::Collect { .. })
+        matches!(self, Self::Output { .. } | Self::Collect { .. } | Self::ForwardWrite { .. })
+    }
+
+    fn holds_up(&self) -> bool {
+        self.is_bulk() && !matches!(self, Self::ForwardWrite { .. })
     }
 }
 
@@ -204,11 +217,15 @@ impl Method for ClientResponse {
             Self::Output(()) => 1,
             Self::Fetch(_) => 2,
             Self::Collect(_) => 3,
+            Self::ForwardOpen(_) => 4,
+            Self::ForwardWrite(_) => 5,
+            Self::ForwardRead(_) => 6,
+            Self::ForwardClose(()) => 7,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::Fetch(_))
+        matches!(self, Self::Fetch(_) | Self::ForwardRead(_))
     }
 }
 

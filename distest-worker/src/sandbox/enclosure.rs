@@ -16,10 +16,12 @@ mod network;
 mod plan;
 mod privileges;
 mod root;
+mod sockets;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,8 @@ pub struct Enclosure {
     pub shown: Vec<PathBuf>,
     /// An empty folder that can be written: the home of tests. Also if it doesn't exist here.
     pub home: PathBuf,
+    /// Paths of Unix sockets at which one can listen inside, whatever lies there on this machine.
+    pub sockets: Vec<PathBuf>,
     /// How much may be written, in bytes, into the overlay and all private folders together.
     pub writes_bytes_max: u64,
     /// Make sure that files can be changed, by changing this one: the path of a file below a root.
@@ -57,6 +61,8 @@ pub struct Enclosure {
 pub(crate) struct Entered {
     /// The overlay's upper layer, a folder that stands for `/`: what has been written so far.
     pub(crate) written: OwnedFd,
+    /// Where to listen instead of at paths in folders that can't be written: links lead there.
+    pub(crate) sockets: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// Why a sandbox could not be entered.
@@ -97,6 +103,8 @@ pub enum Step {
     Network,
     /// Bringing up its loopback interface.
     Loopback,
+    /// Making a place for a Unix socket.
+    Socket,
 }
 
 /// Enters the sandbox. This process must have one thread, and no open files but the standard ones
@@ -116,6 +124,14 @@ pub(crate) fn enter(
     let entered = root::build(enclosure)?;
     privileges::drop_dangerous()?;
     Ok(entered)
+}
+
+impl Entered {
+    /// Where to listen so that whoever connects to this path, one of [`Enclosure::sockets`], is
+    /// heard.
+    pub(crate) fn socket_place<'a>(&'a self, path: &'a Path) -> &'a Path {
+        self.sockets.get(path).map_or(path, PathBuf::as_path)
+    }
 }
 
 impl Obstacle {
@@ -145,6 +161,7 @@ impl fmt::Display for Obstacle {
             Step::Check => write!(f, "could not change a file in the sandbox ({detail})"),
             Step::Network => write!(f, "could not create a network namespace"),
             Step::Loopback => write!(f, "could not bring up a loopback interface ({detail})"),
+            Step::Socket => write!(f, "could not make a place for the Unix socket {detail}"),
         }?;
         write!(f, ": {}", self.errno().desc())
     }

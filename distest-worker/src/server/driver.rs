@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::collect::Collect;
 use super::environment::{self, Environment};
 use super::files::Files;
+use super::forward::Forwarding;
 use super::handler::Request;
 use super::layers::Layers;
 use super::outbox::{self, Outbox};
@@ -29,6 +30,7 @@ use crate::protocol::{
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::changes::Written;
+use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
@@ -85,6 +87,8 @@ struct Opened {
     collect: Option<Arc<Collect>>,
     /// Where what the attempts of each slot write goes, if it goes anywhere apart.
     written: BTreeMap<SlotId, Arc<Written>>,
+    /// Services of the client's, for attempts with a network of their own.
+    forwarding: Forwarding,
     /// Who waits for the session's end.
     closing: Vec<oneshot::Sender<()>>,
     ended: Option<EndReason>,
@@ -254,10 +258,13 @@ impl Driver {
         let slots = if spec.slots == 0 { most } else { spec.slots.min(most) };
         let sandbox = self.files.sandbox()?;
         let collect = Collect::new(spec, &self.client)?;
+        let forwarding = Forwarding::new(spec, self.client.clone())?;
+        let sockets = forwarding.sockets();
+        let enclosure = sandbox.enclosure().map(|enclosure| Enclosure { sockets, ..enclosure });
         let options = ExecutorOptions {
             scratch: self.worker.scratch().to_owned(),
             zygote: self.worker.zygote.clone(),
-            enclosure: sandbox.enclosure().map(Arc::new),
+            enclosure: enclosure.map(Arc::new),
         };
         let ready = ready(slots, &sandbox, self.worker.host());
         self.began = Instant::now();
@@ -278,6 +285,7 @@ impl Driver {
             stdin: BTreeMap::new(),
             collect,
             written: BTreeMap::new(),
+            forwarding,
             closing: Vec::new(),
             ended: None,
         });
@@ -310,12 +318,8 @@ impl Driver {
             );
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
-        let private = lease.attempts.iter().any(|spec| spec.network == Network::Private);
-        if let (true, Err(lack)) = (private, &self.worker.host().private_network) {
-            let message =
-                format!("could not give an attempt a network of its own: {}", lack.reason);
-            let refusal = Refusal::new(RefusalKind::Incompatible, message);
-            return Err(Refusal { hint: lack.hint.clone(), ..refusal });
+        if lease.attempts.iter().any(|spec| spec.network == Network::Private) {
+            opened.may_be_private(self.worker.host())?;
         }
         if let Some(opened) = &mut self.opened {
             opened.layers.lease(&lease.attempts);
@@ -351,7 +355,12 @@ impl Driver {
     fn on_event(&mut self, event: SlotEvent) {
         let input = match event {
             SlotEvent::Ready { slot } => Input::Ready(slot),
-            SlotEvent::Spawned { slot, attempt } => Input::Spawned { slot, attempt },
+            SlotEvent::Spawned { slot, attempt, listeners } => {
+                if let Some(opened) = &mut self.opened {
+                    opened.forwarding.begin(attempt, listeners);
+                }
+                Input::Spawned { slot, attempt }
+            }
             SlotEvent::CouldNotSpawn { slot, attempt, reason, detail } => {
                 Input::CouldNotSpawn { slot, attempt, reason, detail }
             }
@@ -453,9 +462,11 @@ impl Driver {
     /// The session has ended as the client asked: says so once all else has been said.
     async fn tell_closed(&mut self) {
         let Some(opened) = self.opened.take() else { return };
+        let mut forwarding = opened.forwarding;
         let told = async {
             opened.slots.end().await;
             self.tell_all().await;
+            forwarding.settle().await;
         };
         let _ = tokio::time::timeout(END_TIME, told).await;
         if let Some(collect) = opened.collect {
@@ -481,8 +492,9 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(END_TIME, ending).await;
-        if let Some(opened) = self.opened.take() {
-            opened.slots.end().await;
+        if let Some(Opened { slots, forwarding, .. }) = self.opened.take() {
+            drop(forwarding);
+            slots.end().await;
         }
     }
 
@@ -501,6 +513,17 @@ struct Answers {
 }
 
 impl Opened {
+    /// Whether attempts can have networks of their own, and in them what is forwarded.
+    fn may_be_private(&self, host: &Host) -> Result<(), Refusal> {
+        if let Err(lack) = &host.private_network {
+            let message =
+                format!("could not give an attempt a network of its own: {}", lack.reason);
+            let refusal = Refusal::new(RefusalKind::Incompatible, message);
+            return Err(Refusal { hint: lack.hint.clone(), ..refusal });
+        }
+        self.forwarding.can_be_in(&self.sandbox)
+    }
+
     /// Starts an attempt. Answers what became of it if it can't be started at all.
     fn spawn(
         &mut self,
@@ -536,6 +559,7 @@ impl Opened {
             leak_timeout: spec.limits.leak_timeout,
             layer: self.layers.of(&spec),
             network: spec.network,
+            forwards: self.forwarding.seen_in(spec.network),
         };
         self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
         self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));
@@ -564,6 +588,7 @@ impl Opened {
                 return outbox.report(report);
             }
         };
+        self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.
         self.stdin.retain(|_, stdin| stdin.attempt != attempt);
         let outputs = self.outputs.remove(&attempt);

@@ -19,7 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, FORWARDS_MAX, Forward, Network, Usage};
 use crate::sandbox::enclosure::{Enclosure, Obstacle};
 
 /// The longest request that travels in the socket itself; longer ones travel in a memfd.
@@ -28,6 +28,8 @@ const INLINE_BYTES_MAX: usize = 64 * 1024;
 pub(crate) const ANSWER_BYTES_MAX: usize = 32 * 1024;
 /// The most descriptors that come with one request.
 const DESCRIPTORS_MAX: usize = 16;
+/// The most that come with one answer: a port is listened at by two protocols.
+const ANSWER_DESCRIPTORS_MAX: usize = 2 * FORWARDS_MAX;
 
 const INLINE: u8 = 0;
 const IN_MEMFD: u8 = 1;
@@ -38,7 +40,7 @@ pub(crate) enum Request {
     /// Start a process. The descriptors that come with it become its descriptors 0, 1, 2 and on.
     ///
     /// Answered by [`Answer::Spawned`] and later [`Answer::Exited`], or [`Answer::CouldNotSpawn`].
-    Spawn(Spawn),
+    Spawn(Box<Spawn>),
     /// SIGTERM to the attempt's process group, if it still runs.
     Terminate(AttemptId),
     /// SIGKILL to all that the attempt started, if it still runs or something is left of it.
@@ -72,14 +74,17 @@ pub(crate) struct Spawn {
     pub(crate) env: Bytes,
     /// A zygote that has started something in a private network can't go back to the host's.
     pub(crate) network: Network,
+    /// Where it finds services of the client's, in a network of its own.
+    pub(crate) forwards: Vec<Forward>,
 }
 
 /// Zygote to worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Answer {
     /// The process runs, as leader of its own process group. Its number is told if it is one of
-    /// the worker's own namespace.
-    Spawned { pid: Option<i32> },
+    /// the worker's own namespace. A listening socket comes with it for each of `forwards`, which
+    /// says by its place in the request where it listens.
+    Spawned { pid: Option<i32>, forwards: Vec<u16> },
     /// There is no process.
     CouldNotSpawn { step: SpawnStep, errno: i32 },
     /// The process has ended and so has all that it started.
@@ -103,6 +108,8 @@ pub(crate) enum SpawnStep {
     Execute,
     /// Making a network of its own.
     Network,
+    /// Listening where it finds the client's services.
+    Forward,
 }
 
 /// How an attempt ended.
@@ -175,27 +182,31 @@ fn send_parts(
     Ok(())
 }
 
-/// Sends an encoded answer, with a descriptor if there is one.
+/// Sends an encoded answer with descriptors.
 pub(crate) fn send_answer(
     socket: BorrowedFd<'_>,
     answer: &[u8],
-    descriptor: Option<RawFd>,
+    descriptors: &[RawFd],
 ) -> io::Result<()> {
-    send_parts(socket, &[IoSlice::new(answer)], descriptor.as_slice())
+    send_parts(socket, &[IoSlice::new(answer)], descriptors)
 }
 
 /// Takes the next answer, without waiting if `socket` doesn't: its length in `buffer`, 0 at the end
-/// of the stream, and the descriptor that came with it.
+/// of the stream, and the descriptors that came with it.
 pub(crate) fn receive_answer(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([RawFd; 1]);
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; ANSWER_DESCRIPTORS_MAX]);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let descriptor = message.cmsgs().into_iter().flatten().flat_map(own).next();
-    Ok((message.bytes, descriptor))
+    let descriptors = message.cmsgs().into_iter().flatten().flat_map(own).collect();
+    // The kernel leaves out the descriptors for which this process has no room.
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(Errno::EMFILE.into());
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// What [`Inbox::receive`] found.
@@ -290,15 +301,16 @@ mod tests {
         let mut env = Vec::new();
         let value = OsString::from("v".repeat(env_bytes));
         push_text(&mut env, &[OsStr::new("NAME"), OsStr::new("="), &value]).unwrap();
-        let request = Request::Spawn(Spawn {
+        let request = Request::Spawn(Box::new(Spawn {
             attempt: AttemptId(7),
             leak_timeout: Duration::from_millis(200),
             program: Bytes::from_static(b"/bin/true\0"),
             cwd: Bytes::from_static(b"/\0"),
             args: Bytes::from_static(b"true\0\0--x\0"),
             network: Network::Host,
+            forwards: Vec::new(),
             env: env.into(),
-        });
+        }));
         let descriptor = File::open("/dev/null").unwrap();
         let data = encode(&request).unwrap();
         send_request(ours.as_fd(), &data, &[descriptor.as_raw_fd()]).unwrap();

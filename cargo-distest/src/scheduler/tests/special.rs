@@ -149,6 +149,17 @@ fn a_network_of_its_own_is_had_only_where_there_are_some() {
 }
 
 #[test]
+fn services_are_found_only_where_they_are_forwarded() {
+    let needs = Needs { private_network: true, forwards: true, ..Needs::default() };
+    assert_eq!(needs.to_string(), "network = \"private\", forward");
+    let lack = "too old".to_owned();
+    let traits = Traits { forward_lack: Some(lack.clone()), ..Traits::default() };
+    assert_eq!(needs.mismatches(&traits), [Mismatch::Forward(lack)]);
+    let own = Needs { forwards: false, ..needs };
+    assert!(own.met_by(&traits));
+}
+
+#[test]
 fn a_test_that_nobody_may_run_ends_the_run_and_is_named() {
     let requires = std::iter::once(("gpu".to_owned(), "yes".to_owned())).collect();
     let mut script = run(vec![with(0, Needs { requires, ..Needs::default() })]);

@@ -42,6 +42,7 @@ success-output = "final"
 failure-output = "immediate-final"
 isolation = { mode = "process", writes = "lease" }
 network = "private"
+forward = [5432, "/run/postgresql/.s.PGSQL.5432"]
 local-slots = 3
 include = ["data/*.bin", "/opt/models"]
 exclude = ["*.iso"]
@@ -98,6 +99,7 @@ fn every_suggested_key_is_understood() {
     assert_eq!(layer.isolation, Some(Isolation::Process));
     assert_eq!(layer.writes, Some(Writes::Lease));
     assert_eq!(layer.network, Some(Network::Private));
+    assert_eq!(layer.forward.as_ref().map(Vec::len), Some(2));
     assert_eq!(layer.local_slots, Some(LocalSlots::Count(3)));
     assert_eq!(layer.junit, Some(PathBuf::from("junit.xml")));
     assert_eq!(layer.junit_name.as_deref(), Some("nightly"));

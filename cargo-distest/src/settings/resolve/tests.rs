@@ -96,6 +96,7 @@ fn defaults() {
             groups: {},
             overrides: [],
             network: Host,
+            forwards: [],
         },
         fleet: FleetSettings {
             workers: [],

@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, geteuid, pivot_root};
 
 use super::plan::{self, Cover, Found};
-use super::{Doing, Enclosure, Entered, Obstacle, Step};
+use super::{Doing, Enclosure, Entered, Obstacle, Step, sockets};
 
 /// Where what is needed for building lies meanwhile.
 const WORKSHOP: &str = "/.distest";
@@ -45,7 +45,7 @@ const DEVICES: [&str; 16] = [
 const PRIVATE: [(&str, u32); 3] = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/dev/shm", 0o1777)];
 
 /// What is mounted at a path of the new root.
-enum Point<'a> {
+pub(super) enum Point<'a> {
     /// A folder in the written layer.
     Private { name: String, mode: u32 },
     /// The client's.
@@ -57,9 +57,11 @@ enum Point<'a> {
 /// Makes the new root the one of this process, which must be in a mount namespace of its own.
 pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     move_in(&enclosure.mount_point)?;
-    let points = points(enclosure);
+    let mut points = points(enclosure);
+    let linked = sockets::linked(&enclosure.sockets, &mut points);
     let device_folder = geteuid().is_root().then_some(Path::new("/dev"));
-    let mut covers = plan::covers(points.iter().map(|(path, _)| path.as_path()), look);
+    let paths = points.iter().map(|(path, _)| path.as_path());
+    let mut covers = plan::covers(paths.chain(linked.keys().map(PathBuf::as_path)), look);
     if let Some(devices) = device_folder {
         covers
             .entry(devices.into())
@@ -73,6 +75,7 @@ pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
         place(path, point)?;
     }
     mount_proc(enclosure)?;
+    sockets::link(&linked)?;
     leave_workshop()?;
     for at in covers.keys() {
         // Not `/` alone: whoever may write into none of this machine's may not write there either.
@@ -81,7 +84,7 @@ pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     if let Some(path) = &enclosure.check {
         check(path)?;
     }
-    Ok(Entered { written })
+    Ok(Entered { written, sockets: linked })
 }
 
 /// Makes an empty folder in memory the root, and the old root a folder in it.
