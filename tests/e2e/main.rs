@@ -15,6 +15,7 @@ mod doctests;
 mod environment;
 mod faults;
 mod fleet;
+mod forward;
 mod hermetic;
 mod hostile;
 mod keys;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         signals::cases(),
         travel::cases(),
         network::cases(),
+        forward::cases(),
         batches::cases(),
         constraints::cases(),
         faults::cases(),

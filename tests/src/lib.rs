@@ -14,6 +14,7 @@ pub mod impostor;
 pub mod junit;
 pub mod link;
 pub mod measure;
+pub mod postgres;
 pub mod process;
 pub mod product;
 pub mod proxy;

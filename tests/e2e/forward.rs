@@ -1,0 +1,446 @@
+//! Services of the client's: where tests find them, and what happens when someone fails.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use distest_tests::DEADLINE;
+use distest_tests::client::Client;
+use distest_tests::fixture::Fixture;
+use distest_tests::hermetic::{self, NOBODYS_ID, Plan};
+use distest_tests::postgres::{self, Postgres};
+use distest_tests::scratch::Scratch;
+use distest_tests::transcript::Line;
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::travel::package;
+use crate::{case, case_if};
+
+/// What goes through one connection.
+const MANY_BYTES: usize = 100 << 20;
+/// What a process may need more while they do.
+const GROWTH_BYTES_MAX: u64 = 48 << 20;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    let both = || hermetic::possible().and_then(|()| postgres::possible());
+    vec![
+        case_if("forward::database::embedded", postgres::possible, |it| database(it, None)),
+        case_if("forward::database::hermetic", both, |it| database(it, Some(NOBODYS_ID))),
+        case_if("forward::database::hermetic_root", both, |it| database(it, Some(0))),
+        case("forward::two_tests_at_once::embedded", |it| at_once(it, &[])),
+        case_if("forward::two_tests_at_once::hermetic", hermetic::possible, |it| {
+            at_once(it, &[Plan::new(it).start(it, "w1", 2)]);
+        }),
+        case("forward::many_bytes_and_little_memory::embedded", |it| many_bytes(it, &[])),
+        case_if("forward::many_bytes_and_little_memory::hermetic", hermetic::possible, |it| {
+            many_bytes(it, &[Plan::new(it).start(it, "w1", 3)]);
+        }),
+        case("forward::nobody_listens_and_this_is_told_once", nobody_listens),
+        case("forward::a_service_that_goes_is_gone_for_the_test", service_goes),
+        case("forward::what_a_test_wrote_last_arrives", last_words),
+        case("forward::an_interrupted_run_ends_its_connections", interrupted),
+        case("forward::a_worker_that_dies_ends_its_connections", worker_dies),
+        case_if("forward::without_sandbox_ports_only", hermetic::possible, without_sandbox),
+        case("forward::bad_input", bad_input),
+    ]
+}
+
+fn database(scratch: &Scratch, user: Option<u32>) {
+    let fixture = Fixture::named("database");
+    let server = Postgres::start(scratch);
+    let sockets: Vec<String> =
+        server.sockets.iter().map(|path| path.display().to_string()).collect();
+    let port = server.port.to_string();
+    let mut client = Client::run(scratch, &fixture)
+        .args(["--forward", &port])
+        .env("DATABASE_PORT", &port)
+        .env("DATABASE_SOCKETS", sockets.join(":"));
+    for socket in &sockets {
+        client = client.args(["--forward", socket]);
+    }
+    let worker = user.map(|user| Plan::new(scratch).of(user).start(scratch, "w1", 2));
+    if let Some(worker) = &worker {
+        client = client.only_on(std::slice::from_ref(worker));
+    }
+    let transcript = client.args(&fixture.model.args).finish().transcript(fixture.model.exit_code);
+    assert_eq!(transcript.verdicts, fixture.model.verdicts);
+}
+
+/// A service of this process, on a port of its own.
+struct Service {
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Service {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port of loopback is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        Self { listener, port }
+    }
+
+    fn accept(&self) -> TcpStream {
+        self.listener.accept().expect("connections come").0
+    }
+
+    /// Tests that find it, in a package of their own.
+    fn tested_by(&self, scratch: &Scratch, tests: &str) -> PathBuf {
+        let port = self.port;
+        let head = format!(
+            "#[allow(unused_imports)]\nuse std::io::{{Read, Write}};\nuse std::net::TcpStream;\n\
+             #[allow(dead_code)]\nfn connect() -> TcpStream {{\n    \
+             TcpStream::connect((\"127.0.0.1\", {port})).unwrap()\n}}\n"
+        );
+        package(scratch, &(head + tests))
+    }
+
+    /// A run of them, embedded if there are no workers.
+    fn run(&self, scratch: &Scratch, folder: &std::path::Path, workers: &[Worker]) -> Client {
+        let client = Client::call(scratch, folder, &["run", "--offline", "--no-fail-fast"]);
+        let client = client.args(["--forward", &self.port.to_string()]);
+        match workers {
+            [] => client.args(["--local-slots", "3"]),
+            _ => client.only_on(workers),
+        }
+    }
+}
+
+fn byte(stream: &mut TcpStream) -> u8 {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).expect("the test writes");
+    byte[0]
+}
+
+/// What comes until the other side ends, in whatever way.
+fn rest(stream: &mut TcpStream) -> u64 {
+    let (mut bytes, mut buffer) = (0, vec![0; 1 << 16]);
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        bytes += read as u64;
+    }
+    bytes
+}
+
+fn at_once(scratch: &Scratch, workers: &[Worker]) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        fn both() {
+            let mut answer = String::new();
+            connect().read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "both");
+        }
+        #[test]
+        fn one() {
+            both();
+        }
+        #[test]
+        fn other() {
+            both();
+        }
+        "#,
+    );
+    let client = service.run(scratch, &folder, workers).json().start();
+    let serving = thread::spawn(move || {
+        let streams = [service.accept(), service.accept()];
+        for mut stream in streams {
+            stream.write_all(b"both").expect("the test reads");
+        }
+    });
+    assert_eq!(client.finish().transcript(0).summary.passed, 2);
+    serving.join().expect("it served both");
+}
+
+/// One test's bytes go out, another's come in, both as slowly as can be: not before a third has
+/// ended, which prints a lot.
+fn many_bytes(scratch: &Scratch, workers: &[Worker]) {
+    let service = Service::new();
+    let tests = r#"
+        const BYTES: usize = MANY;
+        const PIECE: &[u8] = &[b'x'; 1 << 16];
+
+        #[test]
+        fn out() {
+            let mut stream = connect();
+            stream.write_all(b"o").unwrap();
+            for _ in 0..BYTES / PIECE.len() {
+                stream.write_all(PIECE).unwrap();
+            }
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, BYTES.to_string());
+        }
+
+        #[test]
+        fn into() {
+            let (mut stream, mut gate) = (connect(), connect());
+            stream.write_all(b"i").unwrap();
+            gate.write_all(b"g").unwrap();
+            gate.read_exact(&mut [0]).unwrap();
+            assert_eq!(std::io::copy(&mut stream, &mut std::io::sink()).unwrap(), BYTES as u64);
+        }
+
+        #[test]
+        fn meanwhile() {
+            let mut stream = connect();
+            stream.write_all(b"m").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            println!("{}", "output ".repeat(300_000));
+        }
+    "#;
+    let folder = service.tested_by(scratch, &tests.replace("MANY", &MANY_BYTES.to_string()));
+    let args = ["--success-output", "final"];
+    let mut client = service.run(scratch, &folder, workers).args(args).json().start();
+    let pids: Vec<u32> =
+        workers.iter().map(|worker| worker.process.pid()).chain([client.pid()]).collect();
+    let (ended, third_ended) = channel();
+    let serving = thread::spawn(move || serve_many(&service, &third_ended, &pids));
+    client.until(|line| matches!(line, Line::Test(attempt) if attempt.name == "meanwhile"));
+    ended.send(()).expect("the service waits for it");
+    assert_eq!(client.finish().transcript(0).summary.passed, 3);
+    for (pid, growth) in serving.join().expect("it served all") {
+        assert!(growth < GROWTH_BYTES_MAX, "process {pid} grew by {growth} bytes");
+    }
+}
+
+/// By how much each process grew while everything went through.
+fn serve_many(service: &Service, third_ended: &Receiver<()>, pids: &[u32]) -> Vec<(u32, u64)> {
+    let mut streams = std::collections::BTreeMap::new();
+    while streams.len() < 4 {
+        let mut stream = service.accept();
+        streams.insert(byte(&mut stream), stream);
+    }
+    let mut take = |kind: u8| streams.remove(&kind).expect("each test connects");
+    let [mut out, mut into, mut gate, mut third] = [b'o', b'i', b'g', b'm'].map(&mut take);
+    let before: Vec<u64> = pids.iter().map(|pid| reset_peak(*pid)).collect();
+    let sending = thread::spawn(move || {
+        let piece = vec![b'y'; 1 << 16];
+        for _ in 0..MANY_BYTES / piece.len() {
+            into.write_all(&piece).expect("the test reads");
+        }
+    });
+    third.write_all(b"!").expect("the test reads");
+    third_ended.recv_timeout(DEADLINE).expect("it ends, whatever the others do");
+    gate.write_all(b"!").expect("the test reads");
+    sending.join().expect("all is sent");
+    let bytes = rest(&mut out);
+    let peaks = pids.iter().zip(before);
+    let growth = peaks.map(|(pid, before)| (*pid, memory(*pid, "VmHWM:").saturating_sub(before)));
+    let growth = growth.collect();
+    write!(out, "{bytes}").expect("the test reads");
+    growth
+}
+
+/// Forgets the most memory that a process has had, as proc(5) has it, and gives what it has now.
+fn reset_peak(pid: u32) -> u64 {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("it is ours");
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("it has memory");
+    let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
+    kilobytes * 1024
+}
+
+/// Reads to the end, which may be a reset.
+const SEES_THE_END: &str = r#"
+    fn sees_the_end() {
+        let mut stream = connect();
+        let _ = stream.write_all(b"?");
+        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+    }
+    #[test]
+    fn one() {
+        sees_the_end();
+    }
+    #[test]
+    fn other() {
+        sees_the_end();
+    }
+"#;
+
+fn nobody_listens(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(scratch, SEES_THE_END);
+    let Service { listener, port } = service;
+    drop(listener);
+    let run = ["run", "--offline", "--forward", &port.to_string()];
+    let finished = Client::call(scratch, &folder, &run).finish();
+    let notice =
+        format!("could not connect tests to port {port} of this machine: Connection refused");
+    finished.complains(0, &[&notice, "2 passed"]);
+    assert_eq!(finished.stderr.matches("could not connect").count(), 1, "{}", finished.stderr);
+}
+
+fn service_goes(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(scratch, SEES_THE_END);
+    let client = service.run(scratch, &folder, &[]).json().start();
+    let serving = thread::spawn(move || {
+        for _ in 0..2 {
+            let mut stream = service.accept();
+            assert_eq!(byte(&mut stream), b'?');
+        }
+    });
+    assert_eq!(client.finish().transcript(0).summary.passed, 2);
+    serving.join().expect("it served both");
+}
+
+fn last_words(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        #[test]
+        fn writes_and_is_gone() {
+            let mut stream = connect();
+            stream.write_all(&[b'x'; 200_000]).unwrap();
+            std::process::exit(0);
+        }
+        "#,
+    );
+    let worker = Worker::start(scratch, "w1", 1);
+    let (sender, counted) = channel();
+    let serving = count(service, sender);
+    let service = serving.1;
+    let client = Client::call(scratch, &folder, &["run", "--offline", "--isolation", "process"]);
+    let client = client.json().args(["--forward", &service.to_string()]);
+    client.only_on(std::slice::from_ref(&worker)).finish().transcript(0);
+    assert_eq!(counted.recv_timeout(DEADLINE).expect("it saw the end"), 200_000);
+    serving.0.join().expect("it served");
+}
+
+/// A service that counts what comes through one connection.
+fn count(service: Service, counted: Sender<u64>) -> (JoinHandle<()>, u16) {
+    let port = service.port;
+    let serving = thread::spawn(move || {
+        let bytes = rest(&mut service.accept());
+        let _ = counted.send(bytes);
+    });
+    (serving, port)
+}
+
+fn interrupted(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        #[test]
+        fn waits_for_ever() {
+            let mut stream = connect();
+            stream.write_all(b"?").unwrap();
+            let _ = stream.read(&mut [0]);
+        }
+        "#,
+    );
+    let client = service.run(scratch, &folder, &[]).json().start();
+    let mut stream = service.accept();
+    assert_eq!(byte(&mut stream), b'?');
+    client.signal(Signal::SIGINT);
+    assert_eq!(client.finish().code(), 130);
+    assert_eq!(rest(&mut stream), 0);
+}
+
+fn worker_dies(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        #[test]
+        fn writes_much() {
+            let mut stream = connect();
+            let worker = std::env::var("DISTEST_TEST_WORKER").unwrap();
+            stream.write_all(worker.as_bytes()).unwrap();
+            let mut answer = [0];
+            // Until somebody answers, or the connection breaks.
+            stream.set_nonblocking(true).unwrap();
+            while stream.read(&mut answer).is_err() {
+                stream.set_nonblocking(false).unwrap();
+                stream.write_all(&[b'x'; 1 << 16]).unwrap();
+                stream.set_nonblocking(true).unwrap();
+            }
+            assert_eq!(answer, *b"!");
+        }
+        "#,
+    );
+    let workers = Worker::fleet(scratch, 2, 1);
+    let client = service.run(scratch, &folder, &workers).json().start();
+    let mut stream = service.accept();
+    let mut much = vec![0; 1 << 20];
+    stream.read_exact(&mut much).expect("the test writes");
+    let name = String::from_utf8_lossy(&much[..2]).into_owned();
+    let first = workers.iter().find(|worker| worker.name == name).expect("one of ours");
+    first.process.signal(Signal::SIGKILL);
+    rest(&mut stream);
+    // What can't tell whether it was the reason runs again elsewhere.
+    let mut stream = service.accept();
+    stream.read_exact(&mut much).expect("the test writes");
+    assert_ne!(String::from_utf8_lossy(&much[..2]), name);
+    stream.write_all(b"!").expect("the test reads");
+    let serving = thread::spawn(move || rest(&mut stream));
+    assert_eq!(client.finish().transcript(0).summary.passed, 1);
+    serving.join().expect("it read on");
+}
+
+fn without_sandbox(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        #[test]
+        fn is_answered() {
+            let mut answer = String::new();
+            connect().read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "here");
+        }
+        "#,
+    );
+    let worker = Plan::new(scratch).with(&["--sandbox", "variables"]).start(scratch, "w1", 1);
+    let workers = std::slice::from_ref(&worker);
+    let nowhere =
+        service.run(scratch, &folder, workers).args(["--forward", "/run/a.sock"]).finish();
+    nowhere.complains(
+        97,
+        &[
+            "network = \"private\", forward",
+            "it can't forward the client's services: it has no sandbox in which /run/a.sock could",
+        ],
+    );
+    let client = service.run(scratch, &folder, workers).json().start();
+    service.accept().write_all(b"here").expect("the test reads");
+    assert_eq!(client.finish().transcript(0).summary.passed, 1);
+}
+
+fn bad_input(scratch: &Scratch) {
+    let folder = package(scratch, "#[test]\nfn one() {}\n");
+    let run = |args: &[&str]| {
+        Client::call(scratch, &folder, &["run", "--offline"]).args(args.iter()).finish()
+    };
+    for (value, why) in [
+        ("0", "expected a port from 1 to 65535"),
+        ("65536", "expected a port from 1 to 65535"),
+        ("database.sock", "the absolute path of a Unix socket"),
+        ("/run/../database.sock", "without"),
+    ] {
+        run(&["--forward", value]).complains(2, &["--forward", why]);
+    }
+    let twice = run(&["--forward", "5432", "--forward", "05432"]);
+    twice.complains(2, &["`--forward 5432` is given twice"]);
+    for (config, why) in [
+        ("forward = [0]", "expected a port from 1 to 65535"),
+        ("forward = [5432, '5432']", "`5432` is there before"),
+        ("forward = ['database.sock']", "the absolute path of a Unix socket"),
+        ("forward = [5432]\nnetwork = 'host'", "leave `network` out"),
+    ] {
+        scratch.write("subject/.config/distest.toml", &format!("[profile.default]\n{config}\n"));
+        run(&[]).complains(96, &["forward", why]);
+    }
+}
