@@ -514,7 +514,11 @@ impl Dispatch {
         };
         let duration = finished.duration;
         self.endings.insert((attempt, flight.test), (flight, ending));
-        inputs.push(Input::Ended { worker, attempt, result, duration });
+        let illegal = result == AttemptResult::Crashed && judge::is_illegal(finished.exit);
+        inputs.push(match illegal {
+            true => Input::IllegalInstruction { worker, attempt, duration },
+            false => Input::Ended { worker, attempt, result, duration },
+        });
     }
 
     /// Whether another executable lies where the embedded worker has just run one. What was the
@@ -710,6 +714,10 @@ impl Dispatch {
                 &planned.case,
             ),
         };
+        let mut reason = ending.reason;
+        if result == AttemptResult::Lost && ending.exit.is_some_and(judge::is_illegal) {
+            reason.push_str(": the processor there may lack an instruction");
+        }
         let started = ending.started.or(flight.started).unwrap_or_else(Instant::now);
         let [stdout, stderr] = ending.outputs;
         AttemptEnded {
@@ -718,7 +726,7 @@ impl Dispatch {
             will_retry,
             worker: flight.worker,
             result,
-            reason: ending.reason,
+            reason,
             exit: ending.exit,
             started: started.duration_since(self.settings.origin),
             duration: ending.duration,

@@ -140,6 +140,16 @@ pub enum Input {
         /// How long it ran.
         duration: Duration,
     },
+    /// Answers [`Effect::Lease`] like [`Input::Ended`], for a test in a process of its own that died
+    /// by an instruction that its processor doesn't know: the test's fault, or the machine's.
+    IllegalInstruction {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+        /// How long it ran.
+        duration: Duration,
+    },
     /// Answers [`Effect::Lease`], once per batch.
     BatchEnded {
         /// Where.
@@ -375,6 +385,9 @@ impl Scheduler {
             Input::Ended { worker, attempt, result, duration } => {
                 self.end(worker, attempt, result, duration, effects);
             }
+            Input::IllegalInstruction { worker, attempt, duration } => {
+                self.end_by_illegal_instruction(worker, attempt, duration, effects);
+            }
             Input::Progressed { worker, attempt, finished } => {
                 self.workers.progressed(worker, attempt, finished);
             }
@@ -411,7 +424,7 @@ impl Scheduler {
         }
     }
 
-    fn end(
+    pub(super) fn end(
         &mut self,
         worker: WorkerId,
         attempt: AttemptId,
@@ -498,7 +511,7 @@ impl Scheduler {
         }
     }
 
-    fn queue_again(&mut self, test: TestIndex) {
+    pub(super) fn queue_again(&mut self, test: TestIndex) {
         self.queue_in_company(test, Company::Alone);
     }
 

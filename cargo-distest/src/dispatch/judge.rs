@@ -26,6 +26,11 @@ pub(crate) fn judge(finished: &Finished) -> (AttemptResult, String) {
     }
 }
 
+/// Whether a process met an instruction that its processor doesn't know.
+pub(super) fn is_illegal(exit: Exit) -> bool {
+    exit == Exit::Signal(nix::sys::signal::Signal::SIGILL as i32)
+}
+
 /// `signal 11 (SIGSEGV)`.
 pub(super) fn signal(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {

@@ -1,5 +1,7 @@
 //! Whose fault it is: a test that takes workers down, a worker that fails what others pass.
 
+use std::time::Duration;
+
 use distest_worker::protocol::{AttemptId, Stop};
 
 use super::special::LOSSES_ALONE_MAX;
@@ -57,6 +59,43 @@ impl Scheduler {
         if self.workers.len() > 1 {
             self.stories[test.0 as usize].avoid = Some(worker);
         }
+    }
+
+    /// A test's process met an instruction that is unknown there: it runs once elsewhere, if it can,
+    /// before it is judged.
+    pub(super) fn end_by_illegal_instruction(
+        &mut self,
+        worker: WorkerId,
+        attempt: AttemptId,
+        duration: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        let test = self.workers.test_of(worker, attempt);
+        let Some(test) = test.filter(|test| self.may_run_elsewhere(*test, worker)) else {
+            return self.end(worker, attempt, AttemptResult::Crashed, duration, effects);
+        };
+        let Some(Live { number, .. }) = self.take_live(worker, attempt) else { return };
+        self.workers.trouble(worker, true);
+        // Who passes it elsewhere speaks against this worker.
+        self.compare(test, worker, AttemptResult::Crashed, effects);
+        let story = &mut self.stories[test.0 as usize];
+        story.avoid = Some(worker);
+        story.only_elsewhere = true;
+        effects.push(Effect::AttemptEnded {
+            attempt,
+            test,
+            number,
+            result: AttemptResult::Lost,
+            will_retry: false,
+            only_in_company: false,
+        });
+        self.queue_again(test);
+    }
+
+    fn may_run_elsewhere(&self, test: TestIndex, worker: WorkerId) -> bool {
+        let story = &self.stories[test.0 as usize];
+        let was_moved = story.only_elsewhere || self.phase.cancelled.is_some();
+        !was_moved && self.workers.may_suit(story.binary, story.needs.as_deref(), Some(worker))
     }
 
     /// Learns from a test that fails here and passes there.

@@ -146,7 +146,7 @@ impl Scheduler {
     pub(super) fn unplaceable(&self) -> Option<TestIndex> {
         self.special.tests().find(|test| {
             let story = &self.stories[test.0 as usize];
-            !self.workers.may_suit(story.binary, story.needs.as_deref())
+            !self.workers.may_suit(story.binary, story.needs.as_deref(), None)
         })
     }
 
@@ -195,6 +195,7 @@ impl Scheduler {
             per_worker: self.special.per_worker(group),
             group,
             avoid: story.avoid,
+            only_elsewhere: story.only_elsewhere,
         };
         let found = self.workers.suitable(&wish);
         // Tests without needs would take every slot ahead of time, and it would wait for all of them.
@@ -230,6 +231,8 @@ pub(super) struct Wish<'a> {
     pub(super) group: Option<GroupIndex>,
     pub(super) per_worker: Option<u32>,
     pub(super) avoid: Option<WorkerId>,
+    /// Rather wait for another worker to be made ready than go there.
+    pub(super) only_elsewhere: bool,
 }
 
 impl Wish<'_> {
@@ -243,11 +246,10 @@ impl super::state::Workers {
     /// Where a wish can be met now: the emptiest such worker, and what it takes there.
     fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
         let suits = || self.all().filter(|(_, worker)| worker.suits(wish.binary, wish.needs));
-        // Another worker is better than one where it went wrong, even if it is busy now.
-        let elsewhere = suits().any(|(id, _)| Some(*id) != wish.avoid);
+        let elsewhere = self.is_elsewhere(wish);
         suits()
             .filter(|(id, worker)| {
-                let kept = worker.reserved == Some(wish.test);
+                let kept = worker.reserved == Some(wish.test) && !wish.only_elsewhere;
                 kept || !elsewhere || Some(**id) != wish.avoid
             })
             .filter(|(_, worker)| worker.reserved.is_none_or(|test| test == wish.test))
@@ -280,7 +282,7 @@ impl super::state::Workers {
             return;
         }
         let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
-        let elsewhere = self.all().any(|(id, w)| suits(w) && Some(*id) != wish.avoid);
+        let elsewhere = self.is_elsewhere(wish);
         let best = self
             .all()
             .filter(|(id, worker)| suits(worker) && !(elsewhere && Some(**id) == wish.avoid))
@@ -304,9 +306,25 @@ impl super::state::Workers {
         }
     }
 
-    /// Whether some worker that is there meets these needs and runs this binary, or may yet.
-    fn may_suit(&self, binary: BinaryKey, needs: Option<&Needs>) -> bool {
-        self.all().any(|(_, worker)| {
+    /// Whether a wish can be met where it did not go wrong. Another worker is better than that one,
+    /// even if it is busy now.
+    fn is_elsewhere(&self, wish: &Wish<'_>) -> bool {
+        if wish.only_elsewhere && self.may_suit(wish.binary, wish.needs, wish.avoid) {
+            return true;
+        }
+        let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
+        self.all().any(|(id, worker)| suits(worker) && Some(*id) != wish.avoid)
+    }
+
+    /// Whether some worker that is there, but for one, meets these needs and runs this binary, or
+    /// may yet.
+    pub(super) fn may_suit(
+        &self,
+        binary: BinaryKey,
+        needs: Option<&Needs>,
+        but: Option<WorkerId>,
+    ) -> bool {
+        self.all().filter(|(id, _)| Some(**id) != but).any(|(_, worker)| {
             worker.may_take(binary) && needs.is_none_or(|needs| needs.met_by(worker.traits()))
         })
     }

@@ -43,6 +43,9 @@ pub(super) struct Story {
     pub(super) losses_alone: u32,
     /// Where it went wrong last.
     pub(super) avoid: Option<WorkerId>,
+    /// It must not run where it went wrong, as long as another worker may take it: its process met
+    /// an instruction that was unknown there. Never again set.
+    pub(super) only_elsewhere: bool,
     /// Where it failed.
     pub(super) failed_on: Vec<WorkerId>,
     /// The batch that it would be in if it didn't run alone this time.
@@ -67,6 +70,7 @@ impl Story {
             suspect: false,
             losses_alone: 0,
             avoid: None,
+            only_elsewhere: false,
             failed_on: Vec::new(),
             binary,
             rank,
@@ -388,6 +392,11 @@ impl Workers {
             worker.live.insert(attempt, live);
         });
         self.outstanding += 1;
+    }
+
+    /// The test of an attempt that is live there.
+    pub(super) fn test_of(&self, id: WorkerId, attempt: AttemptId) -> Option<TestIndex> {
+        Some(self.by_id.get(&id)?.live.get(&attempt)?.test)
     }
 
     pub(super) fn started(&mut self, id: WorkerId, attempt: AttemptId) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 
 mod batches;
+mod illegal;
 mod special;
 
 const RULES: Rules = Rules {
@@ -60,6 +61,10 @@ impl Script {
 
     fn lasted(&mut self, worker: WorkerId, id: u64, result: AttemptResult, ms: u32) -> &mut Self {
         self.say(Input::Ended { worker, attempt: AttemptId(id), result, duration: MS * ms })
+    }
+
+    fn illegal(&mut self, worker: WorkerId, id: u64) -> &mut Self {
+        self.say(Input::IllegalInstruction { worker, attempt: AttemptId(id), duration: MS })
     }
 
     fn started(&mut self, worker: WorkerId, attempt: u64) -> &mut Self {
@@ -387,7 +392,10 @@ impl Fleet {
                 let results = [AttemptResult::Pass, AttemptResult::Fail, AttemptResult::Lost];
                 let result = results[(self.random.below(8) as usize).min(7) / 3];
                 let duration = MS * self.random.below(60) as u32;
-                self.inbox.push(Input::Ended { worker, attempt, result, duration });
+                self.inbox.push(match self.random.below(20) {
+                    0 => Input::IllegalInstruction { worker, attempt, duration },
+                    _ => Input::Ended { worker, attempt, result, duration },
+                });
             }
         }
     }
