@@ -5,9 +5,10 @@
 //! a root whose parents don't exist, up to changing a file in it and to a network of its own.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -25,6 +26,8 @@ use crate::zygote::wire::{
 
 /// How long one attempt may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Of what a helper says why it ended.
+const LAST_WORDS_BYTES_MAX: u64 = 4096;
 
 /// Sets the host's level to the best that works, and says why nothing better does. Nothing better
 /// than `most` is tried. Also finds out about networks. `scratch` is a folder of the worker's own.
@@ -53,7 +56,7 @@ pub fn probe(host: &mut Host, zygote: &ZygoteProgram, scratch: &Path, most: Leve
 /// # Errors
 /// What stands in the way.
 pub fn private_network(zygote: &ZygoteProgram) -> Result<(), Shortfall> {
-    let answers = ask(zygote, vec![Request::TryNetwork]);
+    let answers = ask(|socket| zygote.command(socket).spawn(), vec![Request::TryNetwork]);
     network_answer(answers.map(|mut answers| answers.pop()))
 }
 
@@ -69,8 +72,8 @@ fn network_answer(answer: io::Result<Option<Answer>>) -> Result<(), Shortfall> {
 
 /// Why a level doesn't work.
 enum Failure {
-    /// Only root could.
-    NotRoot,
+    /// Only somebody else could.
+    NotOurs(&'static str),
     /// A step of it failed.
     Obstacle(Obstacle),
     /// The helper process was of no use.
@@ -83,14 +86,26 @@ fn attempt(
     zygote: &ZygoteProgram,
     scratch: &Path,
 ) -> Result<Result<(), Shortfall>, Failure> {
-    if host.level == Level::Root && !geteuid().is_root() {
-        return Err(Failure::NotRoot);
+    match (host.level, geteuid().is_root()) {
+        (Level::Root, false) => return Err(Failure::NotOurs("only root could")),
+        (Level::Bubblewrap, true) => return Err(Failure::NotOurs("it is for ordinary users")),
+        _ => {}
     }
     let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(scratch);
     let folder = folder.map_err(Failure::Helper)?;
     let enclosure = example(host, folder.path()).map_err(Failure::Helper)?;
-    let requests = vec![Request::Enter(Box::new(enclosure)), Request::TryNetwork];
-    let mut answers = ask(zygote, requests).map_err(Failure::Helper)?.into_iter();
+    let requests = vec![Request::Enter(Box::new(enclosure.clone())), Request::TryNetwork];
+    let mut own = None;
+    let start = |socket| match host.level {
+        Level::Bubblewrap => {
+            let spawn = |mut command: Command| command.stderr(Stdio::piped()).spawn();
+            let (child, folders) = zygote.start_inside(socket, &enclosure, spawn)?;
+            own = Some(folders);
+            Ok(child)
+        }
+        _ => zygote.command(socket).spawn(),
+    };
+    let mut answers = ask(start, requests).map_err(Failure::Helper)?.into_iter();
     match answers.next() {
         Some(Answer::Entered) => Ok(network_answer(Ok(answers.next()))),
         Some(Answer::CouldNotEnter(obstacle)) => Err(Failure::Obstacle(obstacle)),
@@ -122,12 +137,15 @@ fn example(host: &Host, folder: &Path) -> io::Result<Enclosure> {
 }
 
 /// What a helper process answers, up to the first request that it can't fulfil.
-fn ask(zygote: &ZygoteProgram, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
+fn ask(
+    start: impl FnOnce(OwnedFd) -> io::Result<Child>,
+    requests: Vec<Request>,
+) -> io::Result<Vec<Answer>> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let patience = TimeVal::milliseconds(PATIENCE.as_millis().try_into().unwrap_or(i64::MAX));
     setsockopt(&ours, sockopt::ReceiveTimeout, &patience)?;
-    let mut child = zygote.command(theirs).spawn()?;
+    let mut child = start(theirs)?;
     let converse = || {
         let mut answers = Vec::new();
         let mut buffer = vec![0; ANSWER_BYTES_MAX];
@@ -152,15 +170,24 @@ fn ask(zygote: &ZygoteProgram, requests: Vec<Request>) -> io::Result<Vec<Answer>
         let _ = child.kill();
     }
     child.wait()?;
-    answers
+    answers.map_err(|error| last_words(&mut child).unwrap_or(error))
+}
+
+/// What a process said why it ended, if anybody listened.
+fn last_words(child: &mut Child) -> Option<io::Error> {
+    let mut told = Vec::new();
+    child.stderr.take()?.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut told).ok()?;
+    let told = String::from_utf8_lossy(&told);
+    let last = told.lines().last()?.trim();
+    Some(io::Error::other(last.to_owned()))
 }
 
 /// What to tell of the levels that don't work: the best one's obstacle counts.
 fn shortfall(failures: &[(Level, Failure)]) -> Option<Shortfall> {
-    let telling = failures.iter().find(|(_, failure)| !matches!(failure, Failure::NotRoot));
+    let telling = failures.iter().find(|(_, failure)| !matches!(failure, Failure::NotOurs(_)));
     let (level, failure) = telling.or_else(|| failures.first())?;
     let (reason, hint) = match failure {
-        Failure::NotRoot => ("only root could".to_owned(), None),
+        Failure::NotOurs(why) => ((*why).to_owned(), None),
         Failure::Obstacle(obstacle) => (obstacle.to_string(), hint(obstacle)),
         Failure::Helper(error) => (format!("the helper process failed: {error}"), None),
     };
@@ -260,8 +287,10 @@ mod tests {
     #[test]
     fn the_best_levels_obstacle_is_told_and_not_that_root_could() {
         let denied = Obstacle { step: Step::Proc, detail: String::new(), errno: libc::EPERM };
-        let failures =
-            [(Level::Namespaces, Failure::Obstacle(denied)), (Level::Root, Failure::NotRoot)];
+        let failures = [
+            (Level::Namespaces, Failure::Obstacle(denied)),
+            (Level::Root, Failure::NotOurs("only root could")),
+        ];
         let told = shortfall(&failures).unwrap();
         assert_eq!(told.reason, "namespaces: could not mount /proc: Operation not permitted");
         assert!(told.hint.is_some());

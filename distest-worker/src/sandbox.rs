@@ -119,6 +119,12 @@ impl Sandbox {
         }
     }
 
+    /// Whether what tests write into the client's files lies in layers of its own
+    /// ([`changes`]); else [`Self::created`] finds it.
+    pub fn discards_writes(&self) -> bool {
+        self.level().is_some_and(Level::discards_writes)
+    }
+
     /// The sandbox that tests are to run in, if the level has one. To be entered when what they
     /// need has been laid out.
     pub fn enclosure(&self) -> Option<Enclosure> {

@@ -11,6 +11,7 @@
 //! is pid 1, and what a test leaves behind has nowhere to go. Linux only.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -19,14 +20,16 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
 use crate::sandbox::changes::is_nearly_full;
-use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle};
+use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
 use listen::Places;
 use processes::{descendants, kill_all};
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
@@ -72,6 +75,32 @@ impl ZygoteProgram {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args).process_group(0).stdin(Stdio::from(socket)).stdout(Stdio::null());
         command
+    }
+
+    /// Starts it on `socket` in a sandbox, by another program that makes that, after a last word
+    /// about the command. What comes with it is to be dropped when it has ended.
+    ///
+    /// # Errors
+    /// The program can't be started, or a folder of this machine not be read.
+    pub(crate) fn start_inside<T>(
+        &self,
+        socket: OwnedFd,
+        enclosure: &Enclosure,
+        spawn: impl FnOnce(std::process::Command) -> io::Result<T>,
+    ) -> io::Result<(T, TempDir)> {
+        let (arguments, own) = bubblewrap::prepare(enclosure)?;
+        let executable = File::open(&self.program)?;
+        // Its path means nothing inside. Who else inherits it is one of these and closes it.
+        fcntl(&executable, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let mut command = std::process::Command::new(bubblewrap::PROGRAM);
+        command
+            .args(arguments)
+            .arg(format!("/proc/self/fd/{}", executable.as_raw_fd()))
+            .args(&self.args);
+        command.process_group(0).stdin(Stdio::from(socket)).stdout(Stdio::null());
+        let spawned = spawn(command)?;
+        drop(executable);
+        Ok((spawned, own))
     }
 }
 
@@ -278,9 +307,9 @@ impl Zygote {
         };
         match enclosure::enter(enclosure, leave_socket) {
             Ok(entered) => {
-                let descriptor = entered.written.as_raw_fd();
+                let descriptor = entered.written.as_ref().map(AsRawFd::as_raw_fd);
                 self.entered = Some(entered);
-                self.answer_with(&Answer::Entered, &[descriptor])
+                self.answer_with(&Answer::Entered, descriptor.as_slice())
             }
             Err(obstacle) => self.refuse(obstacle),
         }
@@ -364,7 +393,8 @@ impl Zygote {
         usage: Usage,
         left: Vec<String>,
     ) -> io::Result<()> {
-        let full = self.entered.as_ref().is_some_and(|entered| is_nearly_full(&entered.written));
+        let full = self.entered.as_ref().and_then(|entered| entered.written.as_ref());
+        let full = full.is_some_and(is_nearly_full);
         self.answer(&Answer::Exited(Exited { exit, duration, usage, left, full }))
     }
 

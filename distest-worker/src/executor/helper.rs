@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use tempfile::TempDir;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use crate::protocol::Network;
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
+use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::processes::{descendants, kill_all};
 use crate::zygote::wire::{self, Answer, Request};
@@ -37,6 +39,8 @@ pub(super) struct Helper {
     /// Private once an attempt was started in a network of its own: there is no way back.
     pub(super) network: Network,
     life: Life,
+    /// Folders of the sandbox that it was started in.
+    own: Option<TempDir>,
 }
 
 /// What is known of whether a zygote still answers.
@@ -51,7 +55,8 @@ enum Life {
 pub(super) struct Inside {
     /// Attempts that share what they write have the same number.
     pub(super) layer: u64,
-    pub(super) written: Arc<Written>,
+    /// What attempts write into the client's files, where that lies apart from them.
+    pub(super) written: Option<Arc<Written>>,
     /// Not for another attempt.
     pub(super) spent: bool,
 }
@@ -61,12 +66,30 @@ impl Helper {
     pub(super) fn start(program: &ZygoteProgram) -> io::Result<Self> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Self::started(ours, program.command(theirs))
+    }
+
+    /// Starts one where it can enter this sandbox: in it, if it can't by itself.
+    pub(super) fn start_for(
+        program: &ZygoteProgram,
+        enclosure: Option<&Enclosure>,
+    ) -> io::Result<Self> {
+        let inside = enclosure.filter(|enclosure| enclosure.level == Level::Bubblewrap);
+        let Some(enclosure) = inside else { return Self::start(program) };
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let spawn = |command| Self::started(ours, command);
+        let (helper, own) = program.start_inside(theirs, enclosure, spawn)?;
+        Ok(Self { own: Some(own), ..helper })
+    }
+
+    fn started(ours: OwnedFd, command: std::process::Command) -> io::Result<Self> {
         super::pump::set_nonblocking(&ours)?;
-        let child = Command::from(program.command(theirs)).spawn()?;
+        let child = Command::from(command).spawn()?;
         let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
         let life = Life::Heard(Instant::now());
         let network = Network::Host;
-        Ok(Self { socket: watch(ours)?, child, buffer, inside: None, network, life })
+        Ok(Self { socket: watch(ours)?, child, buffer, inside: None, network, life, own: None })
     }
 
     /// Sends a request; its descriptors are copied and can be closed then.
@@ -160,8 +183,7 @@ impl Helper {
         self.send(&request, &[]).await.map_err(|error| format!("could not ask it: {error}"))?;
         match self.receive_all().await {
             Ok((Answer::Entered, mut descriptors)) => {
-                let written = descriptors.pop().ok_or("it entered a sandbox and kept it")?;
-                let written = Arc::new(Written::new(written));
+                let written = descriptors.pop().map(|written| Arc::new(Written::new(written)));
                 self.inside = Some(Inside { layer, written, spent: false });
                 Ok(())
             }
@@ -173,28 +195,31 @@ impl Helper {
 
     /// Lets the zygote kill what it started and leave; kills it if it doesn't.
     pub(super) async fn end(self) {
-        let Self { socket, mut child, .. } = self;
+        let Self { socket, mut child, own, .. } = self;
         drop(socket);
         if tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await.is_err() {
             let left = child.id().map(as_pid).map(descendants).unwrap_or_default();
             kill_all(&left);
             let _ = child.kill().await;
         }
+        drop(own);
     }
 
     /// Makes an end of a zygote that died or doesn't answer and, if it still exists, of all that
     /// descends from it. Tells how it ended.
     pub(super) async fn bury(self) -> String {
-        let Self { socket, mut child, .. } = self;
+        let Self { socket, mut child, own, .. } = self;
         let left = child.id().map(as_pid).map(descendants).unwrap_or_default();
         let _ = child.start_kill();
         kill_all(&left);
         drop(socket);
-        match tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await {
+        let end = match tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await {
             Ok(Ok(status)) => describe(status),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it can't be killed".into(),
-        }
+        };
+        drop(own);
+        end
     }
 }
 

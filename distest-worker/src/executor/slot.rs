@@ -22,6 +22,7 @@ use crate::output::Capture;
 use crate::protocol::{AttemptId, Leak, LossReason, Network, SlotId, Stream, Streams};
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
+use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep};
 
@@ -175,8 +176,9 @@ impl Place {
             helper.network = network;
             return Ok(());
         }
-        if astray || helper.has_entered() {
-            let next = Helper::start(&self.zygote)
+        let elsewhere = self.enclosure.as_ref().is_some_and(|it| it.level == Level::Bubblewrap);
+        if astray || helper.has_entered() || elsewhere {
+            let next = Helper::start_for(&self.zygote, self.enclosure.as_deref())
                 .map_err(|error| format!("could not start {:?}: {error}", self.zygote.program))?;
             std::mem::replace(helper, next).end().await;
         }
@@ -258,9 +260,9 @@ impl Place {
                 }
             }
         };
-        let written = helper.inside().map(|inside| {
+        let written = helper.inside().and_then(|inside| {
             inside.spent |= exited.full;
-            Arc::clone(&inside.written)
+            inside.written.clone()
         });
         self.finish(&request, running, exited, written, buffer).await
     }

@@ -11,6 +11,8 @@
 //! that changes later is undefined. [`Entered`] hands out what was written, see
 //! [`super::changes`].
 
+pub(crate) mod bubblewrap;
+mod layout;
 mod namespaces;
 mod network;
 mod plan;
@@ -59,8 +61,9 @@ pub struct Enclosure {
 /// What [`enter`] leaves in the hands of the process that entered.
 #[derive(Debug)]
 pub(crate) struct Entered {
-    /// The overlay's upper layer, a folder that stands for `/`: what has been written so far.
-    pub(crate) written: OwnedFd,
+    /// The overlay's upper layer, a folder that stands for `/`: what has been written so far. None
+    /// where the client's files themselves are written.
+    pub(crate) written: Option<OwnedFd>,
     /// Where to listen instead of at paths in folders that can't be written: links lead there.
     pub(crate) sockets: BTreeMap<PathBuf, PathBuf>,
 }
@@ -107,8 +110,8 @@ pub enum Step {
     Socket,
 }
 
-/// Enters the sandbox. This process must have one thread, and no open files but the standard ones
-/// that tests may not see.
+/// Enters the sandbox; or settles in it, if [`bubblewrap`] has started this process inside. It must
+/// have one thread, and no open files but the standard ones that tests may not see.
 ///
 /// With a pid namespace, the process that returns is another: pid 1 of the namespace. The one that
 /// called waits for its end and then ends as it did; `leave_behind` is what it does first (closing
@@ -120,6 +123,12 @@ pub(crate) fn enter(
     enclosure: &Enclosure,
     leave_behind: impl FnOnce(),
 ) -> Result<Entered, Obstacle> {
+    if enclosure.level == Level::Bubblewrap {
+        // Unlike with the others, what it starts has no fewer privileges than this process.
+        privileges::hide_from_others();
+        enclosure.check.as_deref().map_or(Ok(()), root::check)?;
+        return Ok(Entered { written: None, sockets: BTreeMap::new() });
+    }
     namespaces::enter(enclosure, leave_behind)?;
     let entered = root::build(enclosure)?;
     privileges::drop_dangerous()?;

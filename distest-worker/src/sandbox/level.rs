@@ -15,6 +15,9 @@ pub enum Level {
     /// User and mount namespaces: all but an own `/proc` and pid namespace, which containers with
     /// a masked `/proc` refuse.
     Mounts,
+    /// Mount and pid namespaces that the program bubblewrap makes, which may do that where its user
+    /// may not. What tests write into the client's files is not discarded.
+    Bubblewrap,
     /// Mount and pid namespaces, entered as root without a user namespace.
     Root,
     /// User, mount and pid namespaces.
@@ -23,8 +26,14 @@ pub enum Level {
 
 impl Level {
     /// All of them, the best first.
-    pub const ALL: [Self; 5] =
-        [Self::Namespaces, Self::Root, Self::Mounts, Self::SamePath, Self::Variables];
+    pub const ALL: [Self; 6] = [
+        Self::Namespaces,
+        Self::Root,
+        Self::Bubblewrap,
+        Self::Mounts,
+        Self::SamePath,
+        Self::Variables,
+    ];
 
     /// Its number on the wire. Between them is room for others.
     pub fn number(self) -> u32 {
@@ -32,6 +41,7 @@ impl Level {
             Self::Variables => 0,
             Self::SamePath => 10,
             Self::Mounts => 20,
+            Self::Bubblewrap => 30,
             Self::Root => 40,
             Self::Namespaces => 50,
         }
@@ -52,13 +62,18 @@ impl Level {
         self >= Self::Mounts
     }
 
+    /// Whether what tests write is discarded when others get the slot.
+    pub fn discards_writes(self) -> bool {
+        self.is_enclosed() && self != Self::Bubblewrap
+    }
+
     pub(super) fn has_user_namespace(self) -> bool {
         matches!(self, Self::Mounts | Self::Namespaces)
     }
 
     /// Whether all processes of an attempt are in a pid namespace that nothing leaves.
     pub fn has_pid_namespace(self) -> bool {
-        matches!(self, Self::Root | Self::Namespaces)
+        matches!(self, Self::Bubblewrap | Self::Root | Self::Namespaces)
     }
 
     /// As on the command line.
@@ -67,6 +82,7 @@ impl Level {
             Self::Variables => "variables",
             Self::SamePath => "same-path",
             Self::Mounts => "mounts",
+            Self::Bubblewrap => "bubblewrap",
             Self::Root => "root",
             Self::Namespaces => "namespaces",
         }
@@ -79,6 +95,7 @@ impl fmt::Display for Level {
             Self::Variables => "run-time variables only",
             Self::SamePath => "the client's paths in plain sight",
             Self::Mounts => "namespaces without pids and /proc",
+            Self::Bubblewrap => "bubblewrap",
             Self::Root => "root's namespaces",
             Self::Namespaces => "namespaces",
         })
@@ -96,7 +113,7 @@ mod tests {
         }
         let numbers = Level::ALL.map(Level::number);
         assert!(numbers.is_sorted_by(|a, b| a > b) && Level::ALL.is_sorted_by(|a, b| a > b));
-        assert_eq!(Level::from_number(30), Level::Mounts, "a level of another version");
+        assert_eq!(Level::from_number(25), Level::Mounts, "a level of another version");
         assert_eq!(Level::from_number(u32::MAX), Level::Namespaces);
     }
 }

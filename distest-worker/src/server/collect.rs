@@ -62,7 +62,7 @@ impl Collect {
         for layer in layers {
             Arc::clone(&self).written(layer).await;
         }
-        if sandbox.enclosure().is_none() {
+        if !sandbox.discards_writes() {
             let this = Arc::clone(&self);
             let created = blocking(move || sandbox.created(&this.globs, FILES_MAX)).await;
             self.bring(created).await;

@@ -17,7 +17,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, geteuid, pivot_root};
 
-use super::plan::{self, Cover, Found};
+use super::layout::{self, Point, below};
+use super::plan::{self, Cover};
 use super::{Doing, Enclosure, Entered, Obstacle, Step, sockets};
 
 /// Where what is needed for building lies meanwhile.
@@ -41,27 +42,16 @@ const DEVICES: [&str; 16] = [
     "stdout", "tty", "urandom", "zero",
 ];
 
-/// Folders that every sandbox has to itself: path and permissions.
-const PRIVATE: [(&str, u32); 3] = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/dev/shm", 0o1777)];
-
-/// What is mounted at a path of the new root.
-pub(super) enum Point<'a> {
-    /// A folder in the written layer.
-    Private { name: String, mode: u32 },
-    /// The client's.
-    Root,
-    /// This machine's, read-only.
-    Shown(&'a Path),
-}
-
 /// Makes the new root the one of this process, which must be in a mount namespace of its own.
 pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     move_in(&enclosure.mount_point)?;
-    let mut points = points(enclosure);
+    let machine = Path::new(OLD);
+    let mut points = layout::points(enclosure, machine);
     let linked = sockets::linked(&enclosure.sockets, &mut points);
     let device_folder = geteuid().is_root().then_some(Path::new("/dev"));
     let paths = points.iter().map(|(path, _)| path.as_path());
-    let mut covers = plan::covers(paths.chain(linked.keys().map(PathBuf::as_path)), look);
+    let paths = paths.chain(linked.keys().map(PathBuf::as_path));
+    let mut covers = plan::covers(paths, |path| layout::look(machine, path));
     if let Some(devices) = device_folder {
         covers
             .entry(devices.into())
@@ -84,7 +74,7 @@ pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     if let Some(path) = &enclosure.check {
         check(path)?;
     }
-    Ok(Entered { written, sockets: linked })
+    Ok(Entered { written: Some(written), sockets: linked })
 }
 
 /// Makes an empty folder in memory the root, and the old root a folder in it.
@@ -97,85 +87,6 @@ fn move_in(mount_point: &Path) -> Result<(), Obstacle> {
     fs::create_dir_all(&old).doing(Step::Root, old.display())?;
     pivot_root(mount_point, &old).doing(Step::Root, "changing it")?;
     chdir("/").doing(Step::Root, "entering it")
-}
-
-/// Where what goes, in the order of paths, so that folders come before what is in them.
-fn points(enclosure: &Enclosure) -> Vec<(PathBuf, Point<'_>)> {
-    let Enclosure { roots, hidden, shown, home, .. } = enclosure;
-    let mut points: Vec<(PathBuf, Point<'_>)> = Vec::new();
-    // The client's files stand for everything that lies where they are.
-    let mut add = |path: &Path, point| {
-        let new = points.iter().all(|(known, _): &(PathBuf, _)| known != path);
-        if new && !roots.iter().any(|root| path.starts_with(root)) {
-            points.push((path.to_owned(), point));
-        }
-    };
-    let name = |path: &Path| path.to_string_lossy().replace('/', "-");
-    for (path, mode) in PRIVATE {
-        let path = Path::new(path);
-        add(path, Point::Private { name: name(path), mode });
-    }
-    add(home, Point::Private { name: "home".into(), mode: 0o700 });
-    for (index, path) in hidden.iter().enumerate() {
-        let in_private = PRIVATE.iter().any(|(private, _)| path.starts_with(private))
-            || (path.starts_with(home) && path != home)
-            || hidden.iter().any(|other| path.starts_with(other) && path != other);
-        // What doesn't exist can't be seen either.
-        if !in_private && old(path).is_dir() {
-            add(path, Point::Private { name: format!("hidden-{index}"), mode: 0o755 });
-        }
-    }
-    for path in shown {
-        let in_hidden = path.starts_with(home) || hidden.iter().any(|it| path.starts_with(it));
-        if in_hidden && fs::read_dir(old(path)).is_ok() {
-            add(path, Point::Shown(path));
-        }
-    }
-    points.extend(roots.iter().map(|root| (root.clone(), Point::Root)));
-    points.sort_by(|(a, _), (b, _)| a.cmp(b));
-    points
-}
-
-/// What lies at a path of this machine.
-fn look(path: &Path) -> Found {
-    match fs::symlink_metadata(old(path)) {
-        Ok(metadata) if metadata.is_dir() => Found::Folder,
-        Ok(metadata) if metadata.is_symlink() => resolve(path).map_or(Found::Other, Found::LinkTo),
-        _ => Found::Other,
-    }
-}
-
-/// The folder that a link of this machine leads to.
-fn resolve(link: &Path) -> Option<PathBuf> {
-    /// As the kernel's.
-    const LINKS_MAX: usize = 40;
-    let mut left = LINKS_MAX;
-    let mut pending: Vec<_> = link.iter().skip(1).map(PathBuf::from).collect();
-    pending.reverse();
-    let mut at = PathBuf::from("/");
-    while let Some(name) = pending.pop() {
-        if name == Path::new("..") {
-            at.pop();
-            continue;
-        }
-        let next = at.join(&name);
-        let Ok(target) = fs::read_link(old(&next)) else {
-            at = next;
-            continue;
-        };
-        left = left.checked_sub(1)?;
-        if target.is_absolute() {
-            at = PathBuf::from("/");
-        }
-        let names = target.components().filter_map(|component| match component {
-            std::path::Component::Normal(name) => Some(PathBuf::from(name)),
-            std::path::Component::ParentDir => Some(PathBuf::from("..")),
-            _ => None,
-        });
-        let names: Vec<_> = names.collect();
-        pending.extend(names.into_iter().rev());
-    }
-    fs::symlink_metadata(old(&at)).is_ok_and(|metadata| metadata.is_dir()).then_some(at)
 }
 
 /// Covers a folder, and brings back into it what was there.
@@ -239,9 +150,14 @@ fn mount_layers(
     let writes = Path::new(WRITES);
     mount_memory(writes, &limits).doing(Step::Overlay, "the layer for writes")?;
     for (_, point) in points {
-        if let Point::Private { name, mode } = point {
+        let private = match point {
+            Point::Private { name, mode } => Some((name, *mode)),
+            Point::Hidden { name } => Some((name, 0o755)),
+            Point::Root | Point::Shown(_) => None,
+        };
+        if let Some((name, mode)) = private {
             let folder = writes.join(name);
-            let permissions = fs::Permissions::from_mode(*mode);
+            let permissions = fs::Permissions::from_mode(mode);
             fs::create_dir(&folder)
                 .and_then(|()| fs::set_permissions(&folder, permissions))
                 .doing(Step::Overlay, folder.display())?;
@@ -267,7 +183,9 @@ fn place(path: &Path, point: &Point<'_>) -> Result<(), Obstacle> {
     create_folder(path).doing(Step::Bind, path.display())?;
     let bound = match point {
         Point::Root => bind(&below(Path::new(TREE), path), path, false),
-        Point::Private { name, .. } => bind(&Path::new(WRITES).join(name), path, false),
+        Point::Private { name, .. } | Point::Hidden { name } => {
+            bind(&Path::new(WRITES).join(name), path, false)
+        }
         Point::Shown(shown) => bind(&old(shown), path, true),
     };
     bound.doing(Step::Bind, path.display())
@@ -294,7 +212,7 @@ fn leave_workshop() -> Result<(), Obstacle> {
 
 /// Changes a file, which shows that what an overlay lets one see can be written, too: not if the
 /// files below belong to users that the namespace doesn't have.
-fn check(path: &Path) -> Result<(), Obstacle> {
+pub(super) fn check(path: &Path) -> Result<(), Obstacle> {
     let changed = fs::File::options().append(true).open(path);
     changed
         .and_then(|mut file| io::Write::write_all(&mut file, b"!"))
@@ -350,8 +268,4 @@ fn create_folder(path: &Path) -> io::Result<()> {
 /// Where a path of this machine is found while building.
 fn old(path: &Path) -> PathBuf {
     below(Path::new(OLD), path)
-}
-
-fn below(folder: &Path, path: &Path) -> PathBuf {
-    folder.join(path.strip_prefix("/").unwrap_or(path))
 }

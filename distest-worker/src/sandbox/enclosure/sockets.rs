@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::root::Point;
+use super::layout::Point;
 use super::{Doing, Obstacle, Step};
 
 /// Where the links lead.
