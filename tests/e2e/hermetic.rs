@@ -1,135 +1,23 @@
 //! The hermetic harness proves itself.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use distest_tests::client::{Client, Finished};
+use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
-use distest_tests::hermetic::{Denied, Plan, possible};
+use distest_tests::hermetic::{Plan, possible};
 use distest_tests::product::{product, repository};
 use distest_tests::scratch::Scratch;
-use distest_tests::transcript::{AttemptResult, Verdict};
+use distest_tests::transcript::Verdict;
 use libtest_mimic::Trial;
 
 use crate::case_if;
-use crate::travel::{on_a_worker, package};
 
 pub(crate) fn cases() -> Vec<Trial> {
-    let mut trials = vec![
+    vec![
         case_if("hermetic::hides_what_is_the_clients", possible, hides),
         case_if("hermetic::without_the_tree_tests_fail", possible, without_the_tree),
-    ];
-    trials.extend(ROWS.iter().map(|row| {
-        case_if(format!("sandbox::{}", row.label), possible, move |scratch| row.check(scratch))
-    }));
-    trials
-}
-
-/// A machine, and what a worker on it must come to.
-struct Row {
-    label: &'static str,
-    machine: fn(Plan) -> Plan,
-    /// What the worker says when it starts; nothing if nothing is wanting.
-    told: &'static [&'static str],
-    /// Why a binary with a path compiled in is not sent there. If none, its tests run there.
-    refused: Option<&'static str>,
-}
-
-const ROWS: [Row; 6] = [
-    Row { label: "namespaces_of_a_user", machine: |plan| plan, told: &[], refused: None },
-    Row { label: "namespaces_of_root", machine: |plan| plan.of(0), told: &[], refused: None },
-    Row {
-        label: "root_without_user_namespaces",
-        machine: |plan| plan.of(0).denied(Denied::UserNamespaces),
-        told: &["by root's namespaces only", "could not create a user namespace", "seccomp"],
-        refused: None,
-    },
-    Row {
-        label: "masked_proc",
-        machine: |plan| plan.denied(Denied::Proc),
-        told: &["without pids and /proc only", "could not mount /proc", "systempaths=unconfined"],
-        refused: None,
-    },
-    Row {
-        label: "same_path",
-        machine: |plan| plan.denied(Denied::UserNamespaces).owning_hidden(),
-        told: &["in plain sight only", "could not create a user namespace", "seccomp"],
-        refused: None,
-    },
-    Row {
-        label: "variables_only",
-        machine: |plan| plan.denied(Denied::UserNamespaces),
-        told: &["could not create a user namespace", "seccomp"],
-        refused: Some("is compiled into it, and that path can't be recreated there"),
-    },
-];
-
-const SUBJECT: &str = r#"
-    use std::process::{Command, Stdio};
-
-    #[test]
-    fn finds_what_is_compiled_in() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs");
-        assert!(std::fs::exists(path).unwrap());
-    }
-
-    #[test]
-    fn finds_no_file_that_is_not_there() {
-        assert!(std::fs::exists(concat!(env!("CARGO_MANIFEST_DIR"), "/src/absent.rs")).unwrap());
-    }
-
-    #[test]
-    fn leaves_a_process() {
-        let mut sleep = Command::new("setsid");
-        sleep.args(["sleep", "600"]).stdin(Stdio::null()).stdout(Stdio::null());
-        sleep.stderr(Stdio::null()).spawn().unwrap();
-    }
-"#;
-
-impl Row {
-    fn check(&self, scratch: &Scratch) {
-        let folder = package(scratch, SUBJECT);
-        let worker = (self.machine)(Plan::new(scratch)).start(scratch, "w1", 2);
-        for text in self.told {
-            assert!(worker.log().contains(text), "nothing about {text}:\n{}", worker.log());
-        }
-        assert!(!self.told.is_empty() || worker.log().is_empty(), "{}", worker.log());
-        let finished = on_a_worker(scratch, &folder, std::slice::from_ref(&worker))
-            .args(["--no-fail-fast"])
-            .finish();
-        if let Some(refused) = self.refused {
-            finished.complains(97, &[refused, self.told[0]]);
-            // Where it can be had, it runs.
-            let local =
-                Client::call(scratch, &folder, &["run", "--offline", "--no-fail-fast"]).json();
-            let finished = local.worker(&worker.address).args(["--local-slots", "1"]).finish();
-            assert!(finished.stderr.contains(refused), "{}", finished.stderr);
-            return Self::come_to(&finished, "local");
-        }
-        Self::come_to(&finished, "w1");
-    }
-
-    /// Each test's result and what is said of it, and where it ran.
-    fn come_to(finished: &Finished, worker: &str) {
-        let transcript = finished.transcript(100);
-        let told: Vec<_> = transcript
-            .attempts
-            .iter()
-            .map(|it| (it.name.as_str(), it.result, it.worker.as_str()))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let expected = [
-            ("finds_no_file_that_is_not_there", AttemptResult::Fail, worker),
-            ("finds_what_is_compiled_in", AttemptResult::Pass, worker),
-            ("leaves_a_process", AttemptResult::Leak, worker),
-        ];
-        assert_eq!(told, expected);
-        let leak = transcript.attempts.iter().find(|it| it.result == AttemptResult::Leak);
-        let reason = leak.map(|it| it.reason.as_str()).unwrap_or_default();
-        assert!(reason.contains("sleep"), "the leak is named: {reason}");
-    }
+    ]
 }
 
 /// A file that is removed when this is dropped.

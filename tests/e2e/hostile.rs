@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use distest_tests::client::Client;
-use distest_tests::hermetic::{Denied, Plan, possible};
+use distest_tests::hermetic::{Denied, Plan, possible, possible_with_bubblewrap};
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
@@ -18,16 +18,18 @@ use crate::travel::package;
 type Machine = (&'static str, fn(Plan) -> Plan, &'static [&'static str]);
 
 pub(crate) fn cases() -> Vec<Trial> {
-    let machines: [Machine; 4] = [
+    let machines: [Machine; 5] = [
         ("namespaces_of_a_user", |plan| plan, &[]),
         ("namespaces_of_root", |plan| plan.of(0), &[]),
         ("root_without_user_namespaces", |plan| plan.of(0).denied(Denied::UserNamespaces), &[]),
+        ("bubblewrap", |plan| plan.denied(Denied::UserNamespaces).with_bubblewrap(), &[]),
         // Without a pid namespace the processes of the worker's user are within a signal's reach.
         ("masked_proc", |plan| plan.denied(Denied::Proc), &["--skip", "signals"]),
     ];
     let case = |(label, machine, left_out): Machine| {
         let body =
             move |scratch: &Scratch| gets_nothing(scratch, &machine(Plan::new(scratch)), left_out);
+        let possible = if label == "bubblewrap" { possible_with_bubblewrap } else { possible };
         case_if(format!("hostile::gets_nothing_with_{label}"), possible, body)
     };
     machines.into_iter().map(case).collect()

@@ -18,7 +18,9 @@ mod fleet;
 mod forward;
 mod hermetic;
 mod hostile;
+mod illegal;
 mod keys;
+mod levels;
 mod models;
 mod network;
 mod output;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = [
         models::cases(),
+        levels::cases(),
         selection::cases(),
         output::cases(),
         plan::cases(),
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         hostile::cases(),
         bad_input::cases(),
         bad_workers::cases(),
+        illegal::cases(),
         keys::cases(),
         fleet::cases(),
         ssh::cases(),

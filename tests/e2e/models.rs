@@ -1,21 +1,25 @@
-//! Every fixture on every kind of fleet: verdicts as in its model, JUnit as in the verdicts.
+//! Every fixture on every kind of fleet: verdicts as in its model, JUnit as in the verdicts. Workers
+//! that have never seen its files are the business of [`crate::levels`].
+
+use std::collections::BTreeSet;
 
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
-use distest_tests::hermetic::{self, NOBODYS_ID, Plan};
 use distest_tests::junit::Report;
 use distest_tests::scratch::Scratch;
+use distest_tests::transcript::{AttemptResult, Case};
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
-use crate::case_if;
+use crate::case;
 
-const FIXTURES: [&str; 18] = [
+/// All that have a model of their own and take seconds.
+pub(crate) const FIXTURES: [&str; 18] = [
     "basic",
     "build-script",
     "crash",
     "doctests",
-    "dynamic",
+    "dylib",
     "environment",
     "flaky",
     "git-tool",
@@ -31,58 +35,51 @@ const FIXTURES: [&str; 18] = [
     "workspace",
 ];
 
-#[derive(Clone, Copy)]
-enum Fleet {
-    Embedded,
-    Workers(u32),
-    /// One worker that has never seen the client's files, of an ordinary user or of root.
-    Hermetic {
-        user: u32,
-    },
-}
-
 pub(crate) fn cases() -> Vec<Trial> {
-    let fleets = [
-        ("embedded", Fleet::Embedded),
-        ("one_worker", Fleet::Workers(1)),
-        ("three_workers", Fleet::Workers(3)),
-        ("hermetic", Fleet::Hermetic { user: NOBODYS_ID }),
-        ("hermetic_root", Fleet::Hermetic { user: 0 }),
-    ];
+    let fleets = [("embedded", 0), ("one_worker", 1), ("three_workers", 3)];
     let mut trials = Vec::new();
     for fixture in FIXTURES {
-        for (label, fleet) in fleets {
-            let name = format!("model::{fixture}::{label}");
-            let possible = match fleet {
-                Fleet::Embedded | Fleet::Workers(_) => || Ok(()),
-                Fleet::Hermetic { .. } => hermetic::possible,
-            };
-            trials.push(case_if(name, possible, move |scratch| check(scratch, fixture, fleet)));
+        for (label, workers) in fleets {
+            trials.push(case(format!("model::{fixture}::{label}"), move |scratch| {
+                let workers = Worker::fleet(scratch, workers, 2);
+                check(scratch, &Fixture::named(fixture), &workers, &BTreeSet::new());
+            }));
         }
     }
     trials
 }
 
-fn check(scratch: &Scratch, fixture: &str, fleet: Fleet) {
-    let fixture = Fixture::named(fixture);
-    let workers = match fleet {
-        Fleet::Embedded => Vec::new(),
-        Fleet::Workers(count) => Worker::fleet(scratch, count, 2),
-        Fleet::Hermetic { user } => {
-            vec![Plan::new(scratch).of(user).start(scratch, "w1", 2)]
-        }
-    };
+/// Runs a fixture without some of its binaries on these workers alone, embedded if there are none,
+/// and holds everything that the run says against the model.
+pub(crate) fn check(
+    scratch: &Scratch,
+    fixture: &Fixture,
+    workers: &[Worker],
+    left_out: &BTreeSet<String>,
+) {
     let junit = scratch.join("reports/junit.xml");
-    let mut client = Client::run(scratch, &fixture).args(&fixture.model.args);
+    let mut client = Client::run(scratch, fixture).args(&fixture.model.args);
     client = client.args(["--junit".as_ref(), junit.as_os_str()]);
     if !workers.is_empty() {
-        client = client.only_on(&workers);
+        client = client.only_on(workers);
     }
-    let transcript = client.finish().transcript(fixture.model.exit_code);
+    let mut expected = fixture.model.verdicts.clone();
+    let mut exit_code = fixture.model.exit_code;
+    if !left_out.is_empty() {
+        client = client.args(["-E", &format!("not ({})", tests_of(left_out))]);
+        expected.retain(|case, _| !left_out.contains(&case.binary));
+        exit_code = if expected.values().any(|verdict| verdict.failed()) { 100 } else { 0 };
+    }
+    let transcript = client.finish().transcript(exit_code);
 
-    assert_eq!(transcript.verdicts, fixture.model.verdicts, "verdicts and the model");
+    assert_eq!(transcript.verdicts, expected, "verdicts and the model");
     for (case, results) in &fixture.model.attempts {
         assert_eq!(&transcript.results(case), results, "attempts of {case}");
+    }
+    for attempt in transcript.attempts.iter().filter(|it| it.result == AttemptResult::Leak) {
+        let case = Case::new(&attempt.binary_id, &attempt.name);
+        let left = fixture.model.leaks.get(&case).expect("the model knows what leaks");
+        assert!(attempt.reason.contains(left), "what {case} leaves: {}", attempt.reason);
     }
     let report = Report::read(&junit).expect("the JUnit file can be read");
     report.check(&transcript.verdicts).expect("JUnit says what the run said");
@@ -98,4 +95,10 @@ fn check(scratch: &Scratch, fixture: &str, fleet: Fleet) {
         let idle = transcript.summary.workers.iter().find(|worker| worker.tests == 0);
         assert!(idle.is_none(), "a worker had nothing to do: {idle:?}");
     }
+}
+
+/// All tests of these binaries, as a filterset.
+pub(crate) fn tests_of<'a>(binaries: impl IntoIterator<Item = &'a String>) -> String {
+    let each: Vec<_> = binaries.into_iter().map(|binary| format!("binary_id(={binary})")).collect();
+    each.join(" | ")
 }

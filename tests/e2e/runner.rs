@@ -31,9 +31,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::falls_back_or_says_why", falls_back),
         case("runner::the_agents_socket_is_private", private_socket),
         case("runner::cargo_test_says_the_same", cargo_test),
-        case("runner::cargo_test_of_dynamic_libraries", |scratch| {
-            same_verdicts(scratch, "dynamic")
-        }),
+        case("runner::cargo_test_of_dynamic_libraries", |scratch| same_verdicts(scratch, "dylib")),
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),

@@ -1,6 +1,6 @@
 //! Fixtures, and what each of their tests must come to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -34,6 +34,12 @@ pub struct Model {
     pub verdicts: BTreeMap<Case, Verdict>,
     /// Results of the attempts of some tests, in order.
     pub attempts: BTreeMap<Case, Vec<AttemptResult>>,
+    /// What a test is told to leave behind: part of the words. All tests that leave something.
+    pub leaks: BTreeMap<Case, String>,
+    /// Binaries that a path of the client's is compiled into.
+    pub baked: BTreeSet<String>,
+    /// Its tests are to have networks of their own.
+    pub private_network: bool,
 }
 
 /// The file `model.toml`.
@@ -46,6 +52,12 @@ struct ModelFile {
     verdicts: BTreeMap<String, BTreeMap<String, Verdict>>,
     #[serde(default)]
     attempts: BTreeMap<String, BTreeMap<String, Vec<AttemptResult>>>,
+    #[serde(default)]
+    leaks: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(default)]
+    baked: BTreeSet<String>,
+    #[serde(default)]
+    private_network: bool,
     #[serde(default)]
     series: Vec<Series>,
 }
@@ -91,8 +103,15 @@ impl From<ModelFile> for Model {
                 verdicts.insert(Case::new(&series.binary, &name), series.verdict);
             }
         }
-        let attempts = flatten(file.attempts);
-        Self { args: file.args, exit_code: file.exit_code, verdicts, attempts }
+        Self {
+            args: file.args,
+            exit_code: file.exit_code,
+            verdicts,
+            attempts: flatten(file.attempts),
+            leaks: flatten(file.leaks),
+            baked: file.baked,
+            private_network: file.private_network,
+        }
     }
 }
 

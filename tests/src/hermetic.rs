@@ -39,6 +39,9 @@ const OWN: &str = "/mnt";
 const NEEDED: [&str; 12] =
     ["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"];
 
+/// The users of a machine whose limits are its own: all that the worker's may be.
+const USERS: &str = "0 0 65536";
+
 /// What a hermetic worker is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
@@ -46,6 +49,10 @@ pub struct Plan {
     user: u32,
     /// What it may not do.
     denied: Denied,
+    /// Root is one without `CAP_SYS_ADMIN`.
+    contained: bool,
+    /// It finds a bubblewrap that may do more than it may itself: one that is setuid.
+    bubblewrap: Option<PathBuf>,
     /// The hidden folders belong to it, so that it can create what is missing there.
     owns_hidden: bool,
     /// More arguments of `serve`.
@@ -65,6 +72,8 @@ pub enum Denied {
     Nothing,
     /// User namespaces, as a container's seccomp filter does.
     UserNamespaces,
+    /// User namespaces, by a limit of none of them.
+    UserNamespacesByLimit,
     /// A `/proc` of its own, as a container does that masks parts of it.
     Proc,
 }
@@ -82,6 +91,20 @@ pub fn possible() -> Result<(), String> {
     Ok(())
 }
 
+/// The same for [`Plan::with_bubblewrap`].
+///
+/// # Errors
+/// In words.
+pub fn possible_with_bubblewrap() -> Result<(), String> {
+    possible().and_then(|()| bubblewrap().map(drop))
+}
+
+fn bubblewrap() -> Result<PathBuf, String> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut found = env::split_paths(&path).map(|folder| folder.join("bwrap"));
+    found.find(|file| file.is_file()).ok_or_else(|| "bwrap (bubblewrap) is needed".to_owned())
+}
+
 impl Plan {
     /// A worker of an ordinary user that lets in this scratch folder's client and is denied nothing.
     pub fn new(scratch: &Scratch) -> Self {
@@ -90,6 +113,8 @@ impl Plan {
         Self {
             user: NOBODYS_ID,
             denied: Denied::Nothing,
+            contained: false,
+            bubblewrap: None,
             owns_hidden: false,
             arguments: Vec::new(),
             hidden: hidden(scratch),
@@ -112,6 +137,20 @@ impl Plan {
     #[must_use]
     pub fn denied(mut self, denied: Denied) -> Self {
         self.denied = denied;
+        self
+    }
+
+    /// The same without the capability that makes root the master of mounts, as in a container.
+    #[must_use]
+    pub fn contained(mut self) -> Self {
+        self.contained = true;
+        self
+    }
+
+    /// The same with a bubblewrap that is setuid.
+    #[must_use]
+    pub fn with_bubblewrap(mut self) -> Self {
+        self.bubblewrap = Some(bubblewrap().expect("whoever asks for it has looked"));
         self
     }
 
@@ -200,6 +239,12 @@ impl Plan {
         });
         let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
         assert_eq!(line, "unshared", "the helper enters its namespaces");
+        if self.denied == Denied::UserNamespacesByLimit {
+            for map in ["uid_map", "gid_map"] {
+                fs::write(format!("/proc/{}/{map}", process.pid()), USERS)
+                    .expect("root may speak for everyone");
+            }
+        }
         link.join(process.pid());
         writeln!(stdin, "joined").expect("the helper reads");
         drop(stdin);
@@ -235,7 +280,10 @@ fn outermost(path: &Path) -> PathBuf {
 /// A step failed.
 pub fn enter(given: &str) -> io::Result<()> {
     let (plan, command): (Plan, Vec<String>) = serde_json::from_str(given)?;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+    let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+    // Limits are a user namespace's: this machine's stay as they are.
+    namespaces.set(CloneFlags::CLONE_NEWUSER, plan.denied == Denied::UserNamespacesByLimit);
+    unshare(namespaces)?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let mut stdout = io::stdout();
@@ -252,14 +300,25 @@ pub fn enter(given: &str) -> io::Result<()> {
     make_own(&plan)?;
     for folder in plan.hidden.iter().filter(|folder| folder.is_dir()) {
         let owner = if plan.owns_hidden { plan.user } else { 0 };
-        let mode = if folder == Path::new("/tmp") { "1777" } else { "755" };
+        let temporary = folder == Path::new("/tmp");
+        let mode = if temporary { "1777" } else { "755" };
         mount_memory(folder, &format!("mode={mode},uid={owner},gid={owner}"))?;
+        if !plan.owns_hidden && !temporary {
+            // Root could fill what belongs to nobody, too.
+            let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+            mount(none, folder, none, read_only, none)?;
+        }
     }
     if plan.denied == Denied::Proc {
         mount(Some("/dev/null"), "/proc/cmdline", none, MsFlags::MS_BIND, none)?;
     }
-    if plan.denied == Denied::UserNamespaces {
-        deny_user_namespaces()?;
+    match plan.denied {
+        Denied::Nothing | Denied::Proc => {}
+        Denied::UserNamespaces => deny_user_namespaces()?,
+        Denied::UserNamespacesByLimit => fs::write("/proc/sys/user/max_user_namespaces", "0")?,
+    }
+    if plan.contained {
+        give_up_administration()?;
     }
     if plan.user != 0 {
         setgroups(&[])?;
@@ -268,14 +327,15 @@ pub fn enter(given: &str) -> io::Result<()> {
     }
     let mut worker = Command::new(&command[0]);
     worker.args(&command[1..]).current_dir(OWN).env_clear();
-    worker.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", format!("{OWN}/home"));
+    worker.env("PATH", format!("{OWN}/setuid:/usr/local/bin:/usr/bin:/bin"));
+    worker.env("HOME", format!("{OWN}/home"));
     worker.env("E2E_SCRATCH", &plan.mark).stdin(Stdio::null());
     Err(worker.exec())
 }
 
 /// The worker's executable, home and keys.
 fn make_own(plan: &Plan) -> io::Result<()> {
-    let Plan { user, executable, authorized, .. } = plan;
+    let Plan { user, executable, authorized, bubblewrap, .. } = plan;
     // Read before it may be covered.
     let executable = fs::read(executable)?;
     mount_memory(Path::new(OWN), &format!("mode=755,uid={user},gid={user}"))?;
@@ -290,33 +350,55 @@ fn make_own(plan: &Plan) -> io::Result<()> {
     for name in ["home", "home/.config", "home/.config/distest"] {
         chown(own(name), Some(*user), Some(*user))?;
     }
-    chown(config.join("authorized_keys"), Some(*user), Some(*user))
+    chown(config.join("authorized_keys"), Some(*user), Some(*user))?;
+    let Some(bubblewrap) = bubblewrap else { return Ok(()) };
+    let folder = own("setuid");
+    fs::create_dir(&folder)?;
+    // Unlike all else in memory this one lets programs be setuid.
+    mount(Some("tmpfs"), &folder, Some("tmpfs"), MsFlags::MS_NODEV, Some("mode=755"))?;
+    fs::copy(bubblewrap, folder.join("bwrap"))?;
+    fs::set_permissions(folder.join("bwrap"), fs::Permissions::from_mode(0o4755))
 }
 
 fn mount_memory(at: &Path, options: &str) -> io::Result<()> {
     Ok(mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options))?)
 }
 
-/// A filter for system calls: `unshare` of users is not permitted, all else is.
+/// A filter for system calls: making a user namespace is not permitted, all else is.
 #[expect(unsafe_code, reason = "a filter is handed to the kernel by its address")]
 fn deny_user_namespaces() -> io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
     let step = |code: u32, k: u32, jt: u8, jf: u8| sock_filter { code: code as u16, jt, jf, k };
+    let is = |call: i64, yes, no| step(BPF_JMP | BPF_JEQ | BPF_K, call as u32, yes, no);
+    let answer = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
     // Of the structure that seccomp(2) describes: the call's number, and its first argument.
     let (number, argument) = (0, 16);
-    let denied = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let mut filter = [
         step(BPF_LD | BPF_W | BPF_ABS, number, 0, 0),
-        step(BPF_JMP | BPF_JEQ | BPF_K, libc::SYS_unshare as u32, 0, 3),
+        // What it is asked for lies where a filter can't look: callers go back to the older call.
+        is(libc::SYS_clone3, 6, 0),
+        is(libc::SYS_unshare, 1, 0),
+        is(libc::SYS_clone, 0, 3),
         step(BPF_LD | BPF_W | BPF_ABS, argument, 0, 0),
         step(BPF_JMP | BPF_JSET | BPF_K, libc::CLONE_NEWUSER as u32, 0, 1),
-        step(BPF_RET | BPF_K, denied, 0, 0),
+        step(BPF_RET | BPF_K, answer(libc::EPERM), 0, 0),
         step(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+        step(BPF_RET | BPF_K, answer(libc::ENOSYS), 0, 0),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: the program and its filter live until the call returns, which copies them.
     let result = unsafe {
         libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0)
     };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What is executed from now on has no `CAP_SYS_ADMIN`, whoever runs it.
+#[expect(unsafe_code, reason = "nix has no call for this")]
+fn give_up_administration() -> io::Result<()> {
+    /// As capabilities(7) numbers it.
+    const CAP_SYS_ADMIN: libc::c_ulong = 21;
+    // SAFETY: takes no pointer.
+    let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
