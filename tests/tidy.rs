@@ -80,10 +80,12 @@ const WORKER: &[(&str, &[&str])] = &[
     ("protocol", &["digest", "globs", "hello", "link", "sandbox", "session"]),
     ("hello", &["protocol"]),
     ("identity", &[]),
+    ("message", &[]),
     ("tls", &["identity"]),
-    ("invitation", &["digest", "identity", "tls"]),
+    ("invitation", &["digest", "identity", "message", "tls"]),
     ("link", &["protocol"]),
     ("session", &["protocol"]),
+    ("share", &[]),
     ("evict", &["digest"]),
     ("store", &["digest", "evict", "protocol"]),
     ("sandbox", &["protocol", "store", "digest", "globs"]),
@@ -94,7 +96,7 @@ const WORKER: &[(&str, &[&str])] = &[
         "server",
         &[
             "compat", "digest", "executor", "globs", "hello", "identity", "link", "output",
-            "protocol", "sandbox", "serve", "session", "store", "tools", "zygote",
+            "protocol", "sandbox", "serve", "session", "share", "store", "tools", "zygote",
         ],
     ),
     ("probe", &["sandbox", "zygote"]),
@@ -106,6 +108,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "identity",
             "invitation",
             "link",
+            "message",
             "probe",
             "protocol",
             "sandbox",
@@ -115,9 +118,22 @@ const WORKER: &[(&str, &[&str])] = &[
             "zygote",
         ],
     ),
+    ("registry", &["identity", "message", "protocol", "serve", "tls"]),
+    ("mdns", &["digest", "identity"]),
     (
         "cli",
-        &["identity", "invitation", "protocol", "sandbox", "serve", "server", "store", "zygote"],
+        &[
+            "identity",
+            "invitation",
+            "mdns",
+            "protocol",
+            "registry",
+            "sandbox",
+            "serve",
+            "server",
+            "store",
+            "zygote",
+        ],
     ),
 ];
 
@@ -143,7 +159,7 @@ const PURE: &[(&str, &[&str])] = &[
             "testenv",
         ],
     ),
-    ("distest-worker", &["session", "evict"]),
+    ("distest-worker", &["session", "share", "evict"]),
 ];
 
 /// What only the edge touches.

@@ -21,7 +21,7 @@ use distest_worker::server::SLOTS_MAX;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
-pub use fleet::{KeyCommand, WorkersCommand};
+pub use fleet::{KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat};
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
 pub use travel::TravelArgs;
@@ -60,9 +60,8 @@ pub enum Command {
     /// Be a worker: the same as `distest-worker`.
     #[command(subcommand)]
     Worker(WorkerCommand),
-    /// The workers that this user knows.
-    #[command(subcommand)]
-    Workers(Box<WorkersCommand>),
+    /// The workers that there are.
+    Workers(Box<WorkersArgs>),
     /// This user's key, by which workers know it.
     #[command(subcommand)]
     Key(KeyCommand),

@@ -461,6 +461,14 @@ impl Dispatch {
                 self.tell(RunEvent::AttemptSlow { test, attempt, worker, elapsed }).await;
             }
             Report::Finished(finished) => self.finish(worker, finished, inputs).await,
+            Report::Draining {} => {
+                if let Some(connected) = self.workers.get(&worker) {
+                    let text =
+                        format!("worker {} takes no more tests: it drains", connected.name());
+                    self.tell(RunEvent::Warning { text, hint: None }).await;
+                    inputs.push(Input::Leaving { worker });
+                }
+            }
             Report::Progress { attempt, lines } => {
                 self.on_progress(worker, attempt, &lines, inputs);
             }

@@ -6,11 +6,14 @@
 
 mod callbacks;
 mod connection;
+mod discover;
 mod embedded;
 mod forward;
 mod keys;
 mod listen;
+mod members;
 mod ssh;
+mod visit;
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
@@ -22,17 +25,20 @@ use std::time::{Duration, SystemTime};
 use distest_worker::globs::Globs;
 use distest_worker::identity::PrivateKey;
 use distest_worker::protocol::{Forward, OsText, OutputChunk, Report, Writes};
+use distest_worker::registry::RegistryPlace;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::forward::Notices;
 use self::keys::Keys;
+use self::members::Members;
 use crate::collect::Collector;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
+pub use visit::{Said, Source, Trouble, Visited, drain, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,8 +47,10 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A worker that has not answered for this long is lost. Later than its own fence
 /// ([`distest_worker::session::FENCE_AFTER`]), so that no test runs twice at once.
 pub const LOST_AFTER: Duration = Duration::from_millis(4500);
-/// Between attempts to reach a worker again that was lost.
-const REDIAL_EVERY: Duration = Duration::from_millis(500);
+/// Between attempts to reach a worker again that was lost: at first, and at most. Each failure
+/// doubles it.
+const REDIAL_MIN: Duration = Duration::from_millis(500);
+const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// Messages of workers that wait to be taken.
 const MESSAGES_MAX: usize = 256;
 
@@ -136,6 +144,7 @@ struct Shared {
     workers: AtomicU32,
     slots: AtomicU32,
     notices: Arc<Notices>,
+    members: Arc<Members>,
     /// Read when the first worker needs them.
     keys: OnceCell<Result<Keys, Unusable>>,
 }
@@ -150,7 +159,8 @@ impl Fleet {
         let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
         let keys = OnceCell::new();
         let notices = Notices::new(messages.clone());
-        let shared = Shared { facts, settings, messages, workers, slots, notices, keys };
+        let members = Members::new(settings.max_workers);
+        let shared = Shared { facts, settings, messages, workers, slots, notices, members, keys };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 
@@ -193,11 +203,17 @@ impl Fleet {
                 let (fleet, address) = (self.clone(), address.clone());
                 let gone = connection.gone();
                 self.say(FleetMessage::Joined(connection)).await;
-                tokio::spawn(async move { fleet.redial(address, gone).await });
+                tokio::spawn(async move { fleet.redial(address, Some(gone)).await });
             }
             // It tells of its workers by itself.
             Ok(None) => {}
-            Err(unusable) => self.say(unusable.into_message(address.to_string())).await,
+            Err(unusable) => {
+                let (fleet, redialled) = (self.clone(), address.clone());
+                if unusable.spare {
+                    tokio::spawn(async move { fleet.redial(redialled, None).await });
+                }
+                self.say(unusable.into_message(address.to_string())).await;
+            }
         }
     }
 
@@ -212,6 +228,15 @@ impl Fleet {
                 ssh::launch(self, &target, address.to_string()).await.map(Some)
             }
             WorkerAddress::Listen(address) => listen::listen(self, *address).await.map(|()| None),
+            WorkerAddress::Registry { host, port, key } => {
+                let place = connection::format_place(host, *port);
+                let sight = discover::registry(self, RegistryPlace { place, key: *key }).await?;
+                discover::follow(self, sight).await.map(|()| None)
+            }
+            WorkerAddress::Mdns => {
+                let sight = discover::mdns(self).await?;
+                discover::follow(self, sight).await.map(|()| None)
+            }
         }
     }
 
@@ -221,13 +246,22 @@ impl Fleet {
         keys.as_ref().map_err(Clone::clone)
     }
 
-    /// A worker that was lost may come back, as another one: whatever it had is forgotten.
-    async fn redial(self, address: WorkerAddress, mut gone: Gone) {
+    /// A worker that was lost may come back, as another one: whatever it had is forgotten. One that
+    /// was not needed may be when another is lost.
+    async fn redial(self, address: WorkerAddress, mut gone: Option<Gone>) {
         loop {
-            // The sender goes with the connection.
-            let _ = gone.wait_for(|_| false).await;
+            if let Some(mut gone) = gone {
+                // The sender goes with the connection.
+                let _ = gone.wait_for(|_| false).await;
+            }
+            let mut back_off = REDIAL_MIN;
             let connection = loop {
-                tokio::time::sleep(REDIAL_EVERY).await;
+                tokio::time::sleep(back_off).await;
+                back_off = (back_off * 2).min(REDIAL_MAX);
+                tokio::select! {
+                    () = self.shared.members.wanted() => {}
+                    () = self.shared.messages.closed() => {}
+                }
                 if self.shared.messages.is_closed() {
                     return;
                 }
@@ -235,7 +269,7 @@ impl Fleet {
                     break connection;
                 }
             };
-            gone = connection.gone();
+            gone = Some(connection.gone());
             self.say(FleetMessage::Joined(connection)).await;
         }
     }
@@ -272,7 +306,7 @@ pub fn run_name() -> String {
 /// # Errors
 /// Why there is none, and what to do.
 pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Option<String>)> {
-    Keys::load(identity).map(Keys::into_ours).map_err(|Unusable { reason, hint }| (reason, hint))
+    Keys::load(identity).map(Keys::into_ours).map_err(|it| (it.reason, it.hint))
 }
 
 /// Why an address yields no worker.
@@ -280,15 +314,21 @@ pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Optio
 struct Unusable {
     reason: String,
     hint: Option<String>,
+    /// It could be used, but is not needed now.
+    spare: bool,
 }
 
 impl Unusable {
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), hint: None }
+        Self { reason: reason.into(), hint: None, spare: false }
     }
 
     fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    fn spare(reason: impl Into<String>) -> Self {
+        Self { spare: true, ..Self::new(reason) }
     }
 
     fn into_message(self, address: String) -> FleetMessage {

@@ -8,7 +8,7 @@ use cargo_distest::failure::{self, Failure};
 use cargo_distest::key;
 use cargo_distest::run;
 use cargo_distest::runner::{agent, shim};
-use cargo_distest::settings::{Color, IdentitySettings, ShowProgress};
+use cargo_distest::settings::{Color, ShowProgress};
 use cargo_distest::ui::{self, Ui};
 use cargo_distest::workers;
 
@@ -38,12 +38,9 @@ fn main() -> ExitCode {
                 ),
             }
         }
-        Command::Workers(command) => {
-            let cwd = std::env::current_dir().unwrap_or_default();
-            let environment = |name: &str| std::env::var(name).ok();
-            let identity = IdentitySettings::of_environment(&environment, &cwd);
-            let say = |text: &str| _ = print(text.as_bytes());
-            perform(workers::workers(&command, &identity, say))
+        Command::Workers(args) => {
+            let say = |text: &str| print(text.as_bytes()) == failure::ExitCode::Passed;
+            perform(workers::workers(&args, say))
         }
         Command::Key(command) => match key::key(&command) {
             Ok(text) => print(text.as_bytes()),

@@ -169,6 +169,12 @@ pub enum Input {
         /// Which.
         attempts: Vec<AttemptId>,
     },
+    /// A worker takes nothing more, by its own word: it is given nothing more, and what it has not
+    /// started is taken back.
+    Leaving {
+        /// Which.
+        worker: WorkerId,
+    },
     /// A worker's connection is gone. What it has may still run: it is given nothing more, and
     /// [`Input::Lost`] follows when it has certainly fenced itself.
     Cut {
@@ -332,7 +338,7 @@ struct Phase {
     asked_for_worker: bool,
     /// What binaries are wanted, or which worker has them, may have changed.
     binaries_changed: bool,
-    /// A worker was quarantined, and what it has not started is to be taken back.
+    /// A worker was quarantined or leaves, and what it has not started is to be taken back.
     quarantined: bool,
     cancelled: Option<CancelReason>,
     finished: bool,
@@ -395,6 +401,10 @@ impl Scheduler {
                 self.end_batch(worker, attempt, &tests, duration, effects);
             }
             Input::Revoked { worker, attempts } => self.take_back(worker, &attempts, effects),
+            Input::Leaving { worker } => {
+                self.workers.leave(worker);
+                self.phase.quarantined = true;
+            }
             Input::Cut { worker } => self.cut(worker),
             Input::Lost { worker } => self.lose(worker, effects),
             Input::NoWorker => self.no_worker(effects),

@@ -284,6 +284,17 @@ pub enum WorkerAddress {
     },
     /// `listen://IP:PORT`: workers dial here.
     Listen(SocketAddr),
+    /// `registry://HOST:PORT[#KEY]`: workers that registered there.
+    Registry {
+        /// Name or IP address (an IPv6 address without brackets).
+        host: String,
+        /// Port.
+        port: u16,
+        /// The registry's key, if it must be that one.
+        key: Option<PublicKey>,
+    },
+    /// `mdns`: workers in the local network.
+    Mdns,
 }
 
 /// Slots of the embedded worker.

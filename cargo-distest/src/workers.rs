@@ -1,27 +1,54 @@
-//! `cargo distest workers`: which workers this user knows, and getting to know more.
+//! `cargo distest workers`: which workers there are, and getting to know more.
 
 mod invite;
+mod ls;
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use distest_worker::identity::{Folder, IdentityError, KnownWorker, KnownWorkers, PublicKey};
 use distest_worker::invitation::{self, Granted, Host, Invitation};
 
-use crate::cli::WorkersCommand;
+use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersFormat};
 use crate::failure::{ExitCode, Failure};
-use crate::fleet;
-use crate::settings::IdentitySettings;
+use crate::fleet::{self, Trouble};
+use crate::settings::{
+    self, ConfigFiles, Facts, FleetSettings, IdentitySettings, WorkerAddress, user_config_path,
+};
 
-/// Does it; `print` gets what goes to stdout, at once.
+/// Between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Clears a terminal.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Does it; `print` gets what goes to stdout, at once, and answers whether anybody reads it.
 ///
 /// # Errors
 /// [`ExitCode::Setup`] with what to do.
 pub async fn workers(
-    command: &WorkersCommand,
-    identity: &IdentitySettings,
-    mut print: impl FnMut(&str),
+    args: &WorkersArgs,
+    mut print: impl FnMut(&str) -> bool,
 ) -> Result<ExitCode, Failure> {
+    let cwd = std::env::current_dir().unwrap_or_default();
+    let environment = |name: &str| std::env::var(name).ok();
+    let identity = &IdentitySettings::of_environment(&environment, &cwd);
+    let command = match &args.command {
+        None => return list(&args.list, &cwd, print).await,
+        Some(command) => command,
+    };
     match command {
+        WorkersCommand::Ls(args) => return list(args, &cwd, print).await,
+        WorkersCommand::Drain { worker, addresses } => {
+            let settings = fleet_settings(addresses, &cwd)?;
+            let name = fleet::drain(&settings, worker).await.map_err(|trouble| {
+                let Trouble { reason, hint } = trouble;
+                let failure = Failure::new(ExitCode::Setup, format!("could not drain {worker}"));
+                let failure = failure.because(reason);
+                hint.into_iter().fold(failure, Failure::hint)
+            })?;
+            print(&format!("{name} finishes what runs, takes nothing more, and ends\n"));
+        }
         WorkersCommand::Add { invitation, name } => {
             print(&add(invitation, name.as_deref(), identity).await?);
         }
@@ -29,12 +56,49 @@ pub async fn workers(
             let known = known_workers()?;
             let key = fleet::own_key(identity).map_err(setup)?;
             let address = address.clone();
-            let told = invite::invite(*listen, address, *valid, key, &known, &mut print).await?;
+            let mut say = |text: &str| _ = print(text);
+            let told = invite::invite(*listen, address, *valid, key, &known, &mut say).await?;
             print(&told);
         }
-        WorkersCommand::Rm { worker } => print(&remove(worker)?),
+        WorkersCommand::Rm { worker } => _ = print(&remove(worker)?),
     }
     Ok(ExitCode::Passed)
+}
+
+async fn list(
+    args: &ListWorkersArgs,
+    cwd: &Path,
+    mut print: impl FnMut(&str) -> bool,
+) -> Result<ExitCode, Failure> {
+    let ListWorkersArgs { worker, watch, format } = args;
+    let settings = fleet_settings(worker, cwd)?;
+    let clears = *watch && *format == WorkersFormat::Human && std::io::stdout().is_terminal();
+    loop {
+        let visited = fleet::visit(&settings)
+            .await
+            .map_err(|Trouble { reason, hint }| setup((reason, hint)))?;
+        let text = match format {
+            WorkersFormat::Human => ls::human(&visited),
+            WorkersFormat::Json => ls::json(&visited),
+        };
+        let read = print(&format!("{}{text}", if clears { CLEAR } else { "" }));
+        if !*watch || !read {
+            return Ok(ExitCode::Passed);
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+/// The fleet that a run in this folder would use.
+fn fleet_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<FleetSettings, Failure> {
+    let root = cwd.ancestors().find(|folder| folder.join(".config/distest.toml").is_file());
+    let workspace_root = root.unwrap_or(cwd).to_owned();
+    let files = ConfigFiles::read(&workspace_root, None, user_config_path().as_deref())?;
+    let mut args = RunArgs::default();
+    args.fleet.worker = workers.to_owned();
+    let environment = |name: &str| std::env::var(name).ok();
+    let facts = Facts { cores: 1, workspace_root, cwd: cwd.to_owned() };
+    Ok(settings::resolve(&args, &environment, &files, &facts)?.settings.fleet)
 }
 
 async fn add(

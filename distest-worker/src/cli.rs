@@ -1,5 +1,8 @@
 //! The worker's command line, and running it. Also `cargo distest worker …`.
 
+mod found;
+mod registry;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -11,6 +14,8 @@ use clap::{Args, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
+pub use self::found::FoundArgs;
+pub use self::registry::RegistryArgs;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
 use crate::protocol::Labels;
@@ -45,6 +50,11 @@ pub enum WorkerCommand {
     Stdio(StdioArgs),
     /// Prints a one-time invitation for one client, from the worker that runs here.
     Invite(InviteArgs),
+    /// Keeps a list of workers for networks without multicast; prints `ready NAME ADDR` on stdout.
+    ///
+    /// Workers register with `serve --register`, clients ask with `--worker registry://HOST:PORT`.
+    /// A registry supplies addresses only: who asks must know a worker's key, and be let in there.
+    Registry(RegistryArgs),
 }
 
 /// `serve`.
@@ -53,6 +63,9 @@ pub struct ServeArgs {
     /// Where to listen; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// How it is found.
+    #[command(flatten)]
+    pub found: FoundArgs,
     /// Whom it lets in.
     #[command(flatten)]
     pub keys: KeyArgs,
@@ -180,21 +193,24 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     raise_descriptor_limit();
     hide_from_others();
     match command {
-        WorkerCommand::Serve(ServeArgs { listen, keys, common }) => {
+        WorkerCommand::Serve(ServeArgs { listen, found, keys, common }) => {
             let worker = worker(common, &keys)?;
             let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
             let could_not = |error| format!("could not listen at {listen}: {error}");
             let listening =
                 Listening::at(listen, Arc::clone(&reception)).await.map_err(could_not)?;
-            let address = serve::reachable(listening.address().map_err(could_not)?);
+            let bound = listening.address().map_err(could_not)?;
+            let address = serve::reachable(bound);
             reception.gate().refresh().iter().for_each(|told| say(told));
             reception.listens_at(address.to_string());
+            let findable = found.begin(&reception, bound)?;
             ready(&format!("ready {name} tcp://{address}#{}", reception.key()))?;
             if reception.gate().is_empty() && !address.ip().is_loopback() {
                 say(NOBODY);
             }
             listening.serve(|text| say(&text)).await;
+            findable.gone().await;
             Ok(())
         }
         WorkerCommand::Join(JoinArgs { addresses, keys, common }) => {
@@ -212,6 +228,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
                 Answer::Name(_) => Err("the worker answers what was not asked".to_owned()),
             }
         }
+        WorkerCommand::Registry(args) => registry::registry(args).await,
         WorkerCommand::Stdio(StdioArgs { trusted, keys, common }) => {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
             let end = if trusted {
@@ -275,7 +292,6 @@ fn reception(args: KeyArgs, worker: Arc<WorkerShared>) -> Result<Arc<Reception>,
     let KeyArgs { key, authorized_keys } = args;
     let folder = Folder::of_user();
     let of_folder = |path: fn(&Folder) -> PathBuf| folder.as_ref().map(path);
-    let told = |error: IdentityError| format!("{error}\nhint: {}", error.hint());
     let path = key.or_else(|| of_folder(Folder::worker_key)).ok_or_else(|| {
         "could not find a folder for this worker's key: this user has no home\n\
          hint: name a file with --key"
@@ -381,6 +397,10 @@ fn label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a label is written K=V".to_owned()),
     }
+}
+
+fn told(error: IdentityError) -> String {
+    format!("{error}\nhint: {}", error.hint())
 }
 
 fn ready(line: &str) -> Result<(), String> {

@@ -16,7 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::protocol::{Labels, Refusal};
 
 /// The version spoken here.
-pub const PROTOCOL: Version = Version { major: 1, minor: 0 };
+///
+/// 1.1: a worker's status, and that it drains.
+pub const PROTOCOL: Version = Version { major: 1, minor: 1 };
 /// How long a peer may take to greet.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -83,6 +85,9 @@ pub struct Hello {
     pub private_network_lack: String,
     /// Whether a worker carries connections of such attempts to services of the client's.
     pub forwards: bool,
+    /// Which process of a worker this is, whatever address it was reached at: random. Empty if it
+    /// doesn't say.
+    pub instance: String,
 }
 
 /// Why there is no connection.
@@ -207,6 +212,7 @@ impl Hello {
             private_network: false,
             private_network_lack: String::new(),
             forwards: false,
+            instance: String::new(),
         }
     }
 }
@@ -229,6 +235,7 @@ impl Default for Hello {
             private_network: false,
             private_network_lack: String::new(),
             forwards: false,
+            instance: String::new(),
         }
     }
 }
@@ -513,7 +520,9 @@ mod tests {
         let error = client_hears(&other, false).await;
         assert_eq!(
             error.to_string(),
-            "the other side speaks version 9.3 of distest's protocol, this one version 1.0"
+            format!(
+                "the other side speaks version 9.3 of distest's protocol, this one version {PROTOCOL}"
+            )
         );
         assert_eq!(error.hint().as_deref(), Some("upgrade cargo-distest on this side"));
 

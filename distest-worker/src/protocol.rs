@@ -87,6 +87,10 @@ pub trait Worker {
     async fn close() -> ();
     /// Sends a signal to a running attempt. One that has not started yet is refused.
     async fn signal(attempt: AttemptId, signal: AttemptSignal) -> Result<(), Refusal>;
+    /// What goes on here. Needs no session. Since version 1.1.
+    async fn status() -> Result<WorkerStatus, Refusal>;
+    /// Finish what runs, take nothing more, and end. Needs no session. Since version 1.1.
+    async fn drain() -> Result<(), Refusal>;
 }
 
 /// Served by the client.
@@ -119,6 +123,42 @@ pub trait Client {
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pong {
+    /// Attempts running now.
+    pub running: u32,
+    /// Attempts queued now.
+    pub queued: u32,
+}
+
+/// What goes on at a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerStatus {
+    /// Attempts that it runs at once.
+    pub slots: u32,
+    /// Those that run now.
+    pub used: u32,
+    /// It takes nothing more.
+    pub draining: bool,
+    /// Bytes of received files that it keeps.
+    pub store_bytes: u64,
+    /// The most that it keeps.
+    pub store_bytes_max: u64,
+    /// Why it does not recreate clients' paths better; empty if it can't be better.
+    pub sandbox_reason: String,
+    /// What to do about that.
+    pub sandbox_hint: Option<String>,
+    /// Who has a session.
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// A session at a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionStatus {
+    /// What the worker calls its client.
+    pub client: String,
+    /// The run it serves.
+    pub run: RunName,
     /// Attempts running now.
     pub running: u32,
     /// Attempts queued now.
@@ -452,6 +492,9 @@ pub enum Report {
         /// At least one.
         lines: Vec<ProgressLine>,
     },
+    /// The worker takes nothing more: what has not started is for the client to take back, what
+    /// runs ends by itself. Since version 1.1.
+    Draining {},
 }
 
 /// A line of progress.

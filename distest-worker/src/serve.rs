@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,7 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
 pub struct Listening {
     listener: TcpListener,
     reception: Arc<Reception>,
+    control: io::Result<Control>,
     signals: Signals,
 }
 
@@ -113,7 +115,9 @@ impl Listening {
     /// The address is taken or not ours.
     pub async fn at(address: SocketAddr, reception: Arc<Reception>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, reception, signals: Signals::listen()? })
+        // Before anybody is told that the worker is there.
+        let control = Control::open(&reception);
+        Ok(Self { listener, reception, control, signals: Signals::listen()? })
     }
 
     /// Where.
@@ -124,20 +128,28 @@ impl Listening {
         self.listener.local_addr()
     }
 
-    /// Serves every client that is let in until SIGINT or SIGTERM; then ends all sessions. `tell`
-    /// gets what an operator should know.
+    /// Serves every client that is let in until SIGINT, which ends all sessions; SIGTERM or a client
+    /// that may do that lets what runs come to its end. `tell` gets what an operator should know.
     pub async fn serve(mut self, mut tell: impl FnMut(String)) {
         let mut connections = JoinSet::new();
         let mut refresh = tokio::time::interval(REFRESH);
         let mut told = Told::default();
         let half_open = HalfOpen::new();
-        let control = Control::open(&self.reception);
-        if let Err(error) = &control {
+        if let Err(error) = &self.control {
             tell(format!("`distest-worker invite` won't find this worker: {error}"));
         }
+        let worker = Arc::clone(self.reception.worker());
+        let mut draining = pin!(worker.draining());
         loop {
             tokio::select! {
-                () = self.signals.next() => break,
+                asked = self.signals.next() => {
+                    match asked {
+                        Asked::End => worker.shut_down(),
+                        Asked::Drain => worker.drain(),
+                    }
+                    break;
+                }
+                () = &mut draining => break,
                 _ = refresh.tick() => self.reception.gate().refresh().into_iter().for_each(&mut tell),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
@@ -157,14 +169,33 @@ impl Listening {
                         }
                     }
                 },
-                () = Control::serve(control.as_ref().ok()) => {}
+                () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
                     told.about(&mut tell, peer, &end);
                 },
             }
         }
         drop(self.listener);
-        self.reception.worker().shut_down();
+        if !worker.shuts_down() && !connections.is_empty() {
+            tell("finishing what runs; a second signal ends it".to_owned());
+            let ended = async {
+                loop {
+                    tokio::select! {
+                        ended = connections.join_next() => match ended {
+                            Some(Ok((peer, end))) => told.about(&mut tell, peer, &end),
+                            Some(Err(_)) => {}
+                            None => return,
+                        },
+                        // Who is removed now is out now.
+                        _ = refresh.tick() => {
+                            self.reception.gate().refresh().into_iter().for_each(&mut tell);
+                        }
+                    }
+                }
+            };
+            self.signals.hurry(ended).await;
+        }
+        worker.shut_down();
         let ended = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
         // Dropping a connection kills what it runs.
@@ -205,16 +236,33 @@ impl Told {
 /// SIGINT and SIGTERM.
 pub(crate) struct Signals([Signal; 2]);
 
+/// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    /// SIGINT: to end.
+    End,
+    /// SIGTERM: to finish what runs, and to end; the second time to end.
+    Drain,
+}
+
 impl Signals {
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
     }
 
-    pub(crate) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) -> Asked {
         let [interrupt, terminate] = &mut self.0;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupt.recv() => Asked::End,
+            _ = terminate.recv() => Asked::Drain,
+        }
+    }
+
+    /// While what drains comes to its end: whether it was told to hurry.
+    pub(crate) async fn hurry(&mut self, ended: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            () = ended => false,
+            _ = self.next() => true,
         }
     }
 }

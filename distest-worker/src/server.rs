@@ -17,10 +17,13 @@ mod layers;
 mod machine_slot;
 mod outbox;
 mod permits;
+mod sessions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use data_encoding::BASE64URL_NOPAD;
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
@@ -32,10 +35,11 @@ pub const SLOTS_MAX: u32 = 4096;
 use self::files::Files;
 use self::handler::Handler;
 use self::permits::Permits;
-use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role};
+use self::sessions::Sessions;
+use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
-use crate::protocol::Labels;
+use crate::protocol::{Labels, WorkerStatus};
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::store::Store;
@@ -65,7 +69,11 @@ pub struct WorkerShared {
     /// For output that is too long for memory: files without names.
     scratch: PathBuf,
     permits: Arc<Permits>,
+    draining: watch::Sender<bool>,
     shutting_down: watch::Sender<bool>,
+    sessions: Sessions,
+    /// See [`Hello::instance`].
+    instance: String,
 }
 
 /// How a connection ended.
@@ -88,8 +96,20 @@ impl WorkerShared {
         let scratch =
             config.store.as_ref().map_or_else(std::env::temp_dir, |store| store.scratch().into());
         let permits = Permits::new(config.slots.max(1));
-        let shutting_down = watch::Sender::new(false);
-        Arc::new(Self { config, zygote, host: Arc::new(host), scratch, permits, shutting_down })
+        let (draining, shutting_down) = (watch::Sender::new(false), watch::Sender::new(false));
+        let sessions = Sessions::default();
+        let (host, instance) = (Arc::new(host), instance());
+        Arc::new(Self {
+            config,
+            zygote,
+            host,
+            scratch,
+            permits,
+            draining,
+            shutting_down,
+            sessions,
+            instance,
+        })
     }
 
     /// What it is.
@@ -97,8 +117,46 @@ impl WorkerShared {
         &self.config
     }
 
+    /// Takes nothing more, and ends each session when what runs in it has ended.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Whether all sessions end now.
+    pub(crate) fn shuts_down(&self) -> bool {
+        *self.shutting_down.borrow()
+    }
+
+    /// Whether it takes nothing more.
+    fn drains(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// When it drains, or shuts down.
+    pub async fn draining(&self) {
+        // An error means that the sender is gone, which `self` holds.
+        let _ = self.draining.subscribe().wait_for(|is| *is).await;
+    }
+
+    /// What goes on here.
+    fn status(&self) -> WorkerStatus {
+        let store = self.config.store.as_ref();
+        let shortfall = self.host.shortfall.as_ref();
+        WorkerStatus {
+            slots: self.slots(),
+            used: self.permits.in_use(),
+            draining: self.drains(),
+            store_bytes: store.map_or(0, Store::bytes),
+            store_bytes_max: store.map_or(0, Store::bytes_max),
+            sandbox_reason: shortfall.map(|it| it.reason.clone()).unwrap_or_default(),
+            sandbox_hint: shortfall.and_then(|it| it.hint.clone()),
+            sessions: self.sessions.all(),
+        }
+    }
+
     /// Ends all sessions, in order, and lets no more begin.
     pub fn shut_down(&self) {
+        self.draining.send_replace(true);
         self.shutting_down.send_replace(true);
     }
 
@@ -141,8 +199,18 @@ impl WorkerShared {
                 Err(lack) => lack.reason.clone(),
             },
             forwards: true,
+            instance: self.instance.clone(),
             ..Hello::new(Role::Worker, &*self.config.name)
         }
+    }
+}
+
+/// A random name for this process; empty if the system has no randomness.
+fn instance() -> String {
+    let mut bytes = [0; 12];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => BASE64URL_NOPAD.encode(&bytes),
+        Err(_) => String::new(),
     }
 }
 
@@ -167,12 +235,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let greeting = async {
-        hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
-        hello::accept(&mut stream).await
+        let theirs = hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
+        hello::accept(&mut stream).await?;
+        Ok(theirs.protocol)
     };
-    if let Err(error) = greeting.await {
-        return ConnectionEnd::NoHello(error);
-    }
+    let speaks = match greeting.await {
+        Ok(speaks) => speaks,
+        Err(error) => return ConnectionEnd::NoHello(error),
+    };
     let (requests, requests_in) = mpsc::unbounded_channel();
     let config = worker.config();
     let files =
@@ -181,11 +251,12 @@ where
     let mut caller = None;
     let link = link::worker_end(stream, |client| {
         caller = Some(client);
-        let handler = Handler::new(requests, Arc::clone(&files), permissions);
+        let shared = Arc::clone(&worker);
+        let handler = Handler::new(requests, Arc::clone(&files), permissions, shared);
         move |context, request| handler.clone().answer(context, request)
     });
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
-    let driver = Driver::new(worker, Arc::clone(&files), client, Admission { peer, gate });
+    let driver = Driver::new(worker, Arc::clone(&files), client, Admission { peer, gate, speaks });
     let (end, last_word) = driver.run(requests_in, &link).await;
     match last_word {
         Some(why) => link.close(why).await,
@@ -200,6 +271,8 @@ where
 struct Admission {
     peer: Peer,
     gate: Arc<Gate>,
+    /// The version of the protocol that the peer speaks.
+    speaks: Version,
 }
 
 impl Admission {

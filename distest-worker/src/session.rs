@@ -29,6 +29,10 @@ pub const FENCE_AFTER: Duration = Duration::from_secs(3);
 /// take (leases, Gray and Cheriton 1989).
 pub const LEASE: Duration = Duration::from_secs(4);
 
+/// What waits in a session when its worker drains is dropped after this long, unless the client
+/// has taken it back.
+pub const DRAIN_WAIT: Duration = Duration::from_secs(2);
+
 /// Time since the session began, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Tick(pub Duration);
@@ -46,6 +50,9 @@ pub enum Input {
     Close(Stop),
     /// The connection is gone. Answered by [`Effect::End`].
     PeerLost,
+    /// The worker starts nothing more: what waits is the client's to take back. Answered by
+    /// [`Effect::End`] when nothing runs and nothing waits.
+    Drain,
     /// The client made some request.
     Heard,
     /// The client pinged: from now on it is expected to keep saying something.
@@ -165,6 +172,8 @@ pub enum EndReason {
     PeerLost,
     /// The client fell silent for [`FENCE_AFTER`].
     Silent,
+    /// The worker drains, and nothing is left to do here.
+    Drained,
 }
 
 /// One client's session.
@@ -175,6 +184,8 @@ pub struct Session {
     /// Permits asked for and not yet granted.
     asked: usize,
     phase: Phase,
+    /// Nothing more is started, and what still waits then is dropped.
+    draining: Option<Tick>,
     last_word: Tick,
     /// When the answer was given that the client is known to have had.
     proven: Tick,
@@ -223,6 +234,7 @@ impl Session {
             queue: VecDeque::new(),
             asked: 0,
             phase: Phase::Open,
+            draining: None,
             last_word: Tick::default(),
             proven: Tick::default(),
             answered: Tick::default(),
@@ -305,6 +317,7 @@ impl Session {
             }
             Input::Close(how) => self.end(EndReason::Closed, now, how, effects),
             Input::PeerLost => self.end(EndReason::PeerLost, now, Stop::Kill, effects),
+            Input::Drain => self.drain(now, effects),
             Input::Heard => self.last_word = now,
             Input::Pinged => {
                 self.last_word = now;
@@ -398,8 +411,19 @@ impl Session {
         }
     }
 
+    fn drain(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Open && self.draining.is_none() {
+            self.draining = Some(now.after(DRAIN_WAIT));
+            effects.push(Effect::Report(Report::Draining {}));
+        }
+    }
+
     fn permitted(&mut self, permit: u32, effects: &mut Vec<Effect>) {
         self.asked = self.asked.saturating_sub(1);
+        if self.draining.is_some() {
+            effects.push(Effect::ReturnPermit(permit));
+            return;
+        }
         let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
         let Some((number, spec)) = free.and_then(|slot| Some((slot, self.queue.pop_front()?)))
         else {
@@ -496,6 +520,9 @@ impl Session {
         if self.fence_at().is_some_and(|at| at <= now) {
             self.end(EndReason::Silent, now, Stop::Kill, effects);
         }
+        if self.draining.is_some_and(|until| until <= now) {
+            self.drop_queue(LossReason::Dropped, "the worker takes nothing more", effects);
+        }
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Slot::Busy(busy) = slot {
                 busy.watch_clocks(now, SlotId(number as u32), effects);
@@ -521,6 +548,9 @@ impl Session {
     }
 
     fn ask(&mut self, effects: &mut Vec<Effect>) {
+        if self.draining.is_some() {
+            return;
+        }
         let free = self.slots.iter().filter(|slot| matches!(slot, Slot::Free)).count();
         while self.asked < free.min(self.queue.len()) {
             self.asked += 1;
@@ -529,6 +559,11 @@ impl Session {
     }
 
     fn end_if_idle(&mut self, effects: &mut Vec<Effect>) {
+        let idle = self.queue.is_empty() && self.running() == 0;
+        // What runs is fenced as ever, so the session stays open as long.
+        if self.phase == Phase::Open && self.draining.is_some() && idle {
+            self.phase = Phase::Ending(EndReason::Drained);
+        }
         if let Phase::Ending(reason) = self.phase
             && self.running() == 0
         {
@@ -539,7 +574,8 @@ impl Session {
 
     fn tell_wake(&mut self, effects: &mut Vec<Effect>) {
         let clocks = self.busy().filter_map(Busy::next_clock);
-        let wake = clocks.chain(self.fence_at()).min();
+        let dropping = self.draining.filter(|_| !self.queue.is_empty());
+        let wake = clocks.chain(self.fence_at()).chain(dropping).min();
         if wake != self.wake {
             self.wake = wake;
             effects.extend(wake.map(Effect::WakeAt));

@@ -220,6 +220,11 @@ impl Store {
         &self.inner.folder
     }
 
+    /// Bytes that it keeps, as far as this process knows.
+    pub fn bytes(&self) -> u64 {
+        self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner).stored
+    }
+
     /// The bound that it was opened with, in bytes.
     pub fn bytes_max(&self) -> u64 {
         self.inner.bytes_max

@@ -79,6 +79,14 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn status(self, _: Context) -> Result<WorkerStatus, Refusal> {
+        Ok(WorkerStatus::default())
+    }
+
+    async fn drain(self, _: Context) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

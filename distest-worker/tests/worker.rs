@@ -464,6 +464,9 @@ async fn the_executable_serves_and_ends_in_order() {
     }
     let id = nix::unistd::Pid::from_raw(served.process.id().cast_signed());
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(peer.report().await, Report::Draining {});
+    assert!(runs(&["sleep", &seconds]), "what runs comes to its end, unless");
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(peer.lost().await, (7, LossReason::Stopped));
     let end = peer.link.ended().await;
     assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));

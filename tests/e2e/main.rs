@@ -11,7 +11,9 @@ mod bad_workers;
 mod batches;
 mod blackhole;
 mod constraints;
+mod discovery;
 mod doctests;
+mod drain;
 mod environment;
 mod faults;
 mod fleet;
@@ -70,6 +72,8 @@ fn main() -> ExitCode {
         illegal::cases(),
         keys::cases(),
         fleet::cases(),
+        discovery::cases(),
+        drain::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -168,6 +168,32 @@ impl Plan {
         self
     }
 
+    /// Starts a worker that knows nobody and invites one client; answers it and the invitation.
+    /// `GATEWAY` in its arguments stands for this end of its link.
+    pub fn start_inviting(mut self, scratch: &Scratch, name: &str) -> (Worker, Link, String) {
+        self.authorized = String::new();
+        let log = scratch.join(format!("worker-{name}.log"));
+        let stderr = File::create(&log).expect("a folder of ours can be written");
+        let more = self.arguments.join(" ");
+        // The worker is the process that is ended at last; what it says comes through a pipe.
+        let script = format!(
+            "mkfifo {OWN}/home/said || exit
+            {{ read -r ready < {OWN}/home/said; echo \"$ready\"; {OWN}/bin/worker invite; }} &
+            exec {OWN}/bin/worker serve --listen 0.0.0.0:0 --name {name} --slots 2 \
+                --store {OWN}/store {more} > {OWN}/home/said"
+        );
+        let (process, lines, link) =
+            self.enter(&["/bin/sh", "-c", &script].map(str::to_owned), stderr);
+        let line = || lines.recv_timeout(DEADLINE).unwrap_or_default();
+        let (said, invitation) = (line(), line());
+        let Some(address) = said.strip_prefix(&format!("ready {name} ")) else {
+            let log = fs::read_to_string(&log).unwrap_or_default();
+            panic!("worker {name} said {said:?} instead of being ready, and on stderr:\n{log}");
+        };
+        let address = address.to_owned();
+        (Worker { name: name.to_owned(), address, process, log }, link, invitation)
+    }
+
     /// Starts a worker and waits until it is ready.
     pub fn start(&self, scratch: &Scratch, name: &str, slots: u32) -> Worker {
         self.start_linked(scratch, name, slots).0
@@ -219,8 +245,7 @@ impl Plan {
             address: link.inner.to_string(),
             ..self.clone()
         };
-        let command: Vec<String> =
-            command.iter().map(|word| word.replace("ADDRESS", &plan.address)).collect();
+        let command: Vec<String> = command.iter().map(|word| link.fill_in(word)).collect();
         // Built with the product, which is all programs of this repository.
         let helper = product().worker.with_file_name("hermetic-enter");
         let mut start = Command::new(helper);

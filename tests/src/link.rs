@@ -44,6 +44,12 @@ impl Link {
         }
     }
 
+    /// Replaces `ADDRESS` by the worker's address, and `GATEWAY` by the one at this end.
+    pub(crate) fn fill_in(&self, text: &str) -> String {
+        let ours = self.outer.to_string();
+        text.replace("ADDRESS", &self.inner.to_string()).replace("GATEWAY", &ours)
+    }
+
     pub(crate) fn join(&self, process: u32) {
         let Self { outside, inside, outer, .. } = self;
         let process = process.to_string();

@@ -33,6 +33,59 @@ pub enum Executable {
     Client,
 }
 
+/// A registry, ended when this is dropped.
+pub struct Registry {
+    /// Its address, as `--worker` takes it, without its key.
+    pub address: String,
+    /// The process.
+    pub process: Owned,
+}
+
+impl Registry {
+    /// Starts one and waits until it is ready.
+    pub fn start(scratch: &Scratch, listen: &str, more: &[&str]) -> Self {
+        let log = scratch.join("registry.log");
+        let mut command = scratch.command(&product().worker);
+        command.args(["registry", "--listen", listen]).args(more).stdin(Stdio::null());
+        command.stdout(Stdio::piped());
+        command.stderr(File::create(&log).expect("a folder of ours can be written"));
+        let (process, address) = ready(&mut command, "registry", &log);
+        let address = address.split('#').next().unwrap_or_default().to_owned();
+        Self { address, process }
+    }
+
+    /// `HOST:PORT`.
+    pub fn socket(&self) -> &str {
+        self.address.trim_start_matches("registry://")
+    }
+
+    /// Its port.
+    pub fn port(&self) -> &str {
+        self.address.rsplit(':').next().unwrap_or_default()
+    }
+}
+
+/// Starts what says `ready NAME ADDR`; answers the process and the address.
+fn ready(command: &mut Command, name: &str, log: &Path) -> (Owned, String) {
+    let mut process = Owned::start(command).expect("a program of ours can be started");
+    let stdout = process.streams().stdout.take().expect("it is a pipe");
+    let (sender, lines) = channel();
+    // Reads on after the first line, so that it never waits for a reader.
+    thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
+            let _ = sender.send(line);
+        });
+    });
+    let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
+    let words: Vec<&str> = line.split(' ').collect();
+    let ["ready", told, address] = words[..] else {
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        panic!("{name} said {line:?} instead of being ready, and on stderr:\n{log}");
+    };
+    assert_eq!(told, name, "it got a name");
+    (process, address.to_owned())
+}
+
 impl Worker {
     /// Starts a worker with a store of its own and waits until it is ready.
     pub fn start(scratch: &Scratch, name: &str, slots: u32) -> Self {
@@ -99,24 +152,9 @@ impl Worker {
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a folder of ours can be written"));
         change(&mut command);
-        let mut process = Owned::start(&mut command).expect("a worker can be started");
-        let stdout = process.streams().stdout.take().expect("it is a pipe");
-        let (sender, lines) = channel();
-        // Reads on after the first line, so that the worker never waits for a reader.
-        thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
-                let _ = sender.send(line);
-            });
-        });
-        let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
-        let words: Vec<&str> = line.split(' ').collect();
-        let ["ready", told, address] = words[..] else {
-            let log = std::fs::read_to_string(&log).unwrap_or_default();
-            panic!("worker {name} said {line:?} instead of being ready, and on stderr:\n{log}");
-        };
-        assert_eq!(told, name, "the worker got a name");
+        let (process, address) = ready(&mut command, name, &log);
         assert!(address.starts_with("tcp://127.0.0.1:"), "odd address: {address}");
-        Self { name: name.to_owned(), address: address.to_owned(), process, log }
+        Self { name: name.to_owned(), address, process, log }
     }
 
     /// Starts `count` workers, called `w1`, `w2`…

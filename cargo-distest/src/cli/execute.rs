@@ -73,7 +73,8 @@ pub enum FlakyResult {
 #[command(next_help_heading = "Fleet options")]
 pub struct FleetArgs {
     /// A worker: `tcp://HOST:PORT[#KEY]`, `ssh://[USER@]HOST[:PORT]` (started there for this
-    /// run), or `listen://IP:PORT` (workers dial here); may be repeated [env: DISTEST_WORKERS]
+    /// run), `listen://IP:PORT` (workers dial here), `registry://HOST:PORT` (those that registered
+    /// there) or `mdns` (those in the local network); may be repeated [env: DISTEST_WORKERS]
     #[arg(long, value_name = "ADDR")]
     pub worker: Vec<WorkerAddress>,
     /// Workers to wait for before the first test, and for how long [default: 1:30s]

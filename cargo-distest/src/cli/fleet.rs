@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand, ValueEnum};
 use distest_worker::invitation::Invitation;
+
+use crate::settings::WorkerAddress;
 
 /// `cargo distest key`.
 #[derive(Clone, Debug, Subcommand)]
@@ -20,8 +22,56 @@ pub enum KeyCommand {
 }
 
 /// `cargo distest workers`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct WorkersArgs {
+    /// What to do; without it, `ls`.
+    #[command(subcommand)]
+    pub command: Option<WorkersCommand>,
+    /// Which workers to show.
+    #[command(flatten)]
+    pub list: ListWorkersArgs,
+}
+
+/// `cargo distest workers ls`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ListWorkersArgs {
+    /// Workers to look for beside those that are known, as for `run`; may be repeated
+    /// [env: DISTEST_WORKERS]
+    #[arg(long, value_name = "ADDR")]
+    pub worker: Vec<WorkerAddress>,
+    /// Look again and again.
+    #[arg(long)]
+    pub watch: bool,
+    /// How they are shown.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: WorkersFormat,
+}
+
+/// `workers --format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum WorkersFormat {
+    /// A table.
+    #[default]
+    Human,
+    /// One JSON object a look, in a line.
+    Json,
+}
+
+/// What `cargo distest workers` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum WorkersCommand {
+    /// Show which workers there are, what they do, and why one can't be used.
+    Ls(ListWorkersArgs),
+    /// Let a worker finish what runs and take nothing more; it ends then. Needs the permission
+    /// `admin` there.
+    Drain {
+        /// Its name, key or address
+        worker: String,
+        /// Where to look for it beside those that are known, as for `run`; may be repeated
+        #[arg(long = "worker", value_name = "ADDR", id = "addresses")]
+        addresses: Vec<WorkerAddress>,
+    },
     /// Take the invitation of a worker: both sides then know each other's key.
     Add {
         /// What `distest-worker invite` printed

@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::callbacks::Callbacks;
 use super::forward::Forwards;
-use super::keys::Place;
+use super::keys::{Keys, Place};
+use super::members::Member;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
 use crate::model::WorkerId;
 use crate::settings::WorkerAddress;
@@ -51,6 +52,7 @@ pub struct Connection {
     pub stats: Arc<LinkStats>,
     task: JoinHandle<()>,
     here: watch::Sender<()>,
+    _member: Option<Member>,
 }
 
 /// Ends with an error when the connection is dropped.
@@ -88,8 +90,18 @@ pub(super) async fn dial(
     port: u16,
     key: Option<PublicKey>,
 ) -> Result<Connection, Unusable> {
-    let keys = fleet.keys().await?;
     let address = WorkerAddress::Tcp { host: host.to_owned(), port, key }.to_string();
+    let stream = reach(fleet.keys().await?, host, port, key).await?;
+    over(fleet, stream, address).await
+}
+
+/// Connects to a worker that listens, and has both ends' keys proved.
+pub(super) async fn reach(
+    keys: &Keys,
+    host: &str,
+    port: u16,
+    key: Option<PublicKey>,
+) -> Result<tls::Stream<TcpStream>, Unusable> {
     let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
     let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => stream,
@@ -106,9 +118,7 @@ pub(super) async fn dial(
     let peer = stream.peer_addr().map_err(|error| Unusable::new(error.to_string()))?;
     let loopback = peer.ip().to_canonical().is_loopback();
     let place = format_place(host, port);
-    let place = Place { address: &place, pinned: key, loopback };
-    let stream = keys.secure(stream, place).await?;
-    over(fleet, stream, address).await
+    keys.secure(stream, Place { address: &place, pinned: key, loopback }).await
 }
 
 /// Greets a worker over a stream that has proved who it is, and opens a session there.
@@ -132,8 +142,9 @@ where
             theirs.name
         )));
     }
+    let member = Some(fleet.shared.members.admit(&theirs)?);
     let base = fleet.shared.slots.fetch_add(theirs.slots, Ordering::Relaxed);
-    let open = Open { id: fleet.next_id(), address, slots: 0, base };
+    let open = Open { id: fleet.next_id(), address, slots: 0, base, member };
     open.session(fleet, stream, theirs).await
 }
 
@@ -145,17 +156,17 @@ where
     hello::exchange(stream, &ours(), CONNECT_TIMEOUT).await.map_err(not_greeted)
 }
 
-fn ours() -> Hello {
+pub(super) fn ours() -> Hello {
     Hello::new(Role::Client, "cargo-distest")
 }
 
-fn not_greeted(error: HelloError) -> Unusable {
+pub(super) fn not_greeted(error: HelloError) -> Unusable {
     let hint = error.hint();
-    Unusable { reason: error.to_string(), hint }
+    Unusable { hint, ..Unusable::new(error.to_string()) }
 }
 
 /// `HOST:PORT`.
-fn format_place(host: &str, port: u16) -> String {
+pub(super) fn format_place(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
@@ -168,6 +179,8 @@ pub(super) struct Open {
     pub(super) slots: u32,
     /// Number of its first slot within the run.
     pub(super) base: u32,
+    /// Its place in the fleet; none for the embedded worker.
+    pub(super) member: Option<Member>,
 }
 
 impl Open {
@@ -208,7 +221,7 @@ impl Open {
             .open(link::context(CONNECT_TIMEOUT), spec)
             .await
             .map_err(|error| Unusable::new(format!("could not open a session: {error}")))?
-            .map_err(|refusal| Unusable { reason: refusal.message, hint: refusal.hint })?;
+            .map_err(|refusal| Unusable { hint: refusal.hint, ..Unusable::new(refusal.message) })?;
         let round_trip = asked.elapsed();
         let stats = link.stats();
         let pinged = (!embedded).then(|| worker.clone());
@@ -231,6 +244,7 @@ impl Open {
             worker,
             stats,
             task,
+            _member: self.member,
             here: watch::Sender::new(()),
         })
     }

@@ -42,6 +42,6 @@ pub(super) async fn start(
     let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     tokio::spawn(serve_connection(theirs, worker));
     let hello = connection::greet(&mut ours).await?;
-    let open = Open { id, address: String::new(), slots, base };
+    let open = Open { id, address: String::new(), slots, base, member: None };
     open.session(fleet, ours, hello).await
 }

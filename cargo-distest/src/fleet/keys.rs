@@ -8,6 +8,7 @@ use distest_worker::tls::{self, Purpose, TlsError, Trust};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Unusable;
+use super::discover::Found;
 use crate::settings::{IdentitySettings, KeySource};
 
 /// Our key and the keys that we know.
@@ -63,6 +64,20 @@ impl Keys {
             known = known.with(known_in_environment(text)?);
         }
         Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
+    }
+
+    pub(super) fn known(&self) -> &KnownWorkers {
+        &self.known
+    }
+
+    pub(super) fn ours(&self) -> &PrivateKey {
+        &self.ours
+    }
+
+    /// Whether a worker that is said to be there could be one that we trust.
+    pub(super) fn may_be(&self, found: &Found) -> bool {
+        let own = self.own_worker.as_deref().filter(|_| found.is_here()).and_then(PublicKey::load);
+        self.known.knows(&found.key) || own == Some(found.key)
     }
 
     pub(super) fn into_ours(self) -> PrivateKey {
@@ -149,7 +164,7 @@ impl Keys {
                 );
             }
         }
-        Unusable { reason, hint }
+        Unusable { reason, hint, spare: false }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Calls come and go one by one, so there is nothing to schedule: each goes to the worker with the
 //! most room, and waits there if there is none. A worker's reports find their call through a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -35,6 +35,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     members: BTreeMap<WorkerId, Arc<Member>>,
+    /// Those that take nothing more.
+    leaving: BTreeSet<WorkerId>,
     /// Every address has joined or is unusable.
     answered: bool,
     /// Why addresses are unusable, and workers were lost.
@@ -187,7 +189,8 @@ impl State {
             let own =
                 hello.private_network && suits::forward_lack(hello, *embedded, forwards).is_none();
             let connected = network == Network::Host || own;
-            connected && (*embedded || *hello.target == *triple.0)
+            let stays = !self.leaving.contains(&member.connection.id);
+            stays && connected && (*embedded || *hello.target == *triple.0)
         };
         self.members.values().filter(fits).min_by_key(load).cloned()
     }
@@ -209,10 +212,11 @@ impl State {
         }
     }
 
-    fn report(&self, worker: WorkerId, report: Report) {
+    fn report(&mut self, worker: WorkerId, report: Report) {
         match report {
             Report::Started { attempt, .. } => self.tell(worker, attempt, Said::Started),
             Report::Slow { .. } | Report::Progress { .. } => {}
+            Report::Draining {} => _ = self.leaving.insert(worker),
             Report::Finished(finished) => {
                 self.tell(worker, finished.attempt, Said::Finished(finished.exit));
             }

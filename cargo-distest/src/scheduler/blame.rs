@@ -148,7 +148,11 @@ impl Scheduler {
                 effects.push(Effect::Unplaceable { test });
                 self.cancel(CancelReason::Unplaceable, Stop::Kill, effects);
             }
-            None => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),
+            // What a leaving worker still runs comes to its end.
+            None => {
+                let how = if self.workers.leave_last() { Stop::Drain } else { Stop::Kill };
+                self.cancel(CancelReason::FleetLost, how, effects);
+            }
         }
     }
 }

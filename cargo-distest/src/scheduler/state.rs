@@ -156,6 +156,8 @@ enum Standing {
     Cut,
     /// It fails what others pass.
     Quarantined,
+    /// It takes nothing more, by its own word.
+    Leaving,
 }
 
 impl Worker {
@@ -182,10 +184,15 @@ impl Worker {
         suits && self.standing == Standing::Good && self.is_ready(binary)
     }
 
+    /// It is there and gets nothing more: what it has not started is taken back.
+    fn is_cleared(&self) -> bool {
+        matches!(self.standing, Standing::Quarantined | Standing::Leaving)
+    }
+
     /// It runs this binary, or may yet say that it does.
     pub(super) fn may_take(&self, binary: BinaryKey) -> bool {
         let refuses = self.binaries.get(&binary) == Some(&Readiness::Refused);
-        self.standing != Standing::Quarantined && !refuses
+        !self.is_cleared() && !refuses
     }
 
     /// Attempts of a group that are here.
@@ -540,12 +547,10 @@ impl Workers {
         bad && self.by_id.iter().any(|(other, worker)| *other != id && good(worker))
     }
 
-    /// What workers in quarantine have not started.
+    /// What workers have not started that are in quarantine or leave.
     pub(super) fn held_by_quarantined(&self) -> Vec<(WorkerId, Vec<AttemptId>)> {
-        let theirs = self
-            .by_id
-            .iter()
-            .filter(|(_, worker)| worker.standing == Standing::Quarantined && !worker.revoking);
+        let theirs =
+            self.by_id.iter().filter(|(_, worker)| worker.is_cleared() && !worker.revoking);
         let held = theirs.map(|(id, worker)| {
             let waiting = worker.live.iter().filter(|(_, live)| !live.started);
             (*id, waiting.map(|(attempt, _)| *attempt).collect::<Vec<_>>())
@@ -562,6 +567,22 @@ impl Workers {
             worker.standing = Standing::Quarantined;
             worker.reserved = None;
         });
+    }
+
+    /// It takes nothing more.
+    pub(super) fn leave(&mut self, id: WorkerId) {
+        self.changing(id, |worker| {
+            if worker.standing != Standing::Cut {
+                worker.standing = Standing::Leaving;
+            }
+            worker.reserved = None;
+        });
+    }
+
+    /// Whether any that takes nothing more still has something.
+    pub(super) fn leave_last(&self) -> bool {
+        let leaves = |worker: &Worker| worker.standing == Standing::Leaving;
+        self.by_id.values().any(|worker| leaves(worker) && !worker.live.is_empty())
     }
 
     /// Changes a worker and keeps `roomy` true.

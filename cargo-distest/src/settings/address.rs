@@ -1,13 +1,16 @@
 //! A worker's address as people write it: `tcp://HOST:PORT[#KEY]`, `ssh://[USER@]HOST[:PORT]`,
-//! `listen://IP:PORT`.
+//! `listen://IP:PORT`, `registry://HOST:PORT[#KEY]`, `mdns`.
 
 use std::fmt;
 use std::str::FromStr;
 
+use distest_worker::identity::PublicKey;
+
 use super::WorkerAddress;
 
-const FORMS: &str = "tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT] or listen://IP:PORT, such as \
-                     tcp://10.0.0.7:7077 or tcp://[::1]:7077";
+const FORMS: &str = "tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT], listen://IP:PORT, \
+                     registry://HOST:PORT[#KEY] or mdns, such as tcp://10.0.0.7:7077 or \
+                     tcp://[::1]:7077";
 
 impl FromStr for WorkerAddress {
     type Err = String;
@@ -15,17 +18,24 @@ impl FromStr for WorkerAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(match text {
-                "mdns" => not_yet("mdns"),
+                "mdns" => return Ok(Self::Mdns),
                 _ => format!("expected {FORMS}"),
             });
         };
         match scheme {
-            "tcp" => parse_tcp(rest),
+            "tcp" => {
+                let (host, port, key) = parse_place(rest)?;
+                Ok(Self::Tcp { host, port, key })
+            }
+            "registry" => {
+                let (host, port, key) = parse_place(rest)?;
+                Ok(Self::Registry { host, port, key })
+            }
             "ssh" => parse_ssh(rest),
             "listen" => rest.parse().map(Self::Listen).map_err(|_| {
                 format!("`{rest}` is no IP address with a port, such as 0.0.0.0:7077")
             }),
-            "mdns" | "registry" | "reapi" => Err(not_yet(scheme)),
+            "reapi" => Err(not_yet(scheme)),
             _ => Err(format!("unknown kind of address `{scheme}://`; expected {FORMS}")),
         }
     }
@@ -35,7 +45,7 @@ fn not_yet(scheme: &str) -> String {
     format!("this version does not support `{scheme}` addresses yet; expected {FORMS}")
 }
 
-fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
+fn parse_place(rest: &str) -> Result<(String, u16, Option<PublicKey>), String> {
     let (place, key) = match rest.split_once('#') {
         Some((place, key)) => {
             let key = key.parse().map_err(|error| format!("what follows the `#`: {error}"))?;
@@ -45,7 +55,7 @@ fn parse_tcp(rest: &str) -> Result<WorkerAddress, String> {
     };
     let (host, port) = host_and_port(place)?;
     let port = port.ok_or_else(|| format!("the port is missing; expected {FORMS}"))?;
-    Ok(WorkerAddress::Tcp { host, port, key })
+    Ok((host, port, key))
 }
 
 fn parse_ssh(rest: &str) -> Result<WorkerAddress, String> {
@@ -94,8 +104,9 @@ impl fmt::Display for WorkerAddress {
             false => f.write_str(host),
         };
         match self {
-            Self::Tcp { host, port, key } => {
-                f.write_str("tcp://")?;
+            Self::Tcp { host, port, key } | Self::Registry { host, port, key } => {
+                let registry = matches!(self, Self::Registry { .. });
+                f.write_str(if registry { "registry://" } else { "tcp://" })?;
                 write_host(f, host)?;
                 write!(f, ":{port}")?;
                 key.iter().try_for_each(|key| write!(f, "#{key}"))
@@ -107,6 +118,7 @@ impl fmt::Display for WorkerAddress {
                 port.iter().try_for_each(|port| write!(f, ":{port}"))
             }
             Self::Listen(address) => write!(f, "listen://{address}"),
+            Self::Mdns => f.write_str("mdns"),
         }
     }
 }
@@ -130,6 +142,9 @@ mod tests {
             "ssh://me@[fe80::1]:22",
             "listen://0.0.0.0:7077",
             "listen://[::]:0",
+            "registry://h:7",
+            &format!("registry://[::1]:7#{KEY}"),
+            "mdns",
         ] {
             assert_eq!(text.parse::<WorkerAddress>().unwrap().to_string(), text);
         }
@@ -158,8 +173,8 @@ mod tests {
             ("ssh://", "no host name"),
             ("ssh://h:0", "no port"),
             ("listen://host:1", "no IP address"),
-            ("mdns", "does not support `mdns` addresses yet"),
-            ("registry://h:1", "does not support `registry`"),
+            ("mdns://", "unknown kind"),
+            ("registry://h", "port is missing"),
             ("reapi://h:1", "does not support `reapi`"),
             ("udp://h:1", "unknown kind"),
         ];

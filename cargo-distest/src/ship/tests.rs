@@ -3,6 +3,7 @@ use std::fs;
 
 use distest_worker::protocol::{
     AttemptId, BinaryKey, Lease, OsText, Pong, SessionReady, SessionSpec, StdinChunk, Stop, Worker,
+    WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::store::{Store, Upload};
@@ -106,6 +107,14 @@ impl Worker for FakeWorker {
         _: distest_worker::protocol::AttemptId,
         _: distest_worker::protocol::AttemptSignal,
     ) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn status(self, _: Context) -> Result<WorkerStatus, Refusal> {
+        Ok(WorkerStatus::default())
+    }
+
+    async fn drain(self, _: Context) -> Result<(), Refusal> {
         Ok(())
     }
 

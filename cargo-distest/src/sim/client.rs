@@ -339,6 +339,10 @@ impl World {
             return;
         };
         let attempt = match &report {
+            Report::Draining {} => {
+                self.client.inputs.push_back(Input::Leaving { worker });
+                return;
+            }
             Report::Started { attempt, .. }
             | Report::Slow { attempt, .. }
             | Report::Progress { attempt, .. }
@@ -351,6 +355,7 @@ impl World {
             return;
         }
         let input = match report {
+            Report::Draining {} => return,
             Report::Started { attempt, .. } => Input::Started { worker, attempt },
             Report::Slow { .. } => return,
             Report::Progress { attempt, lines } => {

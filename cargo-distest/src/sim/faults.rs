@@ -17,6 +17,8 @@ pub(super) enum Fault {
     PowerLoss,
     /// The worker is shut down in order, and started again.
     Restart,
+    /// The worker takes nothing more, finishes what runs, and comes back.
+    Drain,
     /// The connection is lost at both ends.
     Cut,
     /// Only the client learns that it is lost.
@@ -39,10 +41,11 @@ pub(super) enum Fault {
     HelperDies,
 }
 
-pub(super) const FAULTS: [Fault; 15] = [
+pub(super) const FAULTS: [Fault; 16] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Restart,
+    Fault::Drain,
     Fault::Cut,
     Fault::CutForClient,
     Fault::CutForWorker,
@@ -90,7 +93,13 @@ impl World {
             Fault::Crash if up => self.crash(host, false)?,
             Fault::PowerLoss if up => self.crash(host, true)?,
             Fault::Restart if up => self.shut_down(host)?,
-            Fault::Crash | Fault::PowerLoss | Fault::Restart => {}
+            Fault::Drain if up => {
+                let conns: Vec<_> = self.hosts[host].sessions.keys().copied().collect();
+                for conn in conns {
+                    self.step(host, conn, Input::Drain)?;
+                }
+            }
+            Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain => {}
             Fault::Cut => {
                 self.lose_end(conn, Side::Client);
                 self.lose_end(conn, Side::Host);

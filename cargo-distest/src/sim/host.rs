@@ -713,6 +713,7 @@ pub(super) struct Answers {
 /// A passed attempt that nobody ran here.
 fn invented(random: &mut Random, like: &Report) -> Report {
     let near = match like {
+        Report::Draining {} => AttemptId(0),
         Report::Started { attempt, .. }
         | Report::Slow { attempt, .. }
         | Report::Progress { attempt, .. }

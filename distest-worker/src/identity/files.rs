@@ -88,6 +88,11 @@ impl Folder {
         self.0.join("worker-key")
     }
 
+    /// A registry's private key.
+    pub fn registry_key(&self) -> PathBuf {
+        self.0.join("registry-key")
+    }
+
     /// Whom a worker lets in.
     pub fn authorized_keys(&self) -> PathBuf {
         self.0.join("authorized_keys")

@@ -72,6 +72,17 @@ impl Gate {
         Some(Peer { key: Some(*key), name, permissions, loopback })
     }
 
+    /// All keys that are let in, in their order; from this machine, with this user's own.
+    pub fn keys(&self, loopback: bool) -> Vec<PublicKey> {
+        let own = self.own_client.as_deref().filter(|_| loopback).and_then(PublicKey::load);
+        self.state().keys.iter().map(|(key, _)| *key).chain(own).collect()
+    }
+
+    /// Tells of each change of who is let in.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// Whether `authorized_keys` names nobody.
     pub fn is_empty(&self) -> bool {
         self.state().keys.is_empty()

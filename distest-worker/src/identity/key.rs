@@ -6,6 +6,7 @@ use std::str::FromStr;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde::{Deserialize, Serialize};
 
 /// What a key's text begins with.
 const PREFIX: &str = "ed25519:";
@@ -20,7 +21,8 @@ const PEM_HEAD: &str = "-----BEGIN PRIVATE KEY-----";
 const PEM_FOOT: &str = "-----END PRIVATE KEY-----";
 
 /// A public key. Written `ed25519:` and 43 characters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; KEY_BYTES]);
 
 /// A private key. Written as PEM (PKCS #8), as `openssl genpkey -algorithm ed25519` does. Never
@@ -117,6 +119,20 @@ impl FromStr for PublicKey {
         let body = text.strip_prefix(PREFIX).ok_or(KeyError::Public)?;
         let key = BASE64URL_NOPAD.decode(body.as_bytes()).map_err(|_| KeyError::Public)?;
         Ok(Self(key.try_into().map_err(|_| KeyError::Public)?))
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        text.parse()
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> Self {
+        key.to_string()
     }
 }
 

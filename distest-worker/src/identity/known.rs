@@ -84,8 +84,13 @@ impl KnownWorkers {
         let mut of_address = self.workers.iter().filter(|(_, known)| known.address == address);
         match of_address.next() {
             Some((first, _)) => first == key || of_address.any(|(other, _)| other == key),
-            None => self.workers.contains_key(key),
+            None => self.knows(key),
         }
+    }
+
+    /// Whether a key is known at all.
+    pub fn knows(&self, key: &PublicKey) -> bool {
+        self.workers.contains_key(key)
     }
 
     /// The key that is known for an address.

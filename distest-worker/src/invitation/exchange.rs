@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{Invitations, Secret};
 use crate::identity::{Permission, Permissions};
+use crate::message;
 
 /// The most bytes of one message.
 const MESSAGE_BYTES_MAX: u32 = 4096;
@@ -164,21 +165,14 @@ async fn send(
     stream: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
 ) -> Result<(), InvitationError> {
-    let message = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
-    let mut bytes = (message.len() as u32).to_be_bytes().to_vec();
-    bytes.extend_from_slice(&message);
-    stream.write_all(&bytes).await?;
-    Ok(stream.flush().await?)
+    Ok(message::send(stream, message).await?)
 }
 
 async fn receive<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<T, InvitationError> {
-    let length = stream.read_u32().await?;
-    if length > MESSAGE_BYTES_MAX {
-        return Err(InvitationError::Garbled(format!("a message of {length} bytes")));
-    }
-    let mut message = vec![0; length as usize];
-    stream.read_exact(&mut message).await?;
-    rmp_serde::from_slice(&message).map_err(|error| InvitationError::Garbled(error.to_string()))
+    message::receive(stream, MESSAGE_BYTES_MAX).await.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => InvitationError::Garbled(error.to_string()),
+        _ => InvitationError::Io(error),
+    })
 }

@@ -156,6 +156,8 @@ impl Method for WorkerRequest {
             Self::Stdin { .. } => 9,
             Self::Close { .. } => 10,
             Self::Signal { .. } => 11,
+            Self::Status { .. } => 12,
+            Self::Drain { .. } => 13,
         }
     }
 
@@ -179,6 +181,8 @@ impl Method for WorkerResponse {
             Self::Stdin(_) => 9,
             Self::Close(()) => 10,
             Self::Signal(_) => 11,
+            Self::Status(_) => 12,
+            Self::Drain(_) => 13,
         }
     }
 

@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::Reception;
 use crate::identity::Permission;
+use crate::message;
 
 /// How long either side may take to say its word.
 const TIME: Duration = Duration::from_secs(5);
@@ -163,14 +162,14 @@ async fn talk(path: &Path, ask: &Ask) -> io::Result<Answer> {
         }
     };
     let talk = async {
-        send(&mut stream, ask).await?;
-        receive(&mut stream).await
+        message::send(&mut stream, ask).await?;
+        message::receive(&mut stream, MESSAGE_BYTES_MAX).await
     };
     tokio::time::timeout(TIME, talk).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn answer(mut stream: UnixStream, reception: &Reception) -> io::Result<()> {
-    let answer = match receive(&mut stream).await? {
+    let answer = match message::receive(&mut stream, MESSAGE_BYTES_MAX).await? {
         Ask::Name {} => Answer::Name(reception.worker().config().name.clone()),
         Ask::Invite { permissions, valid_s, address } => {
             let permissions = permissions.into_iter().collect();
@@ -180,21 +179,5 @@ async fn answer(mut stream: UnixStream, reception: &Reception) -> io::Result<()>
             }
         }
     };
-    send(&mut stream, &answer).await
-}
-
-async fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
-    let message = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
-    stream.write_u32(message.len() as u32).await?;
-    stream.write_all(&message).await
-}
-
-async fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
-    let length = stream.read_u32().await?;
-    if length > MESSAGE_BYTES_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut message = vec![0; length as usize];
-    stream.read_exact(&mut message).await?;
-    rmp_serde::from_slice(&message).map_err(io::Error::other)
+    message::send(&mut stream, &answer).await
 }

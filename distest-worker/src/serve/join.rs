@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{ConnectionEnd, Reception, Signals};
+use super::{Asked, ConnectionEnd, Reception, Signals};
 use crate::identity::PublicKey;
 
 /// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
@@ -52,7 +52,8 @@ impl std::str::FromStr for JoinAddress {
     }
 }
 
-/// Dials every address, serves the client there, and dials again, until SIGINT or SIGTERM.
+/// Dials every address, serves the client there, and dials again, until SIGINT or SIGTERM; the
+/// latter lets what runs come to its end.
 ///
 /// # Errors
 /// Signals can't be caught.
@@ -70,9 +71,19 @@ pub async fn join(
     }
     loop {
         tokio::select! {
-            () = signals.next() => break,
+            asked = signals.next() => {
+                match asked {
+                    Asked::End => reception.worker().shut_down(),
+                    Asked::Drain => reception.worker().drain(),
+                }
+                break;
+            }
+            () = reception.worker().draining() => break,
             Some(text) = to_tell.recv() => tell(text),
         }
+    }
+    if !reception.worker().shuts_down() {
+        signals.hurry(async { while dialling.join_next().await.is_some() {} }).await;
     }
     reception.worker().shut_down();
     let ended = async { while dialling.join_next().await.is_some() {} };
@@ -102,7 +113,7 @@ async fn again_and_again(
             let _ = told.send(text.clone()).await;
             last = text;
         }
-        let wait = tokio::time::timeout(back_off, reception.worker().shutting_down());
+        let wait = tokio::time::timeout(back_off, reception.worker().draining());
         if wait.await.is_ok() {
             return;
         }

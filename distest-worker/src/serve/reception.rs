@@ -86,6 +86,11 @@ impl Reception {
         self.key.public()
     }
 
+    /// Proves who it is.
+    pub fn private_key(&self) -> &PrivateKey {
+        &self.key
+    }
+
     /// Whom it lets in.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate

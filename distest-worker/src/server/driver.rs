@@ -18,7 +18,8 @@ use super::forward::Forwarding;
 use super::handler::Request;
 use super::layers::Layers;
 use super::outbox::{self, Outbox};
-use super::permits::{Permit, Permits};
+use super::permits::{Permit, Sharer};
+use super::sessions::Listed;
 use super::{Admission, WorkerShared};
 use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
 use crate::link::{Link, LinkEnd};
@@ -45,6 +46,10 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 const COLLECT_TIME: Duration = Duration::from_secs(60);
 /// A client without a session that asks for nothing for this long keeps the place of another.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Why a worker takes nothing more.
+const DRAINING: &str = "the worker takes no more tests";
+/// Characters of a run's name that are kept.
+const RUN_CHARS_MAX: usize = 100;
 /// How long what runs and what is told may take at the end, before it is dropped.
 const END_TIME: Duration = Duration::from_secs(5);
 
@@ -62,6 +67,8 @@ pub(super) struct Driver {
     events_to: mpsc::Sender<SlotEvent>,
     /// Waits for places on this worker.
     asking: JoinSet<Option<Permit>>,
+    /// For whom.
+    sharer: Sharer,
     /// Live output that waits for a place in the outbox; slots' events wait behind it.
     live: Option<OutputChunk>,
     began: Instant,
@@ -71,6 +78,7 @@ pub(super) struct Driver {
 /// An open session.
 struct Opened {
     session: Session,
+    listed: Listed,
     slots: Slots,
     sandbox: Arc<Sandbox>,
     layers: Layers,
@@ -123,6 +131,7 @@ impl Driver {
         let (outbox, emptying) = Outbox::new(client.clone());
         let mut telling = JoinSet::new();
         telling.spawn(async move { emptying.await.is_ok() });
+        let sharer = worker.permits.sharer(admission.peer.key);
         Self {
             worker,
             admission: Arc::new(admission),
@@ -134,6 +143,7 @@ impl Driver {
             events,
             events_to,
             asking: JoinSet::new(),
+            sharer,
             live: None,
             began: Instant::now(),
             wake: None,
@@ -151,6 +161,7 @@ impl Driver {
         let admission = Arc::clone(&self.admission);
         let mut shutting_down = pin!(worker.shutting_down());
         let mut withdrawn = pin!(admission.withdrawn());
+        let (mut draining, mut drains) = (pin!(worker.draining()), false);
         let mut idle = pin!(tokio::time::sleep(IDLE_MAX));
         loop {
             tokio::select! {
@@ -165,6 +176,14 @@ impl Driver {
                 () = &mut withdrawn => {
                     self.end(false).await;
                     return (LinkEnd::Closed, Some("this key's permission was withdrawn"));
+                }
+                () = &mut draining, if !drains => {
+                    drains = true;
+                    if self.opened.is_none() {
+                        self.end(true).await;
+                        return (LinkEnd::Closed, Some(DRAINING));
+                    }
+                    self.step(Input::Drain);
                 }
                 Some(request) = requests.recv() => {
                     idle.as_mut().reset(Instant::now() + IDLE_MAX);
@@ -181,6 +200,10 @@ impl Driver {
                 Some(EndReason::Closed) => {
                     self.tell_closed().await;
                     continue;
+                }
+                Some(EndReason::Drained) => {
+                    self.tell_closed().await;
+                    return (LinkEnd::Closed, Some(DRAINING));
                 }
                 Some(EndReason::Silent) => "the client said nothing for too long",
                 Some(EndReason::PeerLost) => "the client didn't take reports",
@@ -254,6 +277,9 @@ impl Driver {
         if self.opened.is_some() {
             return Err(Refusal::new(RefusalKind::Invalid, "the session is open already"));
         }
+        if self.worker.drains() {
+            return Err(Refusal::new(RefusalKind::Closed, DRAINING));
+        }
         let most = self.worker.slots();
         let slots = if spec.slots == 0 { most } else { spec.slots.min(most) };
         let sandbox = self.files.sandbox()?;
@@ -270,6 +296,10 @@ impl Driver {
         self.began = Instant::now();
         self.opened = Some(Opened {
             session: Session::new(slots),
+            listed: self.worker.sessions.begin(
+                self.admission.peer.name.clone(),
+                spec.run.chars().filter(|c| !c.is_control()).take(RUN_CHARS_MAX).collect(),
+            ),
             slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
             env: environment::with(
@@ -435,12 +465,12 @@ impl Driver {
                 match effect {
                     Effect::Leased(result) => answers.leased = result,
                     Effect::Revoked(attempts) => answers.revoked = attempts,
-                    Effect::AskPermit => match self.worker.permits.try_take() {
-                        Some(permit) => {
+                    Effect::AskPermit => match self.sharer.ask().now() {
+                        Ok(permit) => {
                             inputs.push_back(Input::Permit(permit.number()));
                             opened.permits.insert(permit.number(), permit);
                         }
-                        None => _ = self.asking.spawn(Permits::take(self.worker.permits.clone())),
+                        Err(waiting) => _ = self.asking.spawn(waiting),
                     },
                     Effect::ReturnPermit(permit) => _ = opened.permits.remove(&permit),
                     Effect::Spawn { slot, permit, attempt } => {
@@ -448,6 +478,8 @@ impl Driver {
                     }
                     Effect::Terminate(slot) => opened.slots.command(slot, SlotCommand::Terminate),
                     Effect::Kill(slot) => opened.slots.command(slot, SlotCommand::Kill),
+                    // Who speaks an older version wouldn't understand it.
+                    Effect::Report(Report::Draining {}) if self.admission.speaks.minor < 1 => {}
                     Effect::Report(report) => {
                         opened.report(report, &self.outbox, &mut self.telling);
                     }
@@ -455,6 +487,7 @@ impl Driver {
                     Effect::End(reason) => opened.ended = Some(reason),
                 }
             }
+            opened.listed.set(opened.session.running(), opened.session.queued());
         }
         answers
     }
@@ -584,9 +617,10 @@ impl Opened {
         let attempt = match &report {
             Report::Finished(finished) => finished.attempt,
             Report::Lost { attempt, .. } => *attempt,
-            Report::Started { .. } | Report::Slow { .. } | Report::Progress { .. } => {
-                return outbox.report(report);
-            }
+            Report::Started { .. }
+            | Report::Slow { .. }
+            | Report::Progress { .. }
+            | Report::Draining {} => return outbox.report(report),
         };
         self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.

@@ -7,12 +7,14 @@ use tarpc::context::Context;
 use tarpc::server::Serve;
 use tokio::sync::{mpsc, oneshot};
 
+use super::WorkerShared;
 use super::files::Files;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
     AttemptId, AttemptSignal, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind,
     SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
+    WorkerStatus,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -41,6 +43,7 @@ pub(super) struct Handler {
     requests: mpsc::UnboundedSender<Request>,
     files: Arc<Files>,
     permissions: Arc<Permissions>,
+    worker: Arc<WorkerShared>,
 }
 
 impl Handler {
@@ -48,8 +51,9 @@ impl Handler {
         requests: mpsc::UnboundedSender<Request>,
         files: Arc<Files>,
         permissions: Arc<Permissions>,
+        worker: Arc<WorkerShared>,
     ) -> Self {
-        Self { requests, files, permissions }
+        Self { requests, files, permissions, worker }
     }
 
     /// Whether this connection's key may do that.
@@ -155,5 +159,17 @@ impl Worker for Handler {
         signal: AttemptSignal,
     ) -> Result<(), Refusal> {
         answered(self.ask(|answer| Request::Signal(attempt, signal, answer))).await
+    }
+
+    async fn status(self, _: Context) -> Result<WorkerStatus, Refusal> {
+        self.need(Permission::View)?;
+        self.word();
+        Ok(self.worker.status())
+    }
+
+    async fn drain(self, _: Context) -> Result<(), Refusal> {
+        self.need(Permission::Admin)?;
+        self.worker.drain();
+        Ok(())
     }
 }

@@ -164,6 +164,9 @@ fn inline_bytes(report: &Report) -> usize {
     match report {
         Report::Finished(finished) => finished.stdout.inline.len() + finished.stderr.inline.len(),
         Report::Progress { lines, .. } => lines.iter().map(|line| line.text.len()).sum(),
-        Report::Started { .. } | Report::Slow { .. } | Report::Lost { .. } => 0,
+        Report::Started { .. }
+        | Report::Slow { .. }
+        | Report::Lost { .. }
+        | Report::Draining {} => 0,
     }
 }

@@ -1,26 +1,55 @@
-//! Who may run something now: as many attempts as the worker has slots, first come, first served.
+//! Who may run something now: as many attempts as the worker has slots, shared among clients.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
 use super::machine_slot::MachineSlot;
+use crate::identity::PublicKey;
+use crate::share::{ClientId, Share, Ticket};
 
-/// A worker's places, shared by its sessions.
+/// A worker's places, shared by its sessions as [`Share`] says.
 #[derive(Debug)]
 pub(super) struct Permits {
-    /// Fair: whoever asked first gets the next place.
-    places: Arc<Semaphore>,
-    idle: Mutex<BTreeMap<u32, MachineSlot>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    share: Share,
+    idle: BTreeMap<u32, MachineSlot>,
+    waiting: BTreeMap<Ticket, (ClientId, oneshot::Sender<Permit>)>,
+    tickets: u64,
+    clients: u64,
+    /// Who has connections: a key, its number, and how many.
+    keys: BTreeMap<PublicKey, (ClientId, u32)>,
 }
 
 /// A place, held while an attempt runs. Its number is unique on this machine while it is held.
 #[derive(Debug)]
 pub(super) struct Permit {
     pool: Arc<Permits>,
+    client: ClientId,
     slot: Option<MachineSlot>,
-    _place: OwnedSemaphorePermit,
+}
+
+/// Waits for a place; gives its turn up when dropped. None if there will be none: never, in fact.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pool: Arc<Permits>,
+    ticket: Ticket,
+    permit: oneshot::Receiver<Permit>,
+}
+
+/// One connection's client, for as long as it lasts.
+#[derive(Debug)]
+pub(super) struct Sharer {
+    pool: Arc<Permits>,
+    key: Option<PublicKey>,
+    id: ClientId,
 }
 
 impl Permits {
@@ -28,23 +57,100 @@ impl Permits {
     pub(super) fn new(count: u32) -> Arc<Self> {
         let slots = (0..count).map(|_| MachineSlot::take());
         let idle = slots.map(|slot| (slot.number(), slot)).collect();
-        Arc::new(Self { places: Arc::new(Semaphore::new(count as usize)), idle: Mutex::new(idle) })
+        let state = State {
+            share: Share::new(count),
+            idle,
+            waiting: BTreeMap::new(),
+            tickets: 0,
+            clients: 0,
+            keys: BTreeMap::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// A place, if one is free and nobody waits.
-    pub(super) fn try_take(self: &Arc<Self>) -> Option<Permit> {
-        Some(self.permit(Arc::clone(&self.places).try_acquire_owned().ok()?))
+    /// A connection of a client's: connections of one key are one client.
+    pub(super) fn sharer(self: &Arc<Self>, key: Option<PublicKey>) -> Sharer {
+        let mut state = self.state();
+        let fresh = ClientId(state.clients);
+        let id = match key {
+            Some(key) => {
+                let (id, connections) = state.keys.entry(key).or_insert((fresh, 0));
+                *connections += 1;
+                *id
+            }
+            None => fresh,
+        };
+        state.clients += u64::from(id == fresh);
+        drop(state);
+        Sharer { pool: Arc::clone(self), key, id }
     }
 
-    /// A place, when it is this caller's turn. None if there will be none: never closed, in fact.
-    pub(super) async fn take(self: Arc<Self>) -> Option<Permit> {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-        Some(self.permit(place))
+    /// Places that are held.
+    pub(super) fn in_use(&self) -> u32 {
+        self.state().share.in_use()
     }
 
-    fn permit(self: &Arc<Self>, place: OwnedSemaphorePermit) -> Permit {
-        let slot = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
-        Permit { pool: Arc::clone(self), slot: slot.map(|(_, slot)| slot), _place: place }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sharer {
+    /// A place, when it is this client's turn.
+    pub(super) fn ask(&self) -> Waiting {
+        let (sender, permit) = oneshot::channel();
+        let mut state = self.pool.state();
+        let ticket = Ticket(state.tickets);
+        state.tickets += 1;
+        state.waiting.insert(ticket, (self.id, sender));
+        let turn = state.share.ask(ticket, self.id);
+        let granted = turn.and_then(|turn| state.grant(turn, &self.pool));
+        drop(state);
+        send(granted);
+        Waiting { pool: Arc::clone(&self.pool), ticket, permit }
+    }
+}
+
+impl Waiting {
+    /// The place, if it is there at once.
+    pub(super) fn now(mut self) -> Result<Permit, Self> {
+        self.permit.try_recv().map_err(|_| self)
+    }
+}
+
+impl State {
+    fn grant(
+        &mut self,
+        turn: Ticket,
+        pool: &Arc<Permits>,
+    ) -> Option<(oneshot::Sender<Permit>, Permit)> {
+        let (client, sender) = self.waiting.remove(&turn)?;
+        let slot = self.idle.pop_first().map(|(_, slot)| slot);
+        Some((sender, Permit { pool: Arc::clone(pool), client, slot }))
+    }
+}
+
+/// Without the lock: who has gone gives the place back by dropping it.
+fn send(granted: Option<(oneshot::Sender<Permit>, Permit)>) {
+    if let Some((sender, permit)) = granted {
+        let _ = sender.send(permit);
+    }
+}
+
+impl Future for Waiting {
+    type Output = Option<Permit>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Permit>> {
+        Pin::new(&mut self.permit).poll(context).map(Result::ok)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        state.share.withdraw(self.ticket);
+        let sender = state.waiting.remove(&self.ticket);
+        drop((state, sender));
     }
 }
 
@@ -59,9 +165,26 @@ impl Permit {
 impl Drop for Permit {
     /// The number goes back before the place does.
     fn drop(&mut self) {
+        let mut state = self.pool.state();
         if let Some(slot) = self.slot.take() {
-            let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.insert(slot.number(), slot);
+            state.idle.insert(slot.number(), slot);
+        }
+        let turn = state.share.give_back(self.client);
+        let granted = turn.and_then(|turn| state.grant(turn, &self.pool));
+        drop(state);
+        send(granted);
+    }
+}
+
+impl Drop for Sharer {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut state = self.pool.state();
+        if let Some((_, connections)) = state.keys.get_mut(&key) {
+            *connections -= 1;
+            if *connections == 0 {
+                state.keys.remove(&key);
+            }
         }
     }
 }
@@ -69,17 +192,51 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::PrivateKey;
 
     #[tokio::test]
-    async fn places_go_to_whoever_asked_first() {
+    async fn places_go_in_turn_and_come_back_with_their_numbers() {
         let pool = Permits::new(1);
-        let first = pool.try_take().unwrap();
-        let mut second = Box::pin(Arc::clone(&pool).take());
-        assert!(futures::poll!(&mut second).is_pending());
+        let [a, b] = [(); 2].map(|()| pool.sharer(None));
+        let first = a.ask().now().unwrap();
+        let (second, third) = (a.ask(), b.ask());
         let number = first.number();
         drop(first);
-        assert!(pool.try_take().is_none(), "somebody waits");
-        assert_eq!(second.await.unwrap().number(), number);
-        assert!(pool.try_take().is_some());
+        let second = second.now().unwrap();
+        assert_eq!(second.number(), number, "both have none, and it asked first");
+        drop(third);
+        drop(second);
+        assert!(pool.state().waiting.is_empty() && pool.in_use() == 0);
+        assert!(b.ask().now().is_ok());
+        assert_eq!(pool.in_use(), 0, "a place that nobody keeps is free again");
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_nobody_waits_for_is_the_next_ones() {
+        let pool = Permits::new(1);
+        let client = pool.sharer(None);
+        let held = client.ask().now().unwrap();
+        let (gone, waits) = (client.ask(), client.ask());
+        drop(held);
+        // It was its turn, and it goes without having looked.
+        drop(gone);
+        assert!(waits.await.is_some());
+    }
+
+    #[test]
+    fn connections_of_one_key_are_one_client() {
+        let pool = Permits::new(2);
+        let [alice, bob] = [(); 2].map(|()| Some(PrivateKey::generate().unwrap().public()));
+        let connections = [(); 3].map(|()| pool.sharer(alice));
+        let other = pool.sharer(bob);
+        let held = [&connections[0], &connections[1]].map(|it| it.ask().now().unwrap());
+        let (hers, his) = (connections[2].ask(), other.ask());
+        drop(held);
+        // Both places came back; she has three connections and asked first.
+        let (hers, his) = (hers.now().unwrap(), his.now().unwrap());
+        drop((hers, his));
+        drop(connections);
+        drop(other);
+        assert!(pool.state().keys.is_empty());
     }
 }

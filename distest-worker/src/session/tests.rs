@@ -74,6 +74,7 @@ fn short(effect: &Effect) -> String {
         Effect::Report(Report::Progress { attempt, lines }) => {
             format!("progress {} by {}", attempt.0, lines.len())
         }
+        Effect::Report(Report::Draining {}) => "draining".to_owned(),
         Effect::WakeAt(tick) => format!("wake {}s", tick.0.as_secs_f64()),
         Effect::End(reason) => format!("end {reason:?}"),
     }
@@ -107,6 +108,56 @@ fn attempts_run_in_order_as_far_as_there_are_slots_and_permits() {
             (0.6, Input::Permit(4), "return 4"),
             (0.7, exited(0, 1), "return 7, finished 1"),
             (0.8, exited(0, 1), ""),
+        ],
+    );
+}
+
+#[test]
+fn a_worker_that_drains_finishes_what_runs_and_starts_nothing() {
+    check(
+        1,
+        &[
+            (0.0, Input::Lease(vec![spec(1), spec(2), spec(3)]), "leased, ask"),
+            (0.0, Input::Permit(7), "spawn 1 in 0 by 7"),
+            (0.0, spawned(0, 1), "started 1, wake 60s"),
+            (1.0, Input::Drain, "draining, wake 3s"),
+            (1.1, Input::Revoke(vec![AttemptId(1), AttemptId(2)]), "revoked [2]"),
+            (1.2, Input::Drain, ""),
+            // What the client doesn't take back waits no longer than that.
+            (3.0, Input::Woken, "lost 3 Dropped, wake 60s"),
+            // What was on its way comes too late.
+            (3.1, Input::Lease(vec![spec(4)]), "leased, lost 4 Dropped"),
+            (9.0, exited(0, 1), "return 7, finished 1, end Drained"),
+            (9.1, Input::Lease(vec![spec(5)]), "refused Closed"),
+        ],
+    );
+}
+
+#[test]
+fn an_idle_session_of_a_worker_that_drains_is_over_at_once() {
+    check(
+        1,
+        &[
+            (0.0, Input::Lease(vec![spec(1)]), "leased, ask"),
+            (0.1, Input::Revoke(vec![AttemptId(1)]), "revoked [1]"),
+            (0.2, Input::Drain, "draining, end Drained"),
+            (0.3, Input::Permit(7), "return 7"),
+        ],
+    );
+}
+
+#[test]
+fn who_falls_silent_is_fenced_while_its_worker_drains() {
+    check(
+        1,
+        &[
+            (0.0, Input::Lease(vec![spec(1)]), "leased, ask"),
+            (0.0, Input::Permit(7), "spawn 1 in 0 by 7"),
+            (0.0, spawned(0, 1), "started 1, wake 60s"),
+            (0.5, Input::Pinged, "wake 3.5s"),
+            (1.0, Input::Drain, "draining"),
+            (3.5, Input::Woken, "kill 0"),
+            (3.6, exited(0, 1), "return 7, lost 1 Stopped, end Silent"),
         ],
     );
 }
@@ -407,6 +458,7 @@ impl World {
             Move::Stop(how) => self.step(match how {
                 0 => Input::PeerLost,
                 1 => Input::Close(Stop::Terminate),
+                2 => Input::Drain,
                 how if how % 3 == 0 => Input::Stop(Stop::Drain),
                 how if how % 3 == 1 => Input::Stop(Stop::Terminate),
                 _ => Input::Stop(Stop::Kill),

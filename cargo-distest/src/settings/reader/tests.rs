@@ -168,7 +168,7 @@ fn errors_name_the_line_and_the_nearest_key() {
     distest.toml:2: invalid value of `profile.ci.fail-fast.max-fail`: expected a number from 1 or `"all"`
     distest.toml:2: unknown key `pth` in [profile.ci.junit] (did you mean `path`?)
     distest.toml:1: invalid value of `profile`: expected a table
-    distest.toml:4: invalid value `reapi://b:1` of `fleet.workers`: this version does not support `reapi` addresses yet; expected tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT] or listen://IP:PORT, such as tcp://10.0.0.7:7077 or tcp://[::1]:7077
+    distest.toml:4: invalid value `reapi://b:1` of `fleet.workers`: this version does not support `reapi` addresses yet; expected tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT], listen://IP:PORT, registry://HOST:PORT[#KEY] or mdns, such as tcp://10.0.0.7:7077 or tcp://[::1]:7077
     distest.toml:2: invalid value `none` of `fleet.fallback`: expected one of `embedded`, `fail`
     distest.toml:2: invalid value of `binary.a::b.list`: expected `"whole"`
     distest.toml:1: unknown key `profil` (did you mean `profile`?)

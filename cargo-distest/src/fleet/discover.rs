@@ -1,0 +1,273 @@
+//! Workers that are found: by a registry, or in the local network.
+//!
+//! Whoever names a worker here is believed in nothing but where it may be. Only workers whose keys
+//! are known already are dialled, and each must prove the key under which it was found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distest_worker::identity::PublicKey;
+use distest_worker::registry::{Asker, Entry, RegistryError, RegistryPlace};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::connection::{self, Connection};
+use super::{Fleet, FleetMessage, Unusable};
+
+/// Between two looks at who is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Before a worker is dialled again that could not be used.
+const REDIAL_AFTER: Duration = Duration::from_secs(3);
+/// Between two attempts to reach a registry that was lost.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Workers that are dialled, of all that are found.
+const DIALLED_MAX: usize = 256;
+/// Addresses that are tried of one worker.
+const ADDRESSES_MAX: usize = 8;
+
+/// A worker that somebody says is there.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Found {
+    /// The key that it must prove.
+    pub(super) key: PublicKey,
+    /// What it calls itself, by what is said.
+    pub(super) name: String,
+    /// Where it may be: host and port, the likeliest first.
+    pub(super) addresses: Vec<(String, u16)>,
+}
+
+/// All that are there now; changes as long as somebody looks.
+pub(super) type Sight = watch::Receiver<BTreeSet<Found>>;
+
+/// Asks a registry, again and again for as long as the answer is wanted.
+pub(super) async fn registry(fleet: &Fleet, at: RegistryPlace) -> Result<Sight, Unusable> {
+    let key = fleet.keys().await?.ours().clone();
+    let mut asker = Asker::dial(&at, &key).await.map_err(|error| explain(&error))?;
+    let listed = asker.list().await.map_err(|error| explain(&error))?;
+    let (seen, sight) = watch::channel(of_entries(listed));
+    let asking = async move {
+        loop {
+            sleep(LOOK_EVERY).await;
+            match asker.list().await {
+                Ok(listed) => _ = seen.send_replace(of_entries(listed)),
+                // Whoever was found is still worth an attempt.
+                Err(_) => loop {
+                    sleep(ASK_AGAIN_AFTER).await;
+                    if let Ok(again) = Asker::dial(&at, &key).await {
+                        asker = again;
+                        break;
+                    }
+                },
+            }
+        }
+    };
+    tokio::spawn(while_wanted(fleet.clone(), asking));
+    Ok(sight)
+}
+
+/// Looks around in the local network for as long as the answer is wanted.
+#[cfg(feature = "mdns")]
+pub(super) async fn mdns(fleet: &Fleet) -> Result<Sight, Unusable> {
+    use distest_worker::mdns::Browser;
+    let mut browser = Browser::new().map_err(Unusable::new)?;
+    let (seen, sight) = watch::channel(BTreeSet::new());
+    let looking = async move {
+        loop {
+            seen.send_replace(of_mdns(browser.look(LOOK_EVERY).await));
+        }
+    };
+    tokio::spawn(while_wanted(fleet.clone(), looking));
+    Ok(sight)
+}
+
+/// This program can't.
+#[cfg(not(feature = "mdns"))]
+pub(super) async fn mdns(_: &Fleet) -> Result<Sight, Unusable> {
+    Err(Unusable::new("this program was built without mDNS")
+        .hint("build it with the feature `mdns`, or name workers by their addresses"))
+}
+
+/// Uses what is in sight, and goes on when the first worker has joined or too much time has passed;
+/// workers may come as long as the run lasts.
+pub(super) async fn follow(fleet: &Fleet, sight: Sight) -> Result<(), Unusable> {
+    fleet.keys().await?;
+    let first = Arc::new(Notify::new());
+    let (troubles, mut troubled) = mpsc::unbounded_channel();
+    let following = Following { fleet: fleet.clone(), first: Arc::clone(&first), troubles };
+    tokio::spawn(while_wanted(fleet.clone(), following.follow(sight.clone())));
+    let wait = fleet.shared.settings.wait_for;
+    if timeout(wait, first.notified()).await.is_ok() {
+        return Ok(());
+    }
+    let mut why = BTreeSet::new();
+    while let Ok(trouble) = troubled.try_recv() {
+        why.insert(trouble);
+    }
+    Err(nobody(fleet, &sight, &why).await)
+}
+
+struct Following {
+    fleet: Fleet,
+    first: Arc<Notify>,
+    troubles: mpsc::UnboundedSender<String>,
+}
+
+impl Following {
+    async fn follow(self, mut sight: Sight) {
+        let mut tasks = JoinSet::new();
+        let mut busy = BTreeSet::new();
+        let mut told = BTreeMap::new();
+        loop {
+            let Ok(keys) = self.fleet.keys().await else { return };
+            let found = sight.borrow_and_update().clone();
+            for found in found.into_iter().filter(|found| keys.may_be(found)) {
+                if busy.len() < DIALLED_MAX && !busy.contains(&found) {
+                    busy.insert(found.clone());
+                    tasks.spawn(keep(self.fleet.clone(), Arc::clone(&self.first), found));
+                }
+            }
+            let ended = tokio::select! {
+                changed = sight.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                Some(ended) = tasks.join_next() => ended,
+            };
+            let Ok((found, trouble)) = ended else { continue };
+            if let Some(Unusable { reason, hint, spare: false }) = trouble {
+                let address = format!("{} {}", found.name, found.key);
+                if told.insert(found.clone(), reason.clone()).as_ref() != Some(&reason) {
+                    let _ = self.troubles.send(format!("{address}: {reason}"));
+                    self.fleet.say(FleetMessage::Unusable { address, reason, hint }).await;
+                }
+            }
+            busy.remove(&found);
+        }
+    }
+}
+
+/// Dials a worker, and keeps it until it is lost; answers why it could not be used.
+async fn keep(fleet: Fleet, first: Arc<Notify>, found: Found) -> (Found, Option<Unusable>) {
+    let mut trouble = None;
+    for (host, port) in found.addresses.iter().take(ADDRESSES_MAX) {
+        match connection::dial(&fleet, host, *port, Some(found.key)).await {
+            Ok(connection) => {
+                used(&fleet, &first, connection).await;
+                return (found, None);
+            }
+            Err(unusable) => trouble = Some(unusable),
+        }
+    }
+    sleep(REDIAL_AFTER).await;
+    (found, trouble)
+}
+
+async fn used(fleet: &Fleet, first: &Notify, connection: Connection) {
+    let mut gone = connection.gone();
+    fleet.say(FleetMessage::Joined(connection)).await;
+    first.notify_one();
+    // The sender goes with the connection.
+    let _ = gone.wait_for(|_| false).await;
+}
+
+/// Ends with the run.
+async fn while_wanted(fleet: Fleet, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = fleet.shared.messages.closed() => {}
+    }
+}
+
+/// Why nobody came of what is in sight.
+async fn nobody(fleet: &Fleet, sight: &Sight, troubles: &BTreeSet<String>) -> Unusable {
+    let wait = fleet.shared.settings.wait_for.as_secs_f64();
+    let found = sight.borrow().len();
+    let known = match fleet.keys().await {
+        Ok(keys) => sight.borrow().iter().filter(|found| keys.may_be(found)).count(),
+        Err(_) => 0,
+    };
+    let text = format!("no worker was found within {wait} s");
+    match (found, known, troubles.is_empty()) {
+        (0, _, _) => Unusable::new(text).hint(
+            "start workers with `serve --mdns` or `serve --register`; a registry shows those that \
+             let this key in",
+        ),
+        (_, 0, _) => Unusable::new(format!(
+            "{text} whose key is known here; {found} others are there"
+        ))
+        .hint("run `distest-worker invite` there and `cargo distest workers add INVITATION` here"),
+        (_, _, true) => {
+            Unusable::new(format!("none of the {known} workers answered within {wait} s"))
+        }
+        (_, _, false) => {
+            let troubles: Vec<_> = troubles.iter().map(String::as_str).collect();
+            Unusable::new(troubles.join("; "))
+        }
+    }
+}
+
+pub(super) fn explain(error: &RegistryError) -> Unusable {
+    let unusable = Unusable::new(error.to_string());
+    match error {
+        RegistryError::NoConnection(_) | RegistryError::Silent => {
+            unusable.hint("start it with: distest-worker registry --listen IP:PORT")
+        }
+        _ => unusable,
+    }
+}
+
+pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {
+    let found = entries.into_iter().filter_map(|entry| {
+        let Entry { key, name, address, labels: _ } = entry;
+        let (host, port) = address.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let name = name.chars().filter(|c| !c.is_control()).take(100).collect();
+        Some(Found { key, name, addresses: vec![(host.to_owned(), port)] })
+    });
+    found.collect()
+}
+
+#[cfg(feature = "mdns")]
+pub(super) fn of_mdns(found: Vec<distest_worker::mdns::Found>) -> BTreeSet<Found> {
+    let found = found.into_iter().map(|it| Found {
+        key: it.key,
+        name: it.name,
+        addresses: it.addresses.iter().map(|at| (at.ip().to_string(), at.port())).collect(),
+    });
+    found.collect()
+}
+
+impl Found {
+    /// It can only be on this machine.
+    pub(super) fn is_here(&self) -> bool {
+        let loopback = |host: &str| host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        self.addresses.iter().all(|(host, _)| loopback(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use distest_worker::identity::PrivateKey;
+
+    #[test]
+    fn entries_that_make_no_sense_are_left_out() {
+        let key = PrivateKey::generate().unwrap().public();
+        let entry = |address: &str| Entry {
+            key,
+            name: "w\u{1b}[2J".to_owned(),
+            address: address.to_owned(),
+            labels: Default::default(),
+        };
+        let listed = ["[::1]:7", "h:8", "h", "h:0", "h:x", "h:70000"].map(entry).to_vec();
+        let found: Vec<_> = of_entries(listed).into_iter().collect();
+        let places: Vec<_> = found.iter().flat_map(|it| &it.addresses).collect();
+        assert_eq!(places, [&("::1".to_owned(), 7), &("h".to_owned(), 8)]);
+        assert_eq!(found[0].name, "w[2J");
+        assert!(found[0].is_here() && !found[1].is_here());
+    }
+}

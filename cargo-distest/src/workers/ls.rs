@@ -1,0 +1,251 @@
+//! The fleet as a table, or as JSON.
+
+use distest_worker::hello::Hello;
+use distest_worker::protocol::WorkerStatus;
+use distest_worker::sandbox::level::Level;
+use serde_json::{Value, json};
+
+use crate::fleet::{Said, Trouble, Visited};
+
+/// One JSON object in a line, with every worker.
+pub(super) fn json(visited: &[Visited]) -> String {
+    let workers: Vec<Value> = visited.iter().map(json_of).collect();
+    format!("{}\n", json!({ "workers": workers }))
+}
+
+fn json_of(visited: &Visited) -> Value {
+    let Visited { name, address, source, said } = visited;
+    let mut value = json!({ "name": name, "address": address, "source": source.word() });
+    let more = match said {
+        Err(trouble) => json!({ "usable": false, "reason": trouble.reason, "hint": trouble.hint }),
+        Ok(Said { hello, status }) => {
+            let mut more = json!({
+                "usable": true,
+                "target": hello.target,
+                "version": hello.software,
+                "labels": hello.labels,
+                "sandbox": level(hello).map(Level::name),
+                "slots": hello.slots,
+                "tools": hello.tools,
+            });
+            merge(&mut more, status_json(status));
+            more
+        }
+    };
+    merge(&mut value, more);
+    value
+}
+
+fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
+    let status = match status {
+        Ok(status) => status,
+        Err(trouble) => return json!({ "status_reason": trouble.reason }),
+    };
+    let sessions = status.sessions.iter().map(|session| {
+        json!({
+            "client": session.client,
+            "run": session.run,
+            "running": session.running,
+            "queued": session.queued,
+        })
+    });
+    json!({
+        "usable": !status.draining,
+        "reason": status.draining.then_some(DRAINS),
+        "used": status.used,
+        "free": status.slots.saturating_sub(status.used),
+        "draining": status.draining,
+        "store_bytes": status.store_bytes,
+        "store_bytes_max": status.store_bytes_max,
+        "sandbox_reason": Some(&status.sandbox_reason).filter(|reason| !reason.is_empty()),
+        "sandbox_hint": status.sandbox_hint,
+        "sessions": sessions.collect::<Vec<_>>(),
+    })
+}
+
+const DRAINS: &str = "it finishes what runs and takes nothing more";
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
+}
+
+fn level(hello: &Hello) -> Option<Level> {
+    Level::ALL.into_iter().find(|level| level.number() == hello.sandbox_level)
+}
+
+const HEADINGS: [&str; 9] =
+    ["NAME", "USED", "SLOTS", "TARGET", "SANDBOX", "VERSION", "STORE", "LABELS", "ADDRESS"];
+
+/// A table for people, with what is to be said of each worker below its line.
+pub(super) fn human(visited: &[Visited]) -> String {
+    if visited.is_empty() {
+        return "no workers: name some with --worker, DISTEST_WORKERS or in the configuration, or \
+                take an invitation with `cargo distest workers add`\n"
+            .to_owned();
+    }
+    let rows: Vec<[String; 9]> = visited.iter().map(cells).collect();
+    let mut widths = HEADINGS.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = line(&HEADINGS.map(str::to_owned), &widths);
+    for (row, visited) in rows.iter().zip(visited) {
+        text += &line(row, &widths);
+        for note in notes(visited) {
+            text += &format!("  {note}\n");
+        }
+    }
+    text
+}
+
+fn line(cells: &[String; 9], widths: &[usize; 9]) -> String {
+    let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+    format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+}
+
+fn cells(visited: &Visited) -> [String; 9] {
+    let none = || "-".to_owned();
+    let Visited { name, address, source, said } = visited;
+    let name = if name.is_empty() { none() } else { plain(name) };
+    let address = format!("{} ({})", plain(address), source.word());
+    let Ok(Said { hello, status }) = said else {
+        return [name, none(), none(), none(), none(), none(), none(), none(), address];
+    };
+    let status = status.as_ref().ok();
+    let labels = hello.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let labels = labels.collect::<Vec<_>>().join(",");
+    [
+        name,
+        status.map_or_else(none, |status| status.used.to_string()),
+        hello.slots.to_string(),
+        plain(&hello.target),
+        level(hello).map_or_else(none, |level| level.name().to_owned()),
+        plain(&hello.software),
+        status.map_or_else(none, |status| size(status.store_bytes)),
+        if labels.is_empty() { none() } else { plain(&labels) },
+        address,
+    ]
+}
+
+/// What is to be said beside the table.
+fn notes(visited: &Visited) -> Vec<String> {
+    let of_trouble = |what: &str, trouble: &Trouble| {
+        let hint = trouble.hint.iter().map(|hint| format!("  hint: {}", plain(hint)));
+        let told = format!("{what}{}", plain(&trouble.reason));
+        [told].into_iter().chain(hint).collect::<Vec<_>>()
+    };
+    let status = match &visited.said {
+        Err(trouble) => return of_trouble("can't be used: ", trouble),
+        Ok(Said { status: Err(trouble), .. }) => return of_trouble("", trouble),
+        Ok(Said { status: Ok(status), .. }) => status,
+    };
+    let mut notes = Vec::new();
+    if status.draining {
+        notes.push(DRAINS.to_owned());
+    }
+    for session in &status.sessions {
+        notes.push(format!(
+            "{}: {} running, {} queued (run {})",
+            plain(&session.client),
+            session.running,
+            session.queued,
+            plain(&session.run)
+        ));
+    }
+    if !status.sandbox_reason.is_empty() {
+        let (reason, hint) = (status.sandbox_reason.clone(), status.sandbox_hint.clone());
+        notes.extend(of_trouble("no better sandbox: ", &Trouble { reason, hint }));
+    }
+    notes
+}
+
+/// Foreign text, safe to print.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(300).collect()
+}
+
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use distest_worker::hello::Role;
+    use distest_worker::protocol::{Labels, SessionStatus};
+
+    use super::*;
+    use crate::fleet::Source;
+
+    fn visited() -> Vec<Visited> {
+        let hello = Hello {
+            target: "x86_64-unknown-linux-gnu".to_owned(),
+            software: "0.1.0".to_owned(),
+            labels: Labels::from([("gpu".to_owned(), "none".to_owned())]),
+            sandbox_level: Level::Namespaces.number(),
+            slots: 8,
+            name: "big".to_owned(),
+            role: Role::Worker,
+            ..Hello::default()
+        };
+        let session = SessionStatus {
+            client: "alice@\u{1b}[2Jhost".to_owned(),
+            run: "20261122T101500Z-1a2b3c4d".to_owned(),
+            running: 3,
+            queued: 2,
+        };
+        let status = WorkerStatus {
+            slots: 8,
+            used: 3,
+            store_bytes: 3 << 29,
+            store_bytes_max: 10 << 30,
+            sessions: vec![session],
+            ..WorkerStatus::default()
+        };
+        let hidden = Trouble { reason: "this key may not look".to_owned(), hint: None };
+        let trouble = Trouble {
+            reason: "nobody listens there".to_owned(),
+            hint: Some("start it".to_owned()),
+        };
+        let named = |name: &str, address: &str, source, said| Visited {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            source,
+            said,
+        };
+        let said = |hello: &Hello, status| Ok(Said { hello: hello.clone(), status });
+        let other = Hello { name: "other".to_owned(), labels: Labels::new(), ..hello.clone() };
+        vec![
+            named("big", "tcp://10.0.0.7:7777", Source::Registry, said(&hello, Ok(status))),
+            named("other", "tcp://10.0.0.8:7777", Source::Known, said(&other, Err(hidden))),
+            named("", "ssh://build", Source::Address, Err(trouble)),
+        ]
+    }
+
+    #[test]
+    fn people_see_a_table() {
+        insta::assert_snapshot!(human(&visited()));
+    }
+
+    #[test]
+    fn programs_see_all_of_it() {
+        let value: Value = serde_json::from_str(&json(&visited())).unwrap();
+        let [big, other, ssh] = &value["workers"].as_array().unwrap()[..] else {
+            panic!("{value}")
+        };
+        assert_eq!((&big["used"], &big["free"], &big["slots"]), (&json!(3), &json!(5), &json!(8)));
+        assert_eq!((&big["usable"], &big["source"]), (&json!(true), &json!("registry")));
+        assert_eq!(big["sessions"][0]["queued"], json!(2));
+        assert_eq!(other["status_reason"], json!("this key may not look"));
+        assert_eq!((&ssh["usable"], &ssh["hint"]), (&json!(false), &json!("start it")));
+    }
+}

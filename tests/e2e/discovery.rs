@@ -1,0 +1,175 @@
+//! Workers whose addresses nobody types: in the local network, and through a registry.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use distest_tests::DEADLINE;
+use distest_tests::client::{Client, Finished};
+use distest_tests::fixture::Fixture;
+use distest_tests::hermetic::{Plan, possible};
+use distest_tests::scratch::Scratch;
+use distest_tests::worker::{Executable, Registry, Worker};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::{case, case_if};
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case_if("discovery::mdns_a_worker_is_invited_once_and_found", possible, by_mdns),
+        case_if("discovery::registry_a_worker_is_invited_once_and_found", possible, by_registry),
+        case("discovery::registry_a_killed_worker_is_gone", killed),
+        case("discovery::registry_anothers_name_is_worth_nothing", impostor),
+        case("discovery::registry_lets_in_only_those_it_knows", closed),
+        case("discovery::registry_cannot_be_reached", unreachable),
+        case("discovery::registry_a_worker_comes_back_when_the_registry_does", comes_back),
+        case("discovery::a_worker_is_used_once_whatever_names_it_has", once),
+        case("discovery::no_more_workers_than_wanted", no_more),
+        case("discovery::on_one_worker", on_one),
+    ]
+}
+
+fn call(scratch: &Scratch, args: &[&str]) -> Finished {
+    Client::call(scratch, scratch.path(), args).finish()
+}
+
+/// Runs `paths` on what an address brings.
+fn on(scratch: &Scratch, address: &str) -> Client {
+    let fixture = Fixture::named("paths");
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    Client::run(scratch, &fixture).args(["--local-slots", "0", "--worker", address])
+}
+
+/// All passed, on workers of these names and no others.
+#[track_caller]
+fn passed_on(finished: &Finished, names: &[&str]) {
+    let transcript = finished.transcript(0);
+    assert_eq!(transcript.verdicts, Fixture::named("paths").model.verdicts);
+    let mut joined: Vec<_> = transcript.summary.workers.iter().map(|it| it.name.as_str()).collect();
+    joined.sort_unstable();
+    assert_eq!(joined, names, "{}", finished.stderr);
+}
+
+fn registered(scratch: &Scratch, name: &str, registry: &Registry) -> Worker {
+    let store = scratch.join(format!("store-{name}"));
+    Worker::start_changed(scratch, name, 2, &store, Executable::Worker, |command| {
+        command.args(["--register", registry.socket()]);
+    })
+}
+
+fn by_mdns(scratch: &Scratch) {
+    let plan = Plan::new(scratch).with(&["--mdns"]);
+    let (_worker, _link, invitation) = plan.start_inviting(scratch, "w1");
+    // It is there, and nobody to be trusted yet.
+    let stranger = on(scratch, "mdns").args(["--wait-workers", "1:5s"]).finish();
+    stranger.complains(97, &["whose key is known here", "distest-worker invite"]);
+    let added = call(scratch, &["workers", "add", &invitation]);
+    assert_eq!(added.code(), 0, "{}", added.stderr);
+    passed_on(&on(scratch, "mdns").finish(), &["w1"]);
+}
+
+fn by_registry(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "0.0.0.0:0", &[]);
+    let register = format!("GATEWAY:{}", registry.port());
+    let plan = Plan::new(scratch).with(&["--register", &register]);
+    let (_worker, _link, invitation) = plan.start_inviting(scratch, "w1");
+    let address = format!("registry://127.0.0.1:{}", registry.port());
+    // Who is not let in there is not shown that it is there.
+    let stranger = on(scratch, &address).args(["--wait-workers", "1:2s"]).finish();
+    stranger.complains(97, &["no worker was found within 2 s"]);
+    let added = call(scratch, &["workers", "add", &invitation]);
+    assert_eq!(added.code(), 0, "{}", added.stderr);
+    passed_on(&on(scratch, &address).finish(), &["w1"]);
+}
+
+fn killed(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    call(scratch, &["key", "show"]);
+    let mut worker = registered(scratch, "w1", &registry);
+    passed_on(&on(scratch, &registry.address).finish(), &["w1"]);
+    worker.process.signal(Signal::SIGKILL);
+    worker.process.wait(DEADLINE).expect("it ends");
+    let nobody = on(scratch, &registry.address).args(["--wait-workers", "1:1s"]).finish();
+    nobody.complains(97, &["no worker was found within 1 s"]);
+}
+
+/// Somebody registers a worker with another's name, which lets this client in.
+fn impostor(scratch: &Scratch) {
+    let other = Scratch::new();
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    let key = call(scratch, &["key", "show"]).stdout;
+    let list = other.write("config/distest/authorized_keys", &format!("{} run x\n", key.trim()));
+    fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+    let evil = registered(&other, "w1", &registry);
+    let nobody = on(scratch, &registry.address).args(["--wait-workers", "1:2s"]).finish();
+    nobody.complains(97, &["whose key is known here; 1 others are there"]);
+    let _honest = registered(scratch, "w1", &registry);
+    passed_on(&on(scratch, &registry.address).finish(), &["w1"]);
+    assert!(!evil.log().contains(": refused"), "nobody dialled it: {}", evil.log());
+}
+
+fn closed(scratch: &Scratch) {
+    let other = Scratch::new();
+    let keys = scratch.write("registry-keys", "# nobody\n");
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+    let keys = keys.display().to_string();
+    let registry = Registry::start(&other, "127.0.0.1:0", &["--authorized-keys", &keys]);
+    let key = call(scratch, &["key", "show"]).stdout;
+    let refused = on(scratch, &registry.address).finish();
+    refused.complains(97, &["does not let this key in"]);
+    let worker = registered(scratch, "w1", &registry);
+    let of_worker = worker.address.split('#').nth(1).expect("a worker prints its key");
+    fs::write(&keys, format!("{} view me\n{of_worker} view w1\n", key.trim())).expect("ours");
+    passed_on(&on(scratch, &registry.address).finish(), &["w1"]);
+}
+
+fn unreachable(scratch: &Scratch) {
+    let nobody = on(scratch, "registry://127.0.0.1:9").finish();
+    nobody.complains(97, &["could not connect", "distest-worker registry"]);
+    let worker = Worker::start(scratch, "w1", 2);
+    let odd = on(scratch, &format!("registry://{}", worker.socket())).finish();
+    odd.complains(97, &["closed the connection before it proved its key"]);
+}
+
+fn comes_back(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    call(scratch, &["key", "show"]);
+    let _worker = registered(scratch, "w1", &registry);
+    let socket = registry.socket().to_owned();
+    drop(registry);
+    let registry = Registry::start(scratch, &socket, &[]);
+    passed_on(&on(scratch, &registry.address).finish(), &["w1"]);
+}
+
+fn once(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    call(scratch, &["key", "show"]);
+    let worker = registered(scratch, "w1", &registry);
+    let by_name = worker.address.replace("127.0.0.1", "localhost");
+    let finished = on(scratch, &registry.address)
+        .worker(&worker.address)
+        .worker(&by_name)
+        .args(["--wait-workers", "2:2s"])
+        .finish();
+    passed_on(&finished, &["w1"]);
+    assert_eq!(finished.transcript(0).summary.workers[0].slots, 2);
+}
+
+fn no_more(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 3, 1);
+    let mut client = on(scratch, &workers[0].address).args(["--max-workers", "2"]);
+    client = client.worker(&workers[1].address).worker(&workers[2].address);
+    let finished = client.args(["--wait-workers", "3"]).finish();
+    let transcript = finished.transcript(0);
+    assert_eq!(transcript.summary.workers.len(), 2, "{}", finished.stderr);
+}
+
+fn on_one(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    call(scratch, &["key", "show"]);
+    let _workers = ["w1", "w2"].map(|name| registered(scratch, name, &registry));
+    passed_on(&on(scratch, &registry.address).args(["--on", "w2"]).finish(), &["w2"]);
+    let nobody = on(scratch, &registry.address);
+    let nobody = nobody.args(["--on", "w3", "--wait-workers", "1:4s"]).finish();
+    nobody.complains(97, &["--on asks for \"w3\""]);
+}

@@ -1,0 +1,280 @@
+//! Workers that are shown, and told to take nothing more.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use distest_tests::DEADLINE;
+use distest_tests::client::{Client, Finished, Running};
+use distest_tests::scratch::{Scratch, what_stays};
+use distest_tests::transcript::{Attempt, AttemptResult, Transcript};
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::case;
+use crate::travel::package;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("workers::shows_who_is_there_and_who_is_not", shows),
+        case("workers::shows_who_uses_a_worker", shows_use),
+        case("workers::shows_only_what_a_key_may_see", shows_by_permission),
+        case("workers::watches", watches),
+        case("drain::sigterm_finishes_what_runs", |scratch| {
+            drained(scratch, |worker, _| worker.process.signal(Signal::SIGTERM));
+        }),
+        case("drain::a_client_that_may_do_that", |scratch| {
+            drained(scratch, |worker, scratch| {
+                let args = ["workers", "drain", &worker.name, "--worker", &worker.address];
+                let told = call(scratch, &args);
+                assert_eq!(told.code(), 0, "{}", told.stderr);
+                assert!(told.stdout.starts_with(&worker.name), "{}", told.stdout);
+            });
+        }),
+        case("drain::not_by_a_key_that_may_only_run", not_permitted),
+        case("drain::the_second_sigterm_kills", second_signal),
+        case("drain::the_last_worker_finishes_what_it_has", last_worker),
+        case("drain::an_idle_worker_ends_at_once", idle),
+    ]
+}
+
+fn call(scratch: &Scratch, args: &[&str]) -> Finished {
+    Client::call(scratch, scratch.path(), args).finish()
+}
+
+/// `workers ls --format json`.
+fn look(scratch: &Scratch, args: &[&str]) -> Vec<Value> {
+    let looked = call(scratch, &[&["workers", "ls", "--format", "json"], args].concat());
+    assert_eq!(looked.code(), 0, "{}", looked.stderr);
+    workers(&looked.stdout)
+}
+
+fn workers(line: &str) -> Vec<Value> {
+    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    value["workers"].as_array().expect("a list").clone()
+}
+
+/// Lets another's client in.
+fn authorize(other: &Scratch, client: &Scratch, permissions: &str) {
+    let key = call(client, &["key", "show"]).stdout;
+    let line = format!("{} {permissions} a-colleague\n", key.trim());
+    let path = other.write("config/distest/authorized_keys", &line);
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+}
+
+/// A test that says where it runs and ends when it is told, and quick ones.
+struct Subject {
+    folder: PathBuf,
+    held: Receiver<TcpStream>,
+}
+
+impl Subject {
+    fn new(scratch: &Scratch) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        let (sender, held) = channel();
+        thread::spawn(move || {
+            // Goes on for as long as the tests run, if nobody comes.
+            while let Ok((stream, _)) = listener.accept() {
+                if sender.send(stream).is_err() {
+                    return;
+                }
+            }
+        });
+        let quick: String =
+            (0..12).map(|number| format!("#[test]\nfn quick_{number}() {{}}\n")).collect();
+        let source = format!(
+            r#"
+            use std::io::{{Read, Write}};
+
+            #[test]
+            fn a_holds() {{
+                let mut harness = std::net::TcpStream::connect(("127.0.0.1", {port})).unwrap();
+                writeln!(harness, "{{}}", std::env::var("DISTEST_TEST_WORKER").unwrap()).unwrap();
+                harness.read_to_end(&mut Vec::new()).unwrap();
+            }}
+            {quick}
+            "#
+        );
+        Self { folder: package(scratch, &source), held }
+    }
+
+    fn run(&self, scratch: &Scratch, workers: &[Worker]) -> Running {
+        scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+        let args = ["--isolation", "process", "--no-fail-fast"];
+        let client = Client::call(scratch, &self.folder, &["run", "--offline"]);
+        client.json().args(args).only_on(workers).start()
+    }
+
+    /// Waits until the test holds; answers what ends it when dropped, and the worker's number.
+    fn holds(&self, workers: &[Worker]) -> (TcpStream, usize) {
+        let stream = self.held.recv_timeout(DEADLINE).expect("the test runs somewhere");
+        let mut holder = String::new();
+        BufReader::new(&stream).read_line(&mut holder).expect("it says where");
+        let index = workers.iter().position(|worker| worker.name == holder.trim());
+        (stream, index.expect("one of ours"))
+    }
+}
+
+/// Waits until a worker has said something.
+#[track_caller]
+fn says(worker: &Worker, text: &str) {
+    let silent = what_stays(DEADLINE, || match worker.log().contains(text) {
+        true => vec![],
+        false => vec![worker.log()],
+    });
+    assert!(silent.is_empty(), "{silent:?}");
+}
+
+fn of<'a>(transcript: &'a Transcript, worker: &str) -> Vec<&'a Attempt> {
+    transcript.attempts.iter().filter(|attempt| attempt.worker == worker).collect()
+}
+
+fn drained(scratch: &Scratch, drain: impl FnOnce(&Worker, &Scratch)) {
+    let subject = Subject::new(scratch);
+    let mut workers = Worker::fleet(scratch, 2, 1);
+    let running = subject.run(scratch, &workers);
+    let (gate, holder) = subject.holds(&workers);
+    drain(&workers[holder], scratch);
+    says(&workers[holder], "finishing what runs");
+    drop(gate);
+    let finished = running.finish();
+    let transcript = finished.transcript(0);
+    assert_eq!(transcript.summary.passed, 13);
+    assert_eq!(transcript.attempts.len(), 13, "nothing ran twice: {:#?}", transcript.attempts);
+    let theirs = of(&transcript, &workers[holder].name);
+    assert_eq!(theirs.last().expect("it held").name, "a_holds", "nothing after it: {theirs:#?}");
+    assert!(finished.stderr.contains("it drains"), "{}", finished.stderr);
+    // It ends by itself.
+    assert!(workers[holder].process.wait(DEADLINE).expect("it ends").success());
+}
+
+fn not_permitted(scratch: &Scratch) {
+    let other = Scratch::new();
+    let worker = Worker::start(&other, "w1", 1);
+    authorize(&other, scratch, "run,view");
+    let refused = call(scratch, &["workers", "drain", &worker.address]);
+    refused.complains(96, &["could not drain", "permission `admin`", "authorized_keys"]);
+    call(scratch, &["workers", "drain", "nobody"]).complains(96, &["no worker is called nobody"]);
+    let shown = &look(scratch, &["--worker", &worker.address])[0];
+    assert_eq!((&shown["usable"], &shown["draining"]), (&true.into(), &false.into()), "{shown}");
+}
+
+fn second_signal(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let mut workers = Worker::fleet(scratch, 2, 1);
+    let running = subject.run(scratch, &workers);
+    let (gate, holder) = subject.holds(&workers);
+    let victim = &mut workers[holder];
+    victim.process.signal(Signal::SIGTERM);
+    says(victim, "finishing what runs");
+    victim.process.signal(Signal::SIGTERM);
+    assert!(victim.process.wait(DEADLINE).expect("it ends").success());
+    drop(gate);
+    // It runs again elsewhere, and is told to end there.
+    let (gate, other) = subject.holds(&workers);
+    assert_ne!(other, holder);
+    drop(gate);
+    let transcript = running.finish().transcript(0);
+    assert_eq!(transcript.summary.passed, 13);
+    let lost: Vec<_> =
+        transcript.attempts.iter().filter(|it| it.result == AttemptResult::Lost).collect();
+    assert!(matches!(lost[..], [one] if one.name == "a_holds"), "{lost:#?}");
+}
+
+fn last_worker(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let workers = [Worker::start(scratch, "w1", 1)];
+    let running = subject.run(scratch, &workers);
+    let (gate, _) = subject.holds(&workers);
+    workers[0].process.signal(Signal::SIGTERM);
+    says(&workers[0], "finishing what runs");
+    drop(gate);
+    let finished = running.finish();
+    // The others are left, and nobody takes them.
+    let transcript = finished.transcript(97);
+    let held: Vec<_> = transcript.attempts.iter().filter(|it| it.name == "a_holds").collect();
+    assert!(matches!(held[..], [one] if one.result.passed()), "{held:#?}");
+    assert!(transcript.attempts.iter().all(|it| it.result.passed()), "{transcript:#?}");
+}
+
+fn idle(scratch: &Scratch) {
+    let mut worker = Worker::start(scratch, "w1", 1);
+    let told = call(scratch, &["workers", "drain", &worker.address]);
+    assert_eq!(told.code(), 0, "{}", told.stderr);
+    assert!(worker.process.wait(DEADLINE).expect("it ends").success());
+}
+
+fn shows(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 3);
+    let address = worker.address.as_str();
+    let shown = look(scratch, &["--worker", address, "--worker", "tcp://127.0.0.1:9"]);
+    let [there, gone] = &shown[..] else { panic!("{shown:#?}") };
+    for (field, expected) in [
+        ("name", Value::from("w1")),
+        ("address", address.into()),
+        ("source", "address".into()),
+        ("usable", true.into()),
+        ("slots", 3.into()),
+        ("used", 0.into()),
+        ("free", 3.into()),
+        ("version", env!("CARGO_PKG_VERSION").into()),
+    ] {
+        assert_eq!(there[field], expected, "{field} of {there:#}");
+    }
+    let target = there["target"].as_str().expect("a triple");
+    assert!(target.contains("linux"), "{target}");
+    assert!(there["store_bytes_max"].as_u64().is_some_and(|bytes| bytes > 0));
+    assert_eq!(gone["usable"], Value::from(false));
+    assert!(gone["reason"].as_str().expect("a text").contains("nobody listens there"), "{gone:#}");
+    // The same for people; and what the environment names.
+    let client = Client::call(scratch, scratch.path(), &["workers"]);
+    let human = client.env("DISTEST_WORKERS", address).finish();
+    assert_eq!(human.code(), 0, "{}", human.stderr);
+    assert!(human.stdout.contains("NAME") && human.stdout.contains("w1"), "{}", human.stdout);
+}
+
+fn shows_use(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let workers = [Worker::start(scratch, "w1", 1)];
+    let running = subject.run(scratch, &workers);
+    let (gate, _) = subject.holds(&workers);
+    let shown = &look(scratch, &["--worker", &workers[0].address])[0];
+    assert_eq!((&shown["used"], &shown["free"]), (&1.into(), &0.into()), "{shown:#}");
+    let session = &shown["sessions"][0];
+    assert_eq!((&session["client"], &session["running"]), (&"this user".into(), &1.into()));
+    drop(gate);
+    let transcript = running.finish().transcript(0);
+    assert_eq!(session["run"], Value::from(transcript.start.run.clone()));
+}
+
+fn shows_by_permission(scratch: &Scratch) {
+    let other = Scratch::new();
+    let worker = Worker::start(&other, "w1", 1);
+    let stranger = &look(scratch, &["--worker", &worker.address])[0];
+    assert_eq!(stranger["usable"], Value::from(false));
+    assert!(stranger["reason"].as_str().expect("a text").contains("does not let this key in"));
+    authorize(&other, scratch, "run");
+    let shown = &look(scratch, &["--worker", &worker.address])[0];
+    assert_eq!((&shown["usable"], &shown["slots"]), (&true.into(), &1.into()));
+    assert!(shown["status_reason"].as_str().expect("a text").contains("permission `view`"));
+    assert!(shown.get("sessions").is_none() && shown.get("used").is_none(), "{shown:#}");
+}
+
+fn watches(scratch: &Scratch) {
+    let mut worker = Worker::start(scratch, "w1", 1);
+    let args = ["workers", "ls", "--watch", "--format", "json", "--worker", &worker.address];
+    let mut watching = Client::call(scratch, scratch.path(), &args).start();
+    assert_eq!(workers(&watching.line())[0]["usable"], Value::from(true));
+    worker.process.signal(Signal::SIGKILL);
+    worker.process.wait(Duration::from_secs(60)).expect("it ends");
+    while workers(&watching.line())[0]["usable"].as_bool() == Some(true) {}
+    watching.signal(Signal::SIGTERM);
+}
