@@ -227,6 +227,53 @@ fn the_worker_knows_nothing_of_the_client() {
     assert!(!manifest.contains("cargo-distest ="));
 }
 
+/// The threat model names the tests that show its claims.
+#[test]
+fn security_claims_are_shown_by_tests() {
+    let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let words = text.split('`').skip(1).step_by(2);
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':');
+    let named: BTreeSet<_> =
+        words.filter(|word| !word.contains(odd) && word.contains(['_', ':'])).collect();
+    assert!(named.len() > 50, "the table names tests: {named:?}");
+    let mut all = String::new();
+    for folder in ["cargo-distest/src", "distest-worker/src", "distest-worker/tests", "tests/e2e"] {
+        rust_files(&root().join(folder)).iter().for_each(|file| {
+            all += &fs::read_to_string(file).unwrap();
+        });
+    }
+    let missing: Vec<_> = named.into_iter().filter(|name| !is_test(&all, name)).collect();
+    assert!(missing.is_empty(), "SECURITY.md names what is no test: {missing:#?}");
+}
+
+/// A function, or a case of the end-to-end tests; some of those are named by a label.
+fn is_test(code: &str, name: &str) -> bool {
+    let has = |text: String| code.contains(&text);
+    let labelled = name.match_indices('_').any(|(at, _)| {
+        has(format!("\"{}_{{label}}\"", &name[..at])) && has(format!("\"{}\"", &name[at + 1..]))
+    });
+    has(format!("fn {name}()"))
+        || has(format!("fn {name}(\n"))
+        || has(format!("\"{name}\""))
+        || labelled
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|it| it == "rs") => found.push(path),
+                false => {}
+            }
+        }
+    }
+    found
+}
+
 /// Each source file of a crate: the module at the crate's root that it belongs to, its path, its
 /// text.
 fn sources(name: &str) -> Vec<(String, String, String)> {

@@ -71,7 +71,8 @@ fn by_mdns(scratch: &Scratch) {
 fn by_registry(scratch: &Scratch) {
     let registry = Registry::start(scratch, "0.0.0.0:0", &[]);
     let register = format!("GATEWAY:{}", registry.port());
-    let plan = Plan::new(scratch).with(&["--register", &register]);
+    let plan = Plan::new(scratch).behind_a_router();
+    let plan = plan.with(&["--mdns", "--register", &register]);
     let (_worker, _link, invitation) = plan.start_inviting(scratch, "w1");
     let address = format!("registry://127.0.0.1:{}", registry.port());
     // Who is not let in there is not shown that it is there.
@@ -80,6 +81,8 @@ fn by_registry(scratch: &Scratch) {
     let added = call(scratch, &["workers", "add", &invitation]);
     assert_eq!(added.code(), 0, "{}", added.stderr);
     passed_on(&on(scratch, &address).finish(), &["w1"]);
+    let multicast = on(scratch, "mdns").args(["--wait-workers", "1:3s"]).finish();
+    multicast.complains(97, &["no worker was found within 3 s"]);
 }
 
 fn killed(scratch: &Scratch) {

@@ -29,6 +29,7 @@ mod output;
 mod plan;
 mod runner;
 mod selection;
+mod sharing;
 mod shipping;
 mod signals;
 mod ssh;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         fleet::cases(),
         discovery::cases(),
         drain::cases(),
+        sharing::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -10,6 +10,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::{env, thread};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +62,9 @@ pub struct Plan {
     hidden: Vec<PathBuf>,
     executable: PathBuf,
     authorized: String,
+    /// A router is between.
+    routed: bool,
+    far: Option<(Ipv4Addr, Ipv4Addr)>,
     mark: PathBuf,
     interface: String,
     address: String,
@@ -120,6 +125,8 @@ impl Plan {
             hidden: hidden(scratch),
             executable: product().worker.clone(),
             authorized: format!("{} run harness\n", shown.stdout.trim()),
+            routed: false,
+            far: None,
             mark: scratch.path().to_owned(),
             interface: String::new(),
             address: String::new(),
@@ -165,6 +172,13 @@ impl Plan {
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// The same behind a router, which lets no multicast through.
+    #[must_use]
+    pub fn behind_a_router(mut self) -> Self {
+        self.routed = true;
         self
     }
 
@@ -239,10 +253,11 @@ impl Plan {
 
     /// Starts a command where a worker runs, `ADDRESS` in it replaced, and gives what it prints.
     fn enter(&self, command: &[String], stderr: File) -> (Owned, Receiver<String>, Link) {
-        let link = Link::next();
+        let link = if self.routed { Link::next().routed() } else { Link::next() };
         let plan = Self {
             interface: link.inside.clone(),
             address: link.inner.to_string(),
+            far: link.far,
             ..self.clone()
         };
         let command: Vec<String> = command.iter().map(|word| link.fill_in(word)).collect();
@@ -322,6 +337,9 @@ pub fn enter(given: &str) -> io::Result<()> {
     ] {
         ip(arguments);
     }
+    if let Some(far) = plan.far {
+        go_behind_router(far)?;
+    }
     make_own(&plan)?;
     for folder in plan.hidden.iter().filter(|folder| folder.is_dir()) {
         let owner = if plan.owns_hidden { plan.user } else { 0 };
@@ -356,6 +374,30 @@ pub fn enter(given: &str) -> io::Result<()> {
     worker.env("HOME", format!("{OWN}/home"));
     worker.env("E2E_SCRATCH", &plan.mark).stdin(Stdio::null());
     Err(worker.exec())
+}
+
+/// Leaves this network namespace, as a router, for another one behind it.
+fn go_behind_router((router, worker): (Ipv4Addr, Ipv4Addr)) -> io::Result<()> {
+    let network = || File::open("/proc/self/ns/net");
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    let before = network()?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let behind = network()?;
+    let descriptor = format!("/proc/{}/fd/{}", std::process::id(), before.as_raw_fd());
+    let peer = ["peer", "name", "near", "netns", &descriptor];
+    ip(&[&["link", "add", "far", "type", "veth"][..], &peer].concat());
+    setns(&before, CloneFlags::CLONE_NEWNET)?;
+    ip(&["addr", "add", &format!("{router}/30"), "dev", "near"]);
+    ip(&["link", "set", "near", "up"]);
+    setns(&behind, CloneFlags::CLONE_NEWNET)?;
+    ip(&["addr", "add", &format!("{worker}/30"), "dev", "far"]);
+    for interface in ["lo", "far"] {
+        ip(&["link", "set", interface, "up"]);
+    }
+    ip(&["route", "add", "default", "via", &router.to_string()]);
+    // The router lasts as long as the worker, which inherits this.
+    let _ = nix::unistd::dup(&before)?.into_raw_fd();
+    Ok(())
 }
 
 /// The worker's executable, home and keys.

@@ -15,6 +15,8 @@ pub struct Link {
     pub(crate) inner: Ipv4Addr,
     outside: String,
     outer: Ipv4Addr,
+    /// Where the worker is if a router is between: the router's address there, and its own.
+    pub(crate) far: Option<(Ipv4Addr, Ipv4Addr)>,
 }
 
 /// Which packets are lost.
@@ -41,22 +43,34 @@ impl Link {
             inside: name("i"),
             outer: Ipv4Addr::from(base | 1),
             inner: Ipv4Addr::from(base | 2),
+            far: None,
         }
+    }
+
+    /// The same to a router, behind which the worker is in a network of its own.
+    pub(crate) fn routed(self) -> Self {
+        let beyond = |address: Ipv4Addr| Ipv4Addr::from(u32::from(address) | 0x0080_0000);
+        Self { far: Some((beyond(self.outer), beyond(self.inner))), ..self }
     }
 
     /// Replaces `ADDRESS` by the worker's address, and `GATEWAY` by the one at this end.
     pub(crate) fn fill_in(&self, text: &str) -> String {
         let ours = self.outer.to_string();
-        text.replace("ADDRESS", &self.inner.to_string()).replace("GATEWAY", &ours)
+        let theirs = self.far.map_or(self.inner, |(_, worker)| worker);
+        text.replace("ADDRESS", &theirs.to_string()).replace("GATEWAY", &ours)
     }
 
     pub(crate) fn join(&self, process: u32) {
-        let Self { outside, inside, outer, .. } = self;
+        let Self { outside, inside, outer, inner, far } = self;
         let process = process.to_string();
         let peer = ["peer", "name", inside, "netns", &process];
         ip(&[&["link", "add", outside, "type", "veth"][..], &peer].concat());
         ip(&["addr", "add", &format!("{outer}/30"), "dev", outside]);
         ip(&["link", "set", outside, "up"]);
+        if let Some((_, worker)) = far {
+            let (worker, via) = (worker.to_string(), inner.to_string());
+            ip(&["route", "add", &worker, "via", &via, "dev", outside]);
+        }
     }
 
     /// From now on packets are lost, and neither end is told: they go to hardware addresses that

@@ -1,0 +1,137 @@
+//! Two clients at once on one worker: each gets the same, and its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use distest_tests::DEADLINE;
+use distest_tests::client::Client;
+use distest_tests::scratch::Scratch;
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+
+use crate::case;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![case("sharing::two_clients_at_once_get_the_same", two_clients)]
+}
+
+const TESTS: u32 = 60;
+const OWNERS: [&str; 2] = ["alice", "bob"];
+
+/// When a test ran, in microseconds of this machine's clock.
+type Span = (u64, u64);
+
+/// Takes what tests say: whose they are, and when they ran.
+fn listen() -> (u16, Receiver<(String, Span)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let (sender, said) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut text = String::new();
+            stream.expect("a connection").read_to_string(&mut text).expect("text");
+            let words: Vec<&str> = text.split(' ').collect();
+            let [owner, start, end] = words[..] else { panic!("odd words: {text}") };
+            let time = |word: &str| word.parse().expect("a number");
+            if sender.send((owner.to_owned(), (time(start), time(end)))).is_err() {
+                return;
+            }
+        }
+    });
+    (port, said)
+}
+
+/// A workspace whose tests make sure that they see their own files.
+fn subject(scratch: &Scratch, owner: &str, port: u16) -> PathBuf {
+    let manifest = format!(
+        "[workspace]\n[package]\nname = \"{owner}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n"
+    );
+    scratch.write("subject/Cargo.toml", &manifest);
+    scratch.write("subject/src/lib.rs", "");
+    let tests: String = (0..TESTS)
+        .map(|number| format!("#[test]\nfn {owner}_{number}() {{ ran({number}) }}\n"))
+        .collect();
+    let source = format!(
+        r#"
+        use std::io::Write;
+        use std::time::{{Duration, SystemTime, UNIX_EPOCH}};
+
+        fn now() -> u128 {{
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()
+        }}
+
+        fn ran(number: u64) {{
+            let start = now();
+            assert_eq!(std::fs::read_to_string("owner").unwrap(), "{owner}");
+            std::thread::sleep(Duration::from_millis(100 + number % 5 * 10));
+            let mut harness = std::net::TcpStream::connect(("127.0.0.1", {port})).unwrap();
+            write!(harness, "{owner} {{start}} {{}}", now()).unwrap();
+        }}
+        {tests}
+        "#
+    );
+    scratch.write("subject/tests/it.rs", &source);
+    scratch.write("subject/owner", owner);
+    scratch.join("subject")
+}
+
+#[expect(clippy::print_stderr, reason = "a figure to be shown")]
+fn two_clients(scratch: &Scratch) {
+    let colleague = Scratch::new();
+    let worker = Worker::start(scratch, "w1", 2);
+    let key = Client::call(&colleague, colleague.path(), &["key", "show"]).finish().stdout;
+    let line = format!("{} run bob\n", key.trim());
+    let list = scratch.write("config/distest/authorized_keys", &line);
+    fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+    let (port, said) = listen();
+    let clients = [scratch, &colleague];
+    let subjects: Vec<_> =
+        OWNERS.iter().zip(clients).map(|(owner, scratch)| subject(scratch, owner, port)).collect();
+    let call = |index: usize| Client::call(clients[index], &subjects[index], &["run", "--offline"]);
+    for index in [0, 1] {
+        let built = call(index).args(["--no-run"]).finish();
+        assert_eq!(built.code(), 0, "{}", built.stderr);
+    }
+    let running = [0, 1].map(|index| {
+        let client = call(index).json().args(["--isolation", "process"]);
+        client.only_on(std::slice::from_ref(&worker)).start()
+    });
+    let mut spans: BTreeMap<String, Vec<Span>> = BTreeMap::new();
+    for (owner, running) in OWNERS.iter().zip(running) {
+        let transcript = running.finish().transcript(0);
+        assert_eq!(transcript.summary.passed, TESTS);
+        let theirs = transcript.verdicts.keys().all(|case| case.name.starts_with(owner));
+        assert!(theirs, "results are mixed: {:#?}", transcript.verdicts);
+    }
+    for _ in 0..2 * TESTS {
+        let (owner, span) = said.recv_timeout(DEADLINE).expect("each test says when it ran");
+        spans.entry(owner).or_default().push(span);
+    }
+    let [alice, bob] = OWNERS.map(|owner| spans.remove(owner).expect("they ran"));
+    assert_eq!((alice.len(), bob.len()), (TESTS as usize, TESTS as usize));
+    // Both are backlogged from when the later one began until the first has nothing to start.
+    let starts = |spans: &[Span]| {
+        let starts = spans.iter().map(|(start, _)| *start);
+        (starts.clone().min().unwrap_or(0), starts.max().unwrap_or(0))
+    };
+    let (a, b) = (starts(&alice), starts(&bob));
+    let window = (a.0.max(b.0), a.1.min(b.1));
+    let inside = |spans: &[Span]| -> (u64, usize) {
+        let parts = spans
+            .iter()
+            .map(|(start, end)| (*end).min(window.1).saturating_sub((*start).max(window.0)));
+        let parts: Vec<_> = parts.filter(|part| *part > 0).collect();
+        (parts.iter().sum(), parts.len())
+    };
+    let (a, b) = (inside(&alice), inside(&bob));
+    assert!(a.1 >= 20 && b.1 >= 20, "they were hardly there together: {a:?} {b:?}");
+    let ratio = a.0 as f64 / b.0 as f64;
+    eprintln!("slot-seconds {:.2} : {:.2}, {ratio:.3}", a.0 as f64 / 1e6, b.0 as f64 / 1e6);
+    assert!((0.9..=1.1).contains(&ratio), "slot-seconds of two clients: {a:?} {b:?}");
+}
