@@ -118,6 +118,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "zygote",
         ],
     ),
+    ("polite", &["server"]),
     ("registry", &["identity", "message", "protocol", "serve", "tls"]),
     ("mdns", &["digest", "identity"]),
     (
@@ -126,6 +127,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "identity",
             "invitation",
             "mdns",
+            "polite",
             "protocol",
             "registry",
             "sandbox",

@@ -59,7 +59,7 @@ pub enum Command {
     Runner(RunnerArgs),
     /// Be a worker: the same as `distest-worker`.
     #[command(subcommand)]
-    Worker(WorkerCommand),
+    Worker(Box<WorkerCommand>),
     /// The workers that there are.
     Workers(Box<WorkersArgs>),
     /// This user's key, by which workers know it.

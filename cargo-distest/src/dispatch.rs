@@ -463,8 +463,7 @@ impl Dispatch {
             Report::Finished(finished) => self.finish(worker, finished, inputs).await,
             Report::Draining {} => {
                 if let Some(connected) = self.workers.get(&worker) {
-                    let text =
-                        format!("worker {} takes no more tests: it drains", connected.name());
+                    let text = format!("worker {} takes no more tests", connected.name());
                     self.tell(RunEvent::Warning { text, hint: None }).await;
                     inputs.push(Input::Leaving { worker });
                 }

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
             Some((program, args)) => shim::run(program, args).unwrap_or_else(tell),
             None => failure::ExitCode::Usage,
         },
-        Command::Worker(command) => return distest_worker::cli::run(command),
+        Command::Worker(command) => return distest_worker::cli::run(*command),
         Command::Run(args) => perform(run::run(&args)),
         Command::List(args) => perform(run::list(&args)),
         Command::Plan(args) => perform(run::plan(&args)),

@@ -1,6 +1,7 @@
 //! The worker's command line, and running it. Also `cargo distest worker …`.
 
 mod found;
+mod polite;
 mod registry;
 
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
 pub use self::found::FoundArgs;
+pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
@@ -166,6 +168,9 @@ pub struct CommonArgs {
     /// Something that clients can ask for
     #[arg(long = "label", value_name = "K=V", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// What it leaves to others.
+    #[command(flatten)]
+    pub polite: PoliteArgs,
 }
 
 /// Does it, and says how it went: 0, or 96 with an explanation on stderr.
@@ -316,7 +321,8 @@ fn not_the_internet() -> Result<(), String> {
 }
 
 fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {
-    let CommonArgs { slots, name, store, store_max, sandbox, writes_max, labels } = args;
+    let CommonArgs { slots, name, store, store_max, sandbox, writes_max, labels, polite } = args;
+    polite.obey()?;
     let folder = store.or_else(default_store).ok_or(
         "could not find a folder for received files: this user has no home\nhint: name one with --store",
     )?;
@@ -344,6 +350,7 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
     if let Err(lack) = &worker.host().private_network {
         warn("tests that are to have a network of their own are not taken", lack);
     }
+    polite.keep(&worker);
     Ok(worker)
 }
 

@@ -17,6 +17,7 @@ pub mod link;
 pub mod mdns;
 pub mod message;
 pub mod output;
+pub mod polite;
 pub mod probe;
 pub mod protocol;
 pub mod registry;

@@ -139,6 +139,8 @@ pub struct WorkerStatus {
     pub used: u32,
     /// It takes nothing more.
     pub draining: bool,
+    /// Why it takes nothing for now; empty if it does.
+    pub paused: String,
     /// Bytes of received files that it keeps.
     pub store_bytes: u64,
     /// The most that it keeps.

@@ -70,6 +70,8 @@ pub struct WorkerShared {
     scratch: PathBuf,
     permits: Arc<Permits>,
     draining: watch::Sender<bool>,
+    /// Why nothing is to be started now.
+    paused: watch::Sender<Option<String>>,
     shutting_down: watch::Sender<bool>,
     sessions: Sessions,
     /// See [`Hello::instance`].
@@ -106,6 +108,7 @@ impl WorkerShared {
             scratch,
             permits,
             draining,
+            paused: watch::Sender::new(None),
             shutting_down,
             sessions,
             instance,
@@ -132,6 +135,28 @@ impl WorkerShared {
         *self.draining.borrow()
     }
 
+    /// Starts nothing more for now, and why; or goes on. What runs comes to its end, and sessions are
+    /// over then: clients come again.
+    pub fn pause(&self, why: Option<String>) {
+        self.paused.send_if_modified(|paused| {
+            // What changes from look to look is told as it was at first.
+            let changed = paused.is_some() != why.is_some();
+            *paused = why;
+            changed
+        });
+    }
+
+    /// When nothing is to be started for now.
+    async fn paused(&self) {
+        // An error means that the sender is gone, which `self` holds.
+        let _ = self.paused.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Why nothing is to be started now.
+    fn pause_reason(&self) -> Option<String> {
+        self.paused.borrow().clone()
+    }
+
     /// When it drains, or shuts down.
     pub async fn draining(&self) {
         // An error means that the sender is gone, which `self` holds.
@@ -146,6 +171,7 @@ impl WorkerShared {
             slots: self.slots(),
             used: self.permits.in_use(),
             draining: self.drains(),
+            paused: self.pause_reason().unwrap_or_default(),
             store_bytes: store.map_or(0, Store::bytes),
             store_bytes_max: store.map_or(0, Store::bytes_max),
             sandbox_reason: shortfall.map(|it| it.reason.clone()).unwrap_or_default(),

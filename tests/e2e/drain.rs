@@ -50,7 +50,7 @@ fn call(scratch: &Scratch, args: &[&str]) -> Finished {
 }
 
 /// `workers ls --format json`.
-fn look(scratch: &Scratch, args: &[&str]) -> Vec<Value> {
+pub(crate) fn look(scratch: &Scratch, args: &[&str]) -> Vec<Value> {
     let looked = call(scratch, &[&["workers", "ls", "--format", "json"], args].concat());
     assert_eq!(looked.code(), 0, "{}", looked.stderr);
     workers(&looked.stdout)
@@ -70,13 +70,13 @@ fn authorize(other: &Scratch, client: &Scratch, permissions: &str) {
 }
 
 /// A test that says where it runs and ends when it is told, and quick ones.
-struct Subject {
+pub(crate) struct Subject {
     folder: PathBuf,
     held: Receiver<TcpStream>,
 }
 
 impl Subject {
-    fn new(scratch: &Scratch) -> Self {
+    pub(crate) fn new(scratch: &Scratch) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
         let (sender, held) = channel();
@@ -106,7 +106,7 @@ impl Subject {
         Self { folder: package(scratch, &source), held }
     }
 
-    fn run(&self, scratch: &Scratch, workers: &[Worker]) -> Running {
+    pub(crate) fn run(&self, scratch: &Scratch, workers: &[Worker]) -> Running {
         scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
         let args = ["--isolation", "process", "--no-fail-fast"];
         let client = Client::call(scratch, &self.folder, &["run", "--offline"]);
@@ -114,7 +114,7 @@ impl Subject {
     }
 
     /// Waits until the test holds; answers what ends it when dropped, and the worker's number.
-    fn holds(&self, workers: &[Worker]) -> (TcpStream, usize) {
+    pub(crate) fn holds(&self, workers: &[Worker]) -> (TcpStream, usize) {
         let stream = self.held.recv_timeout(DEADLINE).expect("the test runs somewhere");
         let mut holder = String::new();
         BufReader::new(&stream).read_line(&mut holder).expect("it says where");
@@ -133,7 +133,7 @@ fn says(worker: &Worker, text: &str) {
     assert!(silent.is_empty(), "{silent:?}");
 }
 
-fn of<'a>(transcript: &'a Transcript, worker: &str) -> Vec<&'a Attempt> {
+pub(crate) fn of<'a>(transcript: &'a Transcript, worker: &str) -> Vec<&'a Attempt> {
     transcript.attempts.iter().filter(|attempt| attempt.worker == worker).collect()
 }
 
@@ -151,7 +151,7 @@ fn drained(scratch: &Scratch, drain: impl FnOnce(&Worker, &Scratch)) {
     assert_eq!(transcript.attempts.len(), 13, "nothing ran twice: {:#?}", transcript.attempts);
     let theirs = of(&transcript, &workers[holder].name);
     assert_eq!(theirs.last().expect("it held").name, "a_holds", "nothing after it: {theirs:#?}");
-    assert!(finished.stderr.contains("it drains"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("takes no more tests"), "{}", finished.stderr);
     // It ends by itself.
     assert!(workers[holder].process.wait(DEADLINE).expect("it ends").success());
 }

@@ -27,6 +27,7 @@ mod models;
 mod network;
 mod output;
 mod plan;
+mod polite;
 mod runner;
 mod selection;
 mod sharing;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         discovery::cases(),
         drain::cases(),
         sharing::cases(),
+        polite::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -8,7 +8,9 @@ use std::time::Duration;
 use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
-use distest_worker::protocol::{Client, Forward, OsText, SessionSpec, WorkerClient};
+use distest_worker::protocol::{
+    Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, WorkerClient,
+};
 use distest_worker::tls;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -165,6 +167,12 @@ pub(super) fn not_greeted(error: HelloError) -> Unusable {
     Unusable { hint, ..Unusable::new(error.to_string()) }
 }
 
+fn not_opened(refusal: Refusal) -> Unusable {
+    // It may be of use later.
+    let spare = refusal.kind == RefusalKind::OutOfResources;
+    Unusable { hint: refusal.hint, spare, ..Unusable::new(refusal.message) }
+}
+
 /// `HOST:PORT`.
 pub(super) fn format_place(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
@@ -221,7 +229,7 @@ impl Open {
             .open(link::context(CONNECT_TIMEOUT), spec)
             .await
             .map_err(|error| Unusable::new(format!("could not open a session: {error}")))?
-            .map_err(|refusal| Unusable { hint: refusal.hint, ..Unusable::new(refusal.message) })?;
+            .map_err(not_opened)?;
         let round_trip = asked.elapsed();
         let stats = link.stats();
         let pinged = (!embedded).then(|| worker.clone());

@@ -25,6 +25,8 @@ const REDIAL_AFTER: Duration = Duration::from_secs(3);
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Workers that are dialled, of all that are found.
 const DIALLED_MAX: usize = 256;
+/// Troubles that are kept until it is clear that nobody can be used.
+const TROUBLES_MAX: usize = 64;
 /// Addresses that are tried of one worker.
 const ADDRESSES_MAX: usize = 8;
 
@@ -95,7 +97,7 @@ pub(super) async fn mdns(_: &Fleet) -> Result<Sight, Unusable> {
 pub(super) async fn follow(fleet: &Fleet, sight: Sight) -> Result<(), Unusable> {
     fleet.keys().await?;
     let first = Arc::new(Notify::new());
-    let (troubles, mut troubled) = mpsc::unbounded_channel();
+    let (troubles, mut troubled) = mpsc::channel(TROUBLES_MAX);
     let following = Following { fleet: fleet.clone(), first: Arc::clone(&first), troubles };
     tokio::spawn(while_wanted(fleet.clone(), following.follow(sight.clone())));
     let wait = fleet.shared.settings.wait_for;
@@ -112,7 +114,7 @@ pub(super) async fn follow(fleet: &Fleet, sight: Sight) -> Result<(), Unusable> 
 struct Following {
     fleet: Fleet,
     first: Arc<Notify>,
-    troubles: mpsc::UnboundedSender<String>,
+    troubles: mpsc::Sender<String>,
 }
 
 impl Following {
@@ -137,10 +139,13 @@ impl Following {
                 Some(ended) = tasks.join_next() => ended,
             };
             let Ok((found, trouble)) = ended else { continue };
-            if let Some(Unusable { reason, hint, spare: false }) = trouble {
+            if let Some(Unusable { reason, hint, spare }) = trouble {
                 let address = format!("{} {}", found.name, found.key);
-                if told.insert(found.clone(), reason.clone()).as_ref() != Some(&reason) {
-                    let _ = self.troubles.send(format!("{address}: {reason}"));
+                let news = told.insert(found.clone(), reason.clone()).as_ref() != Some(&reason);
+                // Nobody counts them once a worker is there.
+                let _ = self.troubles.try_send(format!("{address}: {reason}"));
+                // What is not needed now, or not to be used now, is no trouble yet.
+                if news && !spare {
                     self.fleet.say(FleetMessage::Unusable { address, reason, hint }).await;
                 }
             }

@@ -50,8 +50,11 @@ fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
         })
     });
     json!({
-        "usable": !status.draining,
-        "reason": status.draining.then_some(DRAINS),
+        "usable": !status.draining && status.paused.is_empty(),
+        "reason": match status.draining {
+            true => Some(DRAINS),
+            false => Some(status.paused.as_str()).filter(|why| !why.is_empty()),
+        },
         "used": status.used,
         "free": status.slots.saturating_sub(status.used),
         "draining": status.draining,
@@ -146,6 +149,9 @@ fn notes(visited: &Visited) -> Vec<String> {
     let mut notes = Vec::new();
     if status.draining {
         notes.push(DRAINS.to_owned());
+    }
+    if !status.paused.is_empty() {
+        notes.push(format!("takes no tests for now: {}", plain(&status.paused)));
     }
     for session in &status.sessions {
         notes.push(format!(

@@ -185,6 +185,10 @@ impl Driver {
                     }
                     self.step(Input::Drain);
                 }
+                () = worker.paused(), if self.opened.is_some() && !drains => {
+                    drains = true;
+                    self.step(Input::Drain);
+                }
                 Some(request) = requests.recv() => {
                     idle.as_mut().reset(Instant::now() + IDLE_MAX);
                     self.on_request(request);
@@ -279,6 +283,10 @@ impl Driver {
         }
         if self.worker.drains() {
             return Err(Refusal::new(RefusalKind::Closed, DRAINING));
+        }
+        if let Some(why) = self.worker.pause_reason() {
+            let message = format!("the worker takes no tests for now: {why}");
+            return Err(Refusal::new(RefusalKind::OutOfResources, message));
         }
         let most = self.worker.slots();
         let slots = if spec.slots == 0 { most } else { spec.slots.min(most) };
