@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Trial> {
             many_bytes(it, &[Plan::new(it).start(it, "w1", 3)]);
         }),
         case("forward::nobody_listens_and_this_is_told_once", nobody_listens),
+        case("forward::more_connections_than_there_may_be", too_many),
         case("forward::a_service_that_goes_is_gone_for_the_test", service_goes),
         case("forward::what_a_test_wrote_last_arrives", last_words),
         case("forward::an_interrupted_run_ends_its_connections", interrupted),
@@ -280,6 +281,43 @@ fn nobody_listens(scratch: &Scratch) {
     assert_eq!(finished.stderr.matches("could not connect").count(), 1, "{}", finished.stderr);
 }
 
+fn too_many(scratch: &Scratch) {
+    let service = Service::new();
+    let folder = service.tested_by(
+        scratch,
+        r#"
+        #[test]
+        fn some_are_answered() {
+            let is_answered = |mut stream: &TcpStream| matches!(stream.read(&mut [0]), Ok(1));
+            let streams: Vec<_> = (0..300).map(|_| connect()).collect();
+            let answered = streams.iter().filter(|stream| is_answered(stream)).count();
+            assert_eq!(answered, 100);
+            drop(streams);
+            // There is room again, if not at once.
+            while !is_answered(&connect()) {}
+        }
+        "#,
+    );
+    let port = service.port;
+    let (over, is_over) = channel::<()>();
+    let serving = thread::spawn(move || {
+        while is_over.try_recv().is_err() {
+            let mut stream = service.accept();
+            thread::spawn(move || {
+                // One that is gone doesn't read.
+                let _ = stream.write_all(b"!");
+                rest(&mut stream)
+            });
+        }
+    });
+    let run = ["run", "--offline", "--forward", &port.to_string()];
+    let finished = Client::call(scratch, &folder, &run).finish();
+    over.send(()).expect("it serves until told");
+    TcpStream::connect(("127.0.0.1", port)).expect("the service listens");
+    serving.join().expect("it ends when told");
+    finished.complains(0, &["have 100 connections to forwarded services open", "1 passed"]);
+}
+
 fn service_goes(scratch: &Scratch) {
     let service = Service::new();
     let folder = service.tested_by(scratch, SEES_THE_END);
@@ -400,6 +438,9 @@ fn without_sandbox(scratch: &Scratch) {
             let mut answer = String::new();
             connect().read_to_string(&mut answer).unwrap();
             assert_eq!(answer, "here");
+            // One that only root may listen at, elsewhere; nobody does here.
+            let mut nobody = TcpStream::connect(("127.0.0.1", 9)).unwrap();
+            assert!(matches!(nobody.read(&mut [0]), Ok(0) | Err(_)));
         }
         "#,
     );
@@ -414,7 +455,7 @@ fn without_sandbox(scratch: &Scratch) {
             "it can't forward the client's services: it has no sandbox in which /run/a.sock could",
         ],
     );
-    let client = service.run(scratch, &folder, workers).json().start();
+    let client = service.run(scratch, &folder, workers).args(["--forward", "9"]).json().start();
     service.accept().write_all(b"here").expect("the test reads");
     assert_eq!(client.finish().transcript(0).summary.passed, 1);
 }

@@ -112,13 +112,6 @@ impl Postgres {
         let sockets = folders.iter().map(|folder| folder.path().join(&name)).collect();
         Self { port, sockets, process, _folders: folders }
     }
-
-    /// Ends it at once, whoever is connected.
-    pub fn stop(&mut self) {
-        self.process.signal(Signal::SIGINT);
-        let ended = self.process.wait(DEADLINE);
-        assert!(ended.is_some(), "a server ends when it is told to");
-    }
 }
 
 impl Drop for Postgres {
