@@ -370,9 +370,6 @@ impl Dispatch {
                 self.on_output(worker, chunk).await;
                 let _ = taken.send(());
             }
-            FleetMessage::Notice { text, hint } => {
-                self.tell(RunEvent::Warning { text, hint }).await
-            }
             FleetMessage::Gone { worker, reason, dead_at } => {
                 self.cut(worker, reason, dead_at, inputs).await;
             }

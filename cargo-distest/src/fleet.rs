@@ -12,6 +12,7 @@ mod forward;
 mod keys;
 mod listen;
 mod members;
+mod notices;
 mod ssh;
 mod visit;
 
@@ -29,7 +30,6 @@ use distest_worker::registry::RegistryPlace;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 
-use self::forward::Notices;
 use self::keys::Keys;
 use self::members::Members;
 use crate::collect::Collector;
@@ -38,6 +38,7 @@ use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress
 use crate::testenv::{self, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
+pub use notices::{Notice, Notices};
 pub use visit::{Said, Source, Trouble, Visited, drain, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
@@ -88,13 +89,6 @@ pub enum FleetMessage {
         /// Answer.
         taken: oneshot::Sender<()>,
     },
-    /// Something that the user should know.
-    Notice {
-        /// What, and why.
-        text: String,
-        /// What to do.
-        hint: Option<String>,
-    },
     /// A worker is gone.
     Gone {
         /// Which.
@@ -125,6 +119,8 @@ pub struct SessionFacts {
     pub private_networks: bool,
     /// Services of this machine's that such a test finds where they are here.
     pub forwards: Vec<Forward>,
+    /// Takes what the user should know of that.
+    pub notices: Arc<Notices>,
     /// Patterns of files that come back.
     pub collect: Vec<String>,
     /// Takes them.
@@ -143,7 +139,6 @@ struct Shared {
     messages: mpsc::Sender<FleetMessage>,
     workers: AtomicU32,
     slots: AtomicU32,
-    notices: Arc<Notices>,
     members: Arc<Members>,
     /// Read when the first worker needs them.
     keys: OnceCell<Result<Keys, Unusable>>,
@@ -158,9 +153,8 @@ impl Fleet {
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
         let keys = OnceCell::new();
-        let notices = Notices::new(messages.clone());
         let members = Members::new(settings.max_workers);
-        let shared = Shared { facts, settings, messages, workers, slots, notices, members, keys };
+        let shared = Shared { facts, settings, messages, workers, slots, members, keys };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 

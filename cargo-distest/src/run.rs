@@ -26,7 +26,7 @@ use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
 use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
 use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
-use crate::fleet::{self, Fleet, SessionFacts};
+use crate::fleet::{self, Fleet, Notice, Notices, SessionFacts};
 use crate::history::History;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
@@ -154,6 +154,8 @@ struct Line {
     travel: Travel,
     copies: Arc<Copies>,
     collector: Arc<Collector>,
+    /// Takes what the user should know of what tests meet.
+    notices: Arc<Notices>,
     events: mpsc::Sender<RunEvent>,
     /// cargo has linked everything.
     built: watch::Sender<bool>,
@@ -198,6 +200,8 @@ impl Line {
         let facts = facts(&settings, &workspace);
         let stats = Arc::new(StatCache::open(&state_folder(&workspace).join("digests")));
         let copies = Arc::new(Copies::new(&workspace.target_dir, stats));
+        let (notices, heard) = Notices::new();
+        tokio::spawn(pass_on(heard, events.downgrade()));
         let line = Self {
             origin,
             settings,
@@ -210,6 +214,7 @@ impl Line {
             travel,
             copies,
             collector,
+            notices,
             events,
             built: watch::Sender::new(false),
         };
@@ -419,6 +424,7 @@ impl Line {
             },
             private_networks: self.settings.constraints.may_be_private(),
             forwards: self.settings.constraints.forwards.clone(),
+            notices: Arc::clone(&self.notices),
             collect: self.travel.collect_patterns(),
             collector: Arc::clone(&self.collector),
         }
@@ -427,6 +433,13 @@ impl Line {
     async fn tell(&self, event: RunEvent) {
         // If the reporters are gone, the run still ends in order.
         let _ = self.events.send(event).await;
+    }
+}
+
+/// Tells what is heard for as long as anybody else tells anything.
+async fn pass_on(mut heard: mpsc::UnboundedReceiver<Notice>, events: mpsc::WeakSender<RunEvent>) {
+    while let (Some(Notice { text, hint }), Some(events)) = (heard.recv().await, events.upgrade()) {
+        let _ = events.send(RunEvent::Warning { text, hint: Some(hint) }).await;
     }
 }
 

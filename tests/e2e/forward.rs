@@ -273,12 +273,21 @@ fn nobody_listens(scratch: &Scratch) {
     let folder = service.tested_by(scratch, SEES_THE_END);
     let Service { listener, port } = service;
     drop(listener);
+    let doctest = format!(
+        "//! ```\n//! use std::io::Read;\n\
+         //! let mut stream = std::net::TcpStream::connect((\"127.0.0.1\", {port})).unwrap();\n\
+         //! assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));\n//! ```\n"
+    );
+    scratch.write("subject/src/lib.rs", &doctest);
     let run = ["run", "--offline", "--forward", &port.to_string()];
     let finished = Client::call(scratch, &folder, &run).finish();
     let notice =
         format!("could not connect tests to port {port} of this machine: Connection refused");
-    finished.complains(0, &[&notice, "2 passed"]);
+    finished.complains(0, &[&notice, "3 passed"]);
     assert_eq!(finished.stderr.matches("could not connect").count(), 1, "{}", finished.stderr);
+    // Doctests have another fleet.
+    let finished = Client::call(scratch, &folder, &run).args(["--doc"]).finish();
+    finished.complains(0, &[&notice, "1 passed"]);
 }
 
 fn too_many(scratch: &Scratch) {

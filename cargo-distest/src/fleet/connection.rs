@@ -206,7 +206,7 @@ impl Open {
         let messages = fleet.shared.messages.clone();
         let collector = Arc::clone(&fleet.shared.facts.collector);
         let facts = &fleet.shared.facts;
-        let notices = Arc::clone(&fleet.shared.notices);
+        let notices = Arc::clone(&facts.notices);
         let forwards = Forwards::new(&theirs.name, &facts.forwards, notices);
         let callbacks =
             Callbacks { worker: self.id, messages: messages.clone(), collector, forwards };

@@ -4,7 +4,7 @@
 //! place that decides it. What it asks is bounded: connections, pieces of each that are under way,
 //! and their sizes. Memory holds no more than that, however slow a service is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -19,16 +19,15 @@ use distest_worker::protocol::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
-use super::{CONNECT_TIMEOUT, FleetMessage};
+use super::CONNECT_TIMEOUT;
+use super::notices::Notices;
 
 /// How long to wait for room in a socket's queue: there is no event for it.
 const QUEUE_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// A buffer with less room than this gives way to a new one.
 const ROOM_BYTES_MIN: usize = 16 * 1024;
-/// Notices of one run.
-const NOTICES_MAX: usize = 100;
 
 /// What one worker may reach, and its connections. Dropped, they end.
 pub(super) struct Forwards {
@@ -37,12 +36,6 @@ pub(super) struct Forwards {
     places: Arc<Semaphore>,
     connections: Mutex<BTreeMap<ForwardedId, Arc<Carried>>>,
     notices: Arc<Notices>,
-}
-
-/// Tells the user what keeps tests from a service, each thing once in a run.
-pub(super) struct Notices {
-    messages: mpsc::Sender<FleetMessage>,
-    told: Mutex<BTreeSet<String>>,
 }
 
 /// A connection to a service.
@@ -83,7 +76,7 @@ impl Forwards {
                 self.worker
             );
             let hint = "use no worker that you don't trust";
-            self.notices.tell(text.clone(), hint).await;
+            self.notices.tell(text.clone(), hint);
             return Err(Refusal::new(RefusalKind::Forbidden, text));
         }
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
@@ -92,7 +85,7 @@ impl Forwards {
                  more are refused",
                 self.worker
             );
-            self.notices.tell(text.clone(), "run fewer tests at once, with --test-threads").await;
+            self.notices.tell(text.clone(), "run fewer tests at once, with --test-threads");
             return Err(Refusal::new(RefusalKind::OutOfResources, text));
         };
         let (from, to) = match connect(forward).await {
@@ -100,7 +93,7 @@ impl Forwards {
             Err(error) => {
                 let text = format!("could not connect tests to {}: {error}", name(forward));
                 let hint = "start the service on this machine: tests saw a closed connection";
-                self.notices.tell(text.clone(), hint).await;
+                self.notices.tell(text.clone(), hint);
                 return Err(Refusal::new(RefusalKind::Closed, text));
             }
         };
@@ -165,24 +158,6 @@ impl Forwards {
 
     fn connections(&self) -> MutexGuard<'_, BTreeMap<ForwardedId, Arc<Carried>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Notices {
-    pub(super) fn new(messages: mpsc::Sender<FleetMessage>) -> Arc<Self> {
-        Arc::new(Self { messages, told: Mutex::default() })
-    }
-
-    async fn tell(&self, text: String, hint: &str) {
-        {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.len() >= NOTICES_MAX || !told.insert(text.clone()) {
-                return;
-            }
-        }
-        // Nobody listens once the run is over.
-        let notice = FleetMessage::Notice { text, hint: Some(hint.to_owned()) };
-        let _ = self.messages.send(notice).await;
     }
 }
 

@@ -191,7 +191,7 @@ impl Serving {
         };
         let fleet = line.settings.fleet.clone();
         let (travel, copies) = (line.travel.clone(), Arc::clone(&line.copies));
-        let surroundings = Surroundings::of(&line.settings.constraints);
+        let surroundings = Surroundings::of(&line.settings.constraints, Arc::clone(&line.notices));
         let server = Server::of(fleet, &line.workspace, travel, copies, surroundings)?;
         let server = Arc::new(server);
         // Nobody else can enter it.

@@ -255,8 +255,6 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
                 let said = Said::Output(chunk.stream, chunk.data, taken);
                 state.tell(worker, chunk.attempt, said);
             }
-            // What it is about is seen by whoever called.
-            FleetMessage::Notice { .. } => {}
             FleetMessage::Gone { worker, reason, .. } => state.lose(worker, &reason),
         }
         drop(state);

@@ -15,7 +15,7 @@ use crate::cli::RunArgs;
 use crate::collect::Collector;
 use crate::compile::{self, Workspace};
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, SessionFacts};
+use crate::fleet::{self, Notices, SessionFacts};
 use crate::model::Triple;
 use crate::settings::{
     self, ConfigFiles, ConstraintSettings, Facts, FleetSettings, LocalSlots, Settings,
@@ -51,11 +51,12 @@ pub(super) struct Site {
 }
 
 /// What of the network executables see.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Surroundings {
     network: Network,
     /// Services of this machine's, in a network of their own.
     forwards: Vec<Forward>,
+    notices: Arc<Notices>,
 }
 
 /// What tells one site from another, before cargo has been asked.
@@ -148,9 +149,14 @@ fn modified(folder: &Path) -> Option<SystemTime> {
 
 impl Surroundings {
     /// Those of tests that no override says anything of.
-    pub fn of(constraints: &ConstraintSettings) -> Self {
+    pub fn of(constraints: &ConstraintSettings, notices: Arc<Notices>) -> Self {
         let ConstraintSettings { network, forwards, .. } = constraints;
-        Self { network: (*network).into(), forwards: forwards.clone() }
+        Self { network: (*network).into(), forwards: forwards.clone(), notices }
+    }
+
+    /// Those of what is no test, as far as we know.
+    fn host() -> Self {
+        Self { network: Network::Host, forwards: Vec::new(), notices: Notices::unheard() }
     }
 }
 
@@ -195,8 +201,7 @@ impl Site {
         }
         let copies = copies(&workspace.target_dir);
         let travel = Travel::new(travel, &workspace)?;
-        // What is run here is no test, as far as we know.
-        let mut site = Self::of(&workspace, travel, copies, Surroundings::default())?;
+        let mut site = Self::of(&workspace, travel, copies, Surroundings::host())?;
         if !site.holds(cwd) && may_be_hidden(cwd) {
             site.roots.push(cwd.as_path().into());
         }
@@ -238,7 +243,7 @@ impl Site {
             host: Triple::new(
                 distest_worker::hello::Hello::new(distest_worker::hello::Role::Client, "").target,
             ),
-            surroundings: Surroundings::default(),
+            surroundings: Surroundings::host(),
             current: Mutex::default(),
         })
     }
@@ -349,6 +354,7 @@ impl Site {
             writes: distest_worker::protocol::Writes::default(),
             private_networks: self.network() == Network::Private,
             forwards: self.surroundings.forwards.clone(),
+            notices: Arc::clone(&self.surroundings.notices),
             collect: Vec::new(),
             collector: Arc::new(Collector::nothing()),
         }

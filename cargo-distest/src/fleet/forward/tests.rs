@@ -10,10 +10,13 @@ use distest_worker::protocol::{
 use tarpc::ServerError;
 use tarpc::server::Serve;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::collect::Collector;
+use crate::fleet::FleetMessage;
 use crate::fleet::callbacks::Callbacks;
+use crate::fleet::notices::Notice;
 use crate::model::WorkerId;
 use distest_worker::protocol::Client;
 
@@ -21,13 +24,15 @@ use distest_worker::protocol::Client;
 struct Hostile {
     client: ClientClient,
     said: mpsc::Receiver<FleetMessage>,
+    told: mpsc::UnboundedReceiver<Notice>,
     _links: [Link; 2],
 }
 
 /// To which these were declared.
 fn hostile(declared: &[Forward]) -> Hostile {
     let (messages, said) = mpsc::channel(64);
-    let forwards = Forwards::new("w1", declared, Notices::new(messages.clone()));
+    let (notices, told) = Notices::new();
+    let forwards = Forwards::new("w1", declared, notices);
     let collector = Arc::new(Collector::nothing());
     let callbacks = Callbacks { worker: WorkerId(0), messages, collector, forwards };
     let (near, far) = tokio::io::duplex(64 * 1024);
@@ -39,7 +44,7 @@ fn hostile(declared: &[Forward]) -> Hostile {
         client = Some(it);
         |_, _: WorkerRequest| std::future::pending::<Result<WorkerResponse, ServerError>>()
     });
-    Hostile { client: client.unwrap(), said, _links: [near, far] }
+    Hostile { client: client.unwrap(), said, told, _links: [near, far] }
 }
 
 impl Hostile {
@@ -63,12 +68,8 @@ impl Hostile {
 
     /// What the user has been told of so far.
     fn notices(&mut self) -> Vec<String> {
-        let mut texts = Vec::new();
-        while let Ok(message) = self.said.try_recv() {
-            let FleetMessage::Notice { text, .. } = message else { panic!("{message:?}") };
-            texts.push(text);
-        }
-        texts
+        let notices = std::iter::from_fn(|| self.told.try_recv().ok());
+        notices.map(|notice| notice.text).collect()
     }
 }
 
