@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use distest_tests::DEADLINE;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
-use distest_tests::hermetic::{self, NOBODYS_ID, Plan};
+use distest_tests::hermetic::{self, Plan};
 use distest_tests::postgres::{self, Postgres};
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::Line;
@@ -30,8 +30,10 @@ pub(crate) fn cases() -> Vec<Trial> {
     let both = || hermetic::possible().and_then(|()| postgres::possible());
     vec![
         case_if("forward::database::embedded", postgres::possible, |it| database(it, None)),
-        case_if("forward::database::hermetic", both, |it| database(it, Some(NOBODYS_ID))),
-        case_if("forward::database::hermetic_root", both, |it| database(it, Some(0))),
+        case_if("forward::database::hermetic", both, |it| database(it, Some(Plan::new(it)))),
+        case_if("forward::database::hermetic_root", both, |it| {
+            database(it, Some(Plan::new(it).of(0)));
+        }),
         case("forward::two_tests_at_once::embedded", |it| at_once(it, &[])),
         case_if("forward::two_tests_at_once::hermetic", hermetic::possible, |it| {
             at_once(it, &[Plan::new(it).start(it, "w1", 2)]);
@@ -51,7 +53,7 @@ pub(crate) fn cases() -> Vec<Trial> {
     ]
 }
 
-fn database(scratch: &Scratch, user: Option<u32>) {
+fn database(scratch: &Scratch, plan: Option<Plan>) {
     let fixture = Fixture::named("database");
     let server = Postgres::start(scratch);
     let sockets: Vec<String> =
@@ -64,7 +66,7 @@ fn database(scratch: &Scratch, user: Option<u32>) {
     for socket in &sockets {
         client = client.args(["--forward", socket]);
     }
-    let worker = user.map(|user| Plan::new(scratch).of(user).start(scratch, "w1", 2));
+    let worker = plan.map(|plan| plan.start(scratch, "w1", 2));
     if let Some(worker) = &worker {
         client = client.only_on(std::slice::from_ref(worker));
     }

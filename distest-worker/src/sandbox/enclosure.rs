@@ -127,6 +127,7 @@ pub(crate) fn enter(
         // Unlike with the others, what it starts has no fewer privileges than this process.
         privileges::hide_from_others();
         enclosure.check.as_deref().map_or(Ok(()), root::check)?;
+        // An attempt has no network of its own there, so nothing is forwarded to it.
         return Ok(Entered { written: None, sockets: BTreeMap::new() });
     }
     namespaces::enter(enclosure, leave_behind)?;

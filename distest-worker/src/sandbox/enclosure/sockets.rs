@@ -22,7 +22,7 @@ pub(super) fn linked(
     let is_writable = |socket: &Path| {
         let around = points.iter().filter(|(path, _)| socket.starts_with(path));
         let innermost = around.max_by_key(|(path, _)| path.as_os_str().len());
-        innermost.is_some_and(|(_, point)| !matches!(point, Point::Shown(_)))
+        innermost.is_some_and(|(_, point)| matches!(point, Point::Private { .. } | Point::Root))
     };
     let elsewhere = sockets.iter().filter(|socket| !is_writable(socket));
     let linked: BTreeMap<PathBuf, PathBuf> = elsewhere
@@ -59,12 +59,15 @@ mod tests {
             (PathBuf::from("/home/me"), private()),
             (shown.clone(), Point::Shown(&shown)),
             (PathBuf::from("/tmp"), private()),
+            (PathBuf::from("/var/keys"), Point::Hidden { name: String::new() }),
             (PathBuf::from("/work"), Point::Root),
         ];
-        let paths = ["/home/me/s", "/home/me/bin/s", "/tmp/a/b", "/work/s", "/run/x/s", "/tmpx"];
-        let linked = linked(&paths.map(PathBuf::from), &mut points);
+        let writable = ["/home/me/s", "/tmp/a/b", "/work/s"];
+        let others = ["/home/me/bin/s", "/run/x/s", "/tmpx", "/var/keys/s"];
+        let paths: Vec<PathBuf> = writable.iter().chain(&others).map(PathBuf::from).collect();
+        let linked = linked(&paths, &mut points);
         let linked: Vec<_> = linked.keys().map(|path| path.to_str().unwrap()).collect();
-        assert_eq!(linked, ["/home/me/bin/s", "/run/x/s", "/tmpx"]);
+        assert_eq!(linked, others);
         assert_eq!(points[0].0, Path::new(FOLDER));
     }
 }
