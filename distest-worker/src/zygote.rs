@@ -231,7 +231,7 @@ impl Zygote {
             }
             Received::Request(Request::Spawn(spawn), descriptors) => {
                 if spawn.network == Network::Private
-                    && let Err(obstacle) = enclosure::enter_private_network()
+                    && let Err(obstacle) = self.enter_private_network()
                 {
                     let (step, errno) = (SpawnStep::Network, obstacle.errno);
                     return self.answer(&Answer::CouldNotSpawn { step, errno });
@@ -313,6 +313,16 @@ impl Zygote {
             }
             Err(obstacle) => self.refuse(obstacle),
         }
+    }
+
+    /// Leaves this network for a new one.
+    fn enter_private_network(&mut self) -> Result<(), Obstacle> {
+        enclosure::enter_private_network()?;
+        if let Some(entered) = self.entered.as_mut().filter(|entered| entered.written.is_some()) {
+            // Where it can't be, `/sys` names the machine's interfaces as it did before.
+            entered.shows_interfaces = enclosure::show_interfaces(entered.shows_interfaces).is_ok();
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, obstacle: Obstacle) -> io::Result<()> {

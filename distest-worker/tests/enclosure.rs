@@ -304,6 +304,18 @@ fn an_attempt_has_a_network_of_its_own_if_it_is_to() {
         for own in [&first, &third] {
             assert!(own.starts_with("lo\nnet:") && *own != of_host, "{level}: {own}");
         }
+        for _ in 0..2 {
+            let shown =
+                "cat /sys/class/net/lo/operstate; ls /sys/class/net /sys/devices/virtual/net";
+            let expected = "unknown\n/sys/class/net:\nlo\n\n/sys/devices/virtual/net:\nlo\n";
+            assert_eq!(rig.output(1, shown).await, expected, "{level}");
+        }
+        // Three for the interfaces, whatever else there is.
+        let mounts =
+            "grep -c -e ' /sys/class/net ' -e ' /sys/devices/virtual/net ' /proc/self/mounts";
+        assert_eq!(rig.output(1, mounts).await, "3\n", "{level}");
+        let written = rig.run(1, "echo 1 > /sys/class/net/lo/mtu").await;
+        assert_ne!(written.exit, Exit::Code(0), "{level}");
         // A loopback interface has this address as soon as it is up.
         let addresses = rig.output(1, "cat /proc/net/fib_trie").await;
         assert!(addresses.contains("127.0.0.1"), "{level}: {addresses}");

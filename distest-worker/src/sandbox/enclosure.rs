@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use network::enter_private as enter_private_network;
+pub(crate) use network::{enter_private as enter_private_network, show_interfaces};
 pub use privileges::hide_from_others;
 
 use super::level::Level;
@@ -66,6 +66,8 @@ pub(crate) struct Entered {
     pub(crate) written: Option<OwnedFd>,
     /// Where to listen instead of at paths in folders that can't be written: links lead there.
     pub(crate) sockets: BTreeMap<PathBuf, PathBuf>,
+    /// `/sys` names the interfaces of a network of an attempt's.
+    pub(crate) shows_interfaces: bool,
 }
 
 /// Why a sandbox could not be entered.
@@ -128,7 +130,7 @@ pub(crate) fn enter(
         privileges::hide_from_others();
         enclosure.check.as_deref().map_or(Ok(()), root::check)?;
         // An attempt has no network of its own there, so nothing is forwarded to it.
-        return Ok(Entered { written: None, sockets: BTreeMap::new() });
+        return Ok(Entered { written: None, sockets: BTreeMap::new(), shows_interfaces: false });
     }
     namespaces::enter(enclosure, leave_behind)?;
     let entered = root::build(enclosure)?;

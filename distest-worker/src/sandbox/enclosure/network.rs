@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -12,6 +13,9 @@ use super::{Doing, Obstacle, Step};
 
 /// The interface that every network namespace has.
 const LOOPBACK: &[u8] = b"lo";
+/// Where a sysfs shows the interfaces of a network, and where it shows them as devices.
+const CLASSES: &str = "/sys/class/net";
+const DEVICES: &str = "/sys/devices/virtual/net";
 
 /// Leaves this process's network for a new one, in which there is a loopback interface and nothing
 /// else, also no socket of anyone's (nor an abstract Unix one). For this process and all that it
@@ -31,6 +35,32 @@ pub(crate) fn enter_private() -> Result<(), Obstacle> {
     let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
         .doing(Step::Loopback, "a socket")?;
     bring_up_loopback(&any).doing(Step::Loopback, "its flags")
+}
+
+/// Makes `/sys` name this network's interfaces, for a process with mounts of its own. `before` says
+/// whether it does so with those of another network, which then go.
+///
+/// What a sysfs shows of networks belongs to the one in which it was mounted, so there is a new one
+/// below the two folders that tell of interfaces; all else is the machine's, as before. Containers
+/// that mask a part of `/sys` don't allow this.
+pub(crate) fn show_interfaces(before: bool) -> nix::Result<()> {
+    if before {
+        for mounted in [DEVICES, CLASSES, CLASSES] {
+            umount2(mounted, MntFlags::MNT_DETACH)?;
+        }
+    }
+    let none = None::<&str>;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("sysfs"), CLASSES, Some("sysfs"), flags, none)?;
+    // A class has links to its devices, beside it.
+    let own = |folder: &str| format!("{CLASSES}{}", folder.trim_start_matches("/sys"));
+    mount(Some(own(DEVICES).as_str()), DEVICES, none, MsFlags::MS_BIND, none)
+        .inspect_err(|_| _ = umount2(CLASSES, MntFlags::MNT_DETACH))?;
+    mount(Some(own(CLASSES).as_str()), CLASSES, none, MsFlags::MS_BIND, none).inspect_err(|_| {
+        for mounted in [DEVICES, CLASSES] {
+            let _ = umount2(mounted, MntFlags::MNT_DETACH);
+        }
+    })
 }
 
 /// As netdevice(7) has it. The kernel gives a loopback interface its addresses when it comes up.
