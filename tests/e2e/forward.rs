@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use distest_tests::DEADLINE;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
-use distest_tests::hermetic::{self, Plan};
+use distest_tests::hermetic::{self, Denied, Plan};
 use distest_tests::postgres::{self, Postgres};
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::Line;
@@ -33,6 +33,12 @@ pub(crate) fn cases() -> Vec<Trial> {
         case_if("forward::database::hermetic", both, |it| database(it, Some(Plan::new(it)))),
         case_if("forward::database::hermetic_root", both, |it| {
             database(it, Some(Plan::new(it).of(0)));
+        }),
+        case_if("forward::database::root_without_user_namespaces", both, |it| {
+            database(it, Some(Plan::new(it).of(0).denied(Denied::UserNamespaces)));
+        }),
+        case_if("forward::database::masked_proc", both, |it| {
+            database(it, Some(Plan::new(it).denied(Denied::Proc)));
         }),
         case("forward::two_tests_at_once::embedded", |it| at_once(it, &[])),
         case_if("forward::two_tests_at_once::hermetic", hermetic::possible, |it| {

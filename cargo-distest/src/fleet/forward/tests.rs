@@ -20,6 +20,9 @@ use crate::fleet::notices::Notice;
 use crate::model::WorkerId;
 use distest_worker::protocol::Client;
 
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A worker that may ask for whatever it wants.
 struct Hostile {
     client: ClientClient,
@@ -249,8 +252,8 @@ async fn services_that_do_not_read_hold_up_nothing_else() {
         };
         taken.send(()).unwrap();
     };
-    let (answer, ()) = tokio::join!(output, taken);
-    answer.unwrap();
+    let both = async { tokio::join!(output, taken).0.unwrap() };
+    tokio::time::timeout(PATIENCE, both).await.expect("output hangs");
     assert!(stuck.try_join_next().is_none(), "they still are");
 }
 
