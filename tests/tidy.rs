@@ -27,6 +27,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("filter", &["event", "failure", "model", "settings"]),
     ("testenv", &["filter", "model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
+    ("baked", &["fleet"]),
     ("workers", &["cli", "failure", "fleet", "settings"]),
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
@@ -40,6 +41,7 @@ const CLIENT: &[(&str, &[&str])] = &[
         "dispatch",
         &[
             "clues",
+            "baked",
             "batch",
             "event",
             "fleet",
@@ -59,8 +61,8 @@ const CLIENT: &[(&str, &[&str])] = &[
     (
         "runner",
         &[
-            "cli", "collect", "compile", "failure", "fleet", "model", "parcel", "settings", "ship",
-            "suits", "testenv", "travel", "tree",
+            "baked", "cli", "collect", "compile", "failure", "fleet", "model", "parcel",
+            "settings", "ship", "suits", "testenv", "travel", "tree",
         ],
     ),
     ("results", &["event", "failure", "model", "settings"]),

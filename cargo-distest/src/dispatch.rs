@@ -2,7 +2,6 @@
 //!
 //! The only state here is what the scheduler has no business knowing: clients, outputs, clocks.
 
-mod baked;
 mod company;
 mod gather;
 mod hints;

@@ -2,6 +2,7 @@
 //!
 //! [`model`] and [`event`] are the words; the stages follow the order in which data flows.
 
+pub(crate) mod baked;
 pub mod batch;
 pub mod cli;
 pub mod clues;

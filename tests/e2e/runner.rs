@@ -13,10 +13,11 @@ use distest_tests::fixture::Fixture;
 use distest_tests::process::Owned;
 use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
+use crate::travel::package;
 use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -34,6 +35,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::cargo_test_of_dynamic_libraries", |scratch| same_verdicts(scratch, "dylib")),
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
+        case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
     ]
 }
@@ -255,6 +257,34 @@ fn cargo_run(scratch: &Scratch) {
     command.args(["run", "--quiet", "--bin", "paths-tool", "--", "data/hello.txt"]);
     let output = command.current_dir(fixture.root.join("tests")).output().unwrap();
     assert_eq!(text(&output.stdout), "hello from a data file\n", "{}", text(&output.stderr));
+}
+
+fn compiled_in(scratch: &Scratch) {
+    let folder = package(scratch, "");
+    let program = r#"fn main() {
+        assert!(std::fs::exists(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap());
+        println!("{}", std::env::var("DISTEST_TEST_WORKER").as_deref().unwrap_or("here"));
+    }"#;
+    scratch.write("subject/src/main.rs", program);
+    let (root, target_dir) = (folder.clone(), folder.join("target"));
+    let fixture = Fixture { root, target_dir, ..Fixture::named("paths") };
+    let (store, executable) = (scratch.join("store-plain"), Executable::Worker);
+    let plain = Worker::start_changed(scratch, "plain", 1, &store, executable, |command| {
+        command.args(["--sandbox", "variables"]);
+    });
+    let run = |workers: &[Worker]| {
+        let mut command = cargo_with(scratch, workers, &fixture);
+        let output = command.args(["run", "--quiet", "--offline"]).output().unwrap();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let plain = [plain];
+    let (ran, told) = run(&plain);
+    assert_eq!(ran, "here\n");
+    let reason = "is compiled into it, and that path can't be recreated there";
+    assert!(told.contains("worker plain does not take") && told.contains(reason), "{told}");
+    let [plain] = plain;
+    let (ran, told) = run(&[plain, Worker::start(scratch, "w1", 1)]);
+    assert_eq!((&*ran, &*told), ("w1\n", ""));
 }
 
 fn changed_files(scratch: &Scratch) {

@@ -13,7 +13,8 @@ use distest_worker::protocol::{
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
-use super::{Runnable, baked};
+use super::Runnable;
+use crate::baked;
 use crate::fleet::{Connection, PathsThere};
 use crate::model::{TestBinary, WorkerId};
 use crate::scheduler::Traits;
@@ -200,7 +201,7 @@ async fn obstacle(
     if unsuited.is_some() {
         return unsuited;
     }
-    let asked = tokio::task::spawn_blocking(move || baked::obstacle(&binary, &paths.roots, &paths));
+    let asked = tokio::task::spawn_blocking(move || baked::obstacle(&binary.executable, &paths));
     asked.await.unwrap_or_else(|error| Some((format!("could not look into it: {error}"), None)))
 }
 

@@ -1,5 +1,6 @@
 //! One call, from its request to its end.
 
+use std::collections::BTreeSet;
 use std::future;
 use std::io;
 use std::sync::Arc;
@@ -17,11 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::environment;
-use super::pool::{Said, Ticket};
+use super::pool::{Pool, Said, Ticket};
 use super::shim::DOCTEST_PATH_VARIABLE;
 use super::site::{Site, Supply};
 use super::wire::{Call, FromShim, Refused, ToShim};
+use crate::baked;
 use crate::failure::{ExitCode, Failure};
+use crate::fleet::Connection;
+use crate::model::Triple;
 use crate::settings::{Fallback, FleetSettings};
 use crate::ship::ShipError;
 
@@ -97,7 +101,7 @@ async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Pla
     let supply = site.supply(call, settings).await.map_err(|failure| failed(&failure))?;
     let triple = site.triple_of(call.program.as_path());
     let ticket =
-        supply.pool.ticket(&triple, site.network()).await.map_err(|why| nobody(&why, settings))?;
+        suited(&supply.pool, call, site, &triple).await.map_err(|why| nobody(&why, settings))?;
     let unusable = |error: ShipError| {
         let name = &ticket.member.connection.name;
         nobody(&[format!("could not use worker {name}: {error}")], settings)
@@ -116,6 +120,33 @@ async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Pla
         (parcel.key, parcel.packed.spec.program.clone())
     };
     Ok(Placed { ticket, binary, program, _supply: supply })
+}
+
+/// A place on a worker where the executable finds what it looks for. None, with the reasons, if
+/// there won't be.
+async fn suited(
+    pool: &Pool,
+    call: &Call,
+    site: &Site,
+    triple: &Triple,
+) -> Result<Ticket, Vec<String>> {
+    let (mut unsuited, mut reasons) = (BTreeSet::new(), Vec::new());
+    loop {
+        let ticket = match pool.ticket(triple, site.network(), &unsuited).await {
+            Ok(ticket) => ticket,
+            Err(troubles) => return Err([reasons, troubles].concat()),
+        };
+        let Connection { id, name, embedded: false, paths, .. } = &ticket.member.connection else {
+            return Ok(ticket);
+        };
+        let (executable, paths) = (call.program.as_path().to_owned(), Arc::clone(paths));
+        let looking = tokio::task::spawn_blocking(move || baked::obstacle(&executable, &paths));
+        // Who can't look into it finds nothing against it.
+        let Some((why, _)) = looking.await.ok().flatten() else { return Ok(ticket) };
+        let program = call.program.as_path().display();
+        reasons.push(format!("worker {name} does not take {program}: {why}"));
+        unsuited.insert(*id);
+    }
 }
 
 /// A signal that comes before anything runs; as good as one if the shim is gone.

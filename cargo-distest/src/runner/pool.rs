@@ -97,18 +97,19 @@ impl Pool {
         !state.answered || !state.members.is_empty()
     }
 
-    /// A place on the worker of this triple and network with the most room; once there is one.
-    /// None, with the reasons, if there won't be.
+    /// A place on the worker of this triple and network with the most room, other than those that
+    /// are `unsuited`; once there is one. None, with the reasons, if there won't be.
     pub(super) async fn ticket(
         &self,
         triple: &Triple,
         network: Network,
+        unsuited: &BTreeSet<WorkerId>,
     ) -> Result<Ticket, Vec<String>> {
         let mut changed = self.shared.changed.subscribe();
         loop {
             {
                 let mut state = self.shared.state();
-                if let Some(member) = state.roomiest(triple, network) {
+                if let Some(member) = state.roomiest(triple, network, unsuited) {
                     let (call, said) = mpsc::unbounded_channel();
                     let attempt = AttemptId(state.next);
                     state.next += 1;
@@ -118,7 +119,7 @@ impl Pool {
                 }
                 if state.answered {
                     let mut troubles = state.troubles.clone();
-                    if !state.members.is_empty() {
+                    if state.members.keys().any(|id| !unsuited.contains(id)) {
                         let own = match network {
                             Network::Host => "",
                             Network::Private => " in a network of its own",
@@ -178,18 +179,23 @@ impl Member {
 }
 
 impl State {
-    fn roomiest(&self, triple: &Triple, network: Network) -> Option<Arc<Member>> {
+    fn roomiest(
+        &self,
+        triple: &Triple,
+        network: Network,
+        unsuited: &BTreeSet<WorkerId>,
+    ) -> Option<Arc<Member>> {
         let load = |member: &&Arc<Member>| {
             let id = member.connection.id;
             let running = self.attempts.values().filter(|route| route.worker == id).count();
             (1000 * running / member.connection.slots.max(1) as usize, id)
         };
         let fits = |member: &&Arc<Member>| {
-            let Connection { hello, embedded, forwards, .. } = &member.connection;
+            let Connection { id, hello, embedded, forwards, .. } = &member.connection;
             let own =
                 hello.private_network && suits::forward_lack(hello, *embedded, forwards).is_none();
             let connected = network == Network::Host || own;
-            let stays = !self.leaving.contains(&member.connection.id);
+            let stays = !self.leaving.contains(id) && !unsuited.contains(id);
             stays && connected && (*embedded || *hello.target == *triple.0)
         };
         self.members.values().filter(fits).min_by_key(load).cloned()

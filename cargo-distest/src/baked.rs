@@ -1,32 +1,27 @@
-//! Whether a binary finds its files only where it was built: asked for a worker that can't recreate
+//! Whether an executable finds its files only where it was built: asked for a worker that can't recreate
 //! the client's paths.
 
 use std::fs;
+use std::path::Path;
 
-use distest_worker::protocol::OsText;
 use distest_worker::sandbox::level::Level;
 use object::{Object, ObjectSection, SectionFlags};
 
 use crate::fleet::PathsThere;
-use crate::model::TestBinary;
 
 /// Executables larger than this are not searched.
 const EXECUTABLE_BYTES_MAX: u64 = 1 << 30;
 
-/// Why a binary can't run on a worker that treats paths like this, and what to do. Reads the
-/// executable if that is the question.
-pub(super) fn obstacle(
-    binary: &TestBinary,
-    roots: &[OsText],
-    there: &PathsThere,
-) -> Option<(String, Option<String>)> {
+/// Why an executable can't run on a worker that treats paths like this, and what to do. Reads it if
+/// that is the question.
+pub(crate) fn obstacle(executable: &Path, there: &PathsThere) -> Option<(String, Option<String>)> {
     if Level::from_number(there.level).recreates_paths() {
         return None;
     }
-    let large = fs::metadata(&binary.executable).is_ok_and(|it| it.len() > EXECUTABLE_BYTES_MAX);
+    let large = fs::metadata(executable).is_ok_and(|it| it.len() > EXECUTABLE_BYTES_MAX);
     // What can't be read can't be sent either, which is told then.
-    let bytes = if large { Vec::new() } else { fs::read(&binary.executable).unwrap_or_default() };
-    let root = roots.iter().find(|root| is_baked_in(&bytes, root.as_bytes()))?;
+    let bytes = if large { Vec::new() } else { fs::read(executable).unwrap_or_default() };
+    let root = there.roots.iter().find(|root| is_baked_in(&bytes, root.as_bytes()))?;
     let mut why = format!(
         "{} is compiled into it, and that path can't be recreated there",
         root.as_path().display()
