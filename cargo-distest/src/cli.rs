@@ -21,7 +21,9 @@ use distest_worker::server::SLOTS_MAX;
 
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
-pub use fleet::{KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat};
+pub use fleet::{
+    ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat,
+};
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
 pub use travel::TravelArgs;
@@ -62,6 +64,11 @@ pub enum Command {
     Worker(Box<WorkerCommand>),
     /// The workers that there are.
     Workers(Box<WorkersArgs>),
+    /// Run a command on workers, outside of their sandboxes: `exec --all -- uname -a`.
+    ///
+    /// Needs the permission `exec` there. Output comes as it is written, with the worker's name
+    /// before each line if there are several; ends with 0 if the command did so everywhere.
+    Exec(ExecArgs),
     /// This user's key, by which workers know it.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -174,6 +181,7 @@ pub struct ConfigArgs {
 const EXIT_CODES: &str = "\
 Exit codes:
     0  all selected tests passed
+    1  a command of `exec` failed
     2  the command line is wrong
     4  no test was left to run
    94  invalid filterset
@@ -211,6 +219,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         Command::Runner(_)
         | Command::Worker(_)
         | Command::Workers(_)
+        | Command::Exec(_)
         | Command::Key(_)
         | Command::Completions { .. }
         | Command::Man => None,

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum ExitCode {
     /// All selected tests passed.
     Passed = 0,
+    /// A command of `exec` failed.
+    CommandFailed = 1,
     /// The command line is wrong.
     Usage = 2,
     /// No test was left to run.
@@ -56,7 +58,7 @@ impl ExitCode {
             Self::SetupScriptFailed => 4,
             Self::TestsFailed => 3,
             Self::ReportFailed => 2,
-            Self::NoTests => 1,
+            Self::NoTests | Self::CommandFailed => 1,
             Self::Passed => 0,
         };
         if rank(other) > rank(self) { other } else { self }

@@ -9,6 +9,7 @@ mod connection;
 mod discover;
 mod embedded;
 mod forward;
+mod hands;
 mod keys;
 mod listen;
 mod members;
@@ -38,6 +39,7 @@ use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress
 use crate::testenv::{self, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
+pub use hands::{Happened, meant, run};
 pub use notices::{Notice, Notices};
 pub use visit::{Said, Source, Trouble, Visited, drain, visit};
 

@@ -11,6 +11,7 @@ use cargo_distest::runner::{agent, shim};
 use cargo_distest::settings::{Color, ShowProgress};
 use cargo_distest::ui::{self, Ui};
 use cargo_distest::workers;
+use distest_worker::protocol::Stream;
 
 fn main() -> ExitCode {
     distest_worker::zygote::enter_if_asked();
@@ -42,6 +43,11 @@ fn main() -> ExitCode {
             let say = |text: &str| print(text.as_bytes()) == failure::ExitCode::Passed;
             perform(workers::workers(&args, say))
         }
+        Command::Exec(args) => perform(workers::exec(&args, |stream, bytes| match stream {
+            // Whoever doesn't read any more has heard enough.
+            Stream::Stdout => _ = print(bytes),
+            Stream::Stderr => _ = std::io::stderr().write_all(bytes),
+        })),
         Command::Key(command) => match key::key(&command) {
             Ok(text) => print(text.as_bytes()),
             Err(failure) => tell(failure),

@@ -1,5 +1,6 @@
 //! `cargo distest workers`: which workers there are, and getting to know more.
 
+mod exec;
 mod invite;
 mod ls;
 
@@ -16,6 +17,8 @@ use crate::fleet::{self, Trouble};
 use crate::settings::{
     self, ConfigFiles, Facts, FleetSettings, IdentitySettings, WorkerAddress, user_config_path,
 };
+
+pub use self::exec::exec;
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);

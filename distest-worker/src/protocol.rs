@@ -187,6 +187,9 @@ pub struct SessionSpec {
     pub env: Vec<(OsText, OsText)>,
     /// Which attempts see what others wrote.
     pub writes: Writes,
+    /// Remote hands: what runs is in no sandbox. Needs the permission `exec` in place of `run`.
+    /// Since version 1.1.
+    pub hands: bool,
     /// Patterns of files that are to come back when tests create or change them, see
     /// [`crate::globs`]. Relative ones start at each of `roots`.
     pub collect: Vec<String>,

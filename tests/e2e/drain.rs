@@ -62,7 +62,7 @@ fn workers(line: &str) -> Vec<Value> {
 }
 
 /// Lets another's client in.
-fn authorize(other: &Scratch, client: &Scratch, permissions: &str) {
+pub(crate) fn authorize(other: &Scratch, client: &Scratch, permissions: &str) {
     let key = call(client, &["key", "show"]).stdout;
     let line = format!("{} {permissions} a-colleague\n", key.trim());
     let path = other.write("config/distest/authorized_keys", &line);

@@ -18,6 +18,7 @@ mod environment;
 mod faults;
 mod fleet;
 mod forward;
+mod hands;
 mod hermetic;
 mod hostile;
 mod illegal;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         drain::cases(),
         sharing::cases(),
         polite::cases(),
+        hands::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -1,5 +1,6 @@
 //! Commands about keys and workers.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -56,6 +57,24 @@ pub enum WorkersFormat {
     Human,
     /// One JSON object a look, in a line.
     Json,
+}
+
+/// `cargo distest exec`.
+#[derive(Clone, Debug, Args)]
+pub struct ExecArgs {
+    /// The workers to run it on; may be repeated
+    #[arg(long, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub on: Vec<String>,
+    /// Run it on all workers that are there.
+    #[arg(long)]
+    pub all: bool,
+    /// Workers to look for beside those that are known, as for `run`; may be repeated
+    /// [env: DISTEST_WORKERS]
+    #[arg(long, value_name = "ADDR")]
+    pub worker: Vec<WorkerAddress>,
+    /// The command and its arguments.
+    #[arg(value_name = "CMD", last = true, required = true)]
+    pub command: Vec<OsString>,
 }
 
 /// What `cargo distest workers` does.

@@ -220,6 +220,7 @@ impl Open {
             in_place: embedded,
             roots: if embedded { Vec::new() } else { facts.roots.clone() },
             env: fleet.environment(embedded),
+            hands: false,
             writes: facts.writes,
             collect: if embedded { Vec::new() } else { facts.collect.clone() },
             forwards: facts.forwards.clone(),

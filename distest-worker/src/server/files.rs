@@ -73,7 +73,10 @@ impl Files {
                 let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
                 let dir = store.scratch().join(format!("session-{number}"));
                 let roots = spec.roots.clone();
-                let host = Arc::clone(&self.host);
+                let host = match spec.hands {
+                    true => Arc::new(Host::plain()),
+                    false => Arc::clone(&self.host),
+                };
                 blocking(move || Sandbox::on(host, dir, &roots)).await?
             }
             None => {

@@ -1,6 +1,7 @@
 //! Takes the client's calls.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tarpc::ServerError;
 use tarpc::context::Context;
@@ -44,6 +45,8 @@ pub(super) struct Handler {
     files: Arc<Files>,
     permissions: Arc<Permissions>,
     worker: Arc<WorkerShared>,
+    /// The session is for remote hands.
+    hands: Arc<AtomicBool>,
 }
 
 impl Handler {
@@ -53,7 +56,7 @@ impl Handler {
         permissions: Arc<Permissions>,
         worker: Arc<WorkerShared>,
     ) -> Self {
-        Self { requests, files, permissions, worker }
+        Self { requests, files, permissions, worker, hands: Arc::default() }
     }
 
     /// Whether this connection's key may do that.
@@ -65,6 +68,14 @@ impl Handler {
         let message = format!("this key does not have the permission `{word}` on this worker");
         let hint = format!("add `{word}` to its line in the worker's authorized_keys");
         Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
+    }
+
+    /// Whether this connection's key may run something in its session.
+    fn need_to_run(&self) -> Result<(), Refusal> {
+        match self.hands.load(Ordering::Relaxed) {
+            true => self.need(Permission::Exec),
+            false => self.need(Permission::Run),
+        }
     }
 
     pub(super) async fn answer(
@@ -99,7 +110,8 @@ impl Worker for Handler {
     }
 
     async fn open(self, _: Context, spec: SessionSpec) -> Result<SessionReady, Refusal> {
-        self.need(Permission::Run)?;
+        self.need(if spec.hands { Permission::Exec } else { Permission::Run })?;
+        self.hands.store(spec.hands, Ordering::Relaxed);
         self.files.open(&spec).await?;
         answered(self.ask(|answer| Request::Open(spec, answer))).await
     }
@@ -123,14 +135,14 @@ impl Worker for Handler {
     }
 
     async fn prepare(self, _: Context, binary: BinarySpec) -> Result<(), Refusal> {
-        self.need(Permission::Run)?;
+        self.need_to_run()?;
         self.word();
         self.files.prepare(&binary).await?;
         answered(self.ask(|answer| Request::Prepared(binary, answer))).await
     }
 
     async fn lease(self, _: Context, lease: Lease) -> Result<(), Refusal> {
-        self.need(Permission::Run)?;
+        self.need_to_run()?;
         answered(self.ask(|answer| Request::Lease(lease, answer))).await
     }
 
@@ -143,7 +155,7 @@ impl Worker for Handler {
     }
 
     async fn stdin(self, _: Context, chunk: StdinChunk) -> Result<(), Refusal> {
-        self.need(Permission::Run)?;
+        self.need_to_run()?;
         answered(self.ask(|answer| Request::Stdin(chunk, answer))).await
     }
 
