@@ -208,6 +208,7 @@ fn help_documents_every_exit_code() {
     use ExitCode::*;
     let all = [
         Passed,
+        CommandFailed,
         Usage,
         NoTests,
         InvalidFilterset,
