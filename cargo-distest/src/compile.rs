@@ -93,10 +93,9 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
     let cli = settings.config.clone();
     let config = in_background(move || CargoConfig::load(&cwd, &cli)).await;
     let rustc = toolchain::rustc(config.as_ref().ok());
-    let host = toolchain::host(&rustc).await?;
+    let (host, sysroot) = toolchain::host_and_sysroot(&rustc).await?;
     let targets = toolchain::targets(settings, config.as_ref().ok(), &host);
-    let (raw, sysroot) =
-        tokio::try_join!(run_metadata(settings, &targets), toolchain::sysroot(&rustc))?;
+    let raw = run_metadata(settings, &targets).await?;
     let config = config.map_err(|error| {
         Failure::new(ExitCode::Setup, "could not read cargo's configuration").because(error)
     })?;

@@ -158,7 +158,8 @@ fn read_standings(
     let runs: i64 = db.query_row("SELECT coalesce(max(id), 0) FROM runs", [], |row| row.get(0))?;
     let mut standings = Standings::after(runs.try_into().unwrap_or_default());
     let mut query = db.prepare(
-        "SELECT binary, name, streak, failed_before, kept_out, only_in_company, in_company
+        "SELECT binary, name, streak, failed_before, kept_out, only_in_company, in_company,
+             alone_us, batched_us, gains, printed
          FROM tests WHERE triple = ?1 AND cargo_profile = ?2",
     )?;
     let mut rows = query.query(params![&*triple.0, cargo_profile])?;
@@ -170,20 +171,28 @@ fn read_standings(
     Ok(standings)
 }
 
-/// Reads a [`Standing`] from five columns, of which `first` is the first.
+/// Reads a [`Standing`] from nine columns, of which `first` is the first.
 fn standing(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Standing> {
+    let time = |column| {
+        let micros: Option<i64> = row.get(column)?;
+        Ok::<_, rusqlite::Error>(micros.map(duration))
+    };
+    let printed: i64 = row.get(first + 8)?;
     Ok(Standing {
         streak: row.get(first)?,
         failed_before: row.get(first + 1)?,
         kept_out: row.get(first + 2)?,
         only_in_company: row.get(first + 3)?,
         in_company: row.get(first + 4)?,
+        alone: time(first + 5)?,
+        batched: time(first + 6)?,
+        gains: row.get(first + 7)?,
+        printed: printed.try_into().unwrap_or(0),
     })
 }
 
 /// Reads a [`Past`] from four columns, of which `first` is the first.
 fn past(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Past> {
-    let duration = |micros: i64| Duration::from_micros(micros.try_into().unwrap_or(0));
     Ok(Past {
         mean: duration(row.get(first)?),
         spread: duration(row.get(first + 1)?),
@@ -196,6 +205,10 @@ fn past(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Past> {
 fn verdict(text: &str) -> Verdict {
     let all = [Verdict::Pass, Verdict::Fail, Verdict::Flaky, Verdict::Timeout, Verdict::Crashed];
     all.into_iter().find(|verdict| verdict.as_str() == text).unwrap_or(Verdict::Lost)
+}
+
+fn duration(micros: i64) -> Duration {
+    Duration::from_micros(micros.try_into().unwrap_or(0))
 }
 
 fn micros(duration: Duration) -> i64 {

@@ -424,6 +424,7 @@ impl Summary {
         test.only_in_company |= ended.only_in_company;
         test.attempts.push(Attempt {
             batch: ended.batch,
+            printed: ended.stdout.total + ended.stderr.total,
             orderly: ended.orderly,
             number: ended.attempt,
             worker: ended.worker,

@@ -13,9 +13,19 @@ use crate::scheduler::{Batch, Rotated};
 
 /// A test shares a process if it takes less than this many times what starting one costs.
 const QUICK_FACTOR: u32 = 10;
+/// One that takes longer is tried in a batch, up to this many times the same: what a process does
+/// once, such as to read what backtraces need, may be most of its time.
+const TRIAL_FACTOR: u32 = 200;
+/// One that prints so many bytes is tried however long it takes, if need be in a batch of its own:
+/// libtest only remembers what it captures, and writes line by line what it doesn't.
+const LOUD: u64 = 64 * 1024;
 /// A batch's tests together take about this many times what starting its process costs: the
 /// start is then a small share, and the end of a run waits for no long batch.
 const LENGTH_FACTOR: u32 = 50;
+/// Who did not gain has another trial in one of so many runs: its batch may have been too small.
+const TRIAL_AGAIN: u64 = 16;
+/// And about this many times what is saved for each test that takes long to start.
+const SAVED_FACTOR: u32 = 5;
 /// Bounds of what starting a process may be measured to cost: a machine that is busy just then
 /// must not make all tests look quick, nor must a fluke forbid batches.
 const START_COST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
@@ -69,42 +79,58 @@ pub struct Selected {
 /// Chooses. The order of the candidates doesn't matter.
 pub fn select(mode: Mode, seed: u64, candidates: &[Candidate]) -> Selected {
     let mut by_binary: BTreeMap<BinaryKey, Vec<&Candidate>> = BTreeMap::new();
-    for candidate in candidates.iter().filter(|candidate| may_share(mode, candidate)) {
+    for candidate in candidates.iter().filter(|candidate| may_share(mode, seed, candidate)) {
         by_binary.entry(candidate.binary).or_default().push(candidate);
     }
-    by_binary.retain(|_, tests| tests.len() > 1);
+    by_binary.retain(|_, tests| tests.len() > 1 || tests.iter().any(|it| is_loud(it)));
     let rotation = rotation(mode, seed, &by_binary);
     let mut selected = Selected::default();
     for (binary, tests) in by_binary {
-        for group in groups(mode, seed, tests) {
+        let long = length(&tests);
+        for group in groups(mode, seed, long, tests) {
             let company: Arc<[TestIndex]> = group.iter().map(|it| it.test).collect();
             let (alone, together): (Vec<&Candidate>, Vec<_>) =
                 group.into_iter().partition(|it| rotation.contains(&it.test));
             let rotated =
                 alone.iter().map(|it| Rotated { test: it.test, company: Arc::clone(&company) });
             selected.rotated.extend(rotated);
-            if together.len() > 1 {
-                selected.batches.push(Batch {
-                    binary,
-                    expected: together.iter().map(|it| cost(it)).sum(),
-                    tests: together.iter().map(|it| it.test).collect(),
-                });
-            }
+            // One by itself gains nothing, unless by being captured.
+            let batches = alone.into_iter().map(|it| vec![it]).chain([together]);
+            let batches =
+                batches.filter(|tests| tests.len() > 1 || tests.iter().any(|it| is_loud(it)));
+            selected.batches.extend(batches.map(|tests| Batch {
+                binary,
+                expected: tests.iter().map(|it| cost(it)).sum(),
+                tests: tests.iter().map(|it| it.test).collect(),
+            }));
         }
     }
     selected
 }
 
-fn may_share(mode: Mode, candidate: &Candidate) -> bool {
+fn may_share(mode: Mode, seed: u64, candidate: &Candidate) -> bool {
     let Some(sharing) = candidate.sharing.filter(|_| !candidate.ignored) else { return false };
     let fits = candidate.case.name.0.len() < BATCH_NAME_BYTES_MAX;
     fits && match mode {
         Mode::All { .. } => true,
         Mode::Auto => {
-            let quick = |expected| expected <= start_cost(sharing) * QUICK_FACTOR;
-            candidate.standing.may_have_company() && candidate.expected.is_some_and(quick)
+            candidate.standing.may_have_company() && gains(candidate, seed, start_cost(sharing))
         }
     }
+}
+
+/// Whether a batch is, or may prove to be, a noticeably quicker place for a test.
+fn gains(candidate: &Candidate, seed: u64, start: Duration) -> bool {
+    let Standing { alone, batched, gains, .. } = candidate.standing;
+    let within = |factor: u32| move |takes: Duration| takes <= start * factor;
+    let quick = batched.or(candidate.expected).is_some_and(within(QUICK_FACTOR));
+    let trial = || alone.is_some_and(within(TRIAL_FACTOR)) || is_loud(candidate);
+    let again = || mix(seed, &candidate.case).is_multiple_of(TRIAL_AGAIN) && trial();
+    quick || gains.map_or_else(trial, |gains| gains || again())
+}
+
+fn is_loud(candidate: &Candidate) -> bool {
+    candidate.standing.printed >= LOUD
 }
 
 /// The tests whose turn it is to run alone: those that were longest in company.
@@ -124,7 +150,12 @@ fn rotation(
 
 /// Deals a binary's tests into batches: at random by the seed, so that in time everyone meets
 /// everyone, and within a batch in the binary's own order.
-fn groups(mode: Mode, seed: u64, mut tests: Vec<&Candidate>) -> Vec<Vec<&Candidate>> {
+fn groups(
+    mode: Mode,
+    seed: u64,
+    long: Duration,
+    mut tests: Vec<&Candidate>,
+) -> Vec<Vec<&Candidate>> {
     let whole = matches!(mode, Mode::All { whole: true });
     if !whole {
         tests.sort_by_cached_key(|it| (mix(seed, &it.case), it.place));
@@ -132,7 +163,6 @@ fn groups(mode: Mode, seed: u64, mut tests: Vec<&Candidate>) -> Vec<Vec<&Candida
     let mut groups: Vec<Vec<&Candidate>> = Vec::new();
     let (mut length, mut name_bytes) = (Duration::ZERO, 0);
     for test in tests {
-        let long = test.sharing.map_or(Duration::ZERO, |it| start_cost(it) * LENGTH_FACTOR);
         let full = |group: &Vec<&Candidate>| {
             group.len() >= BATCH_TESTS_MAX
                 || name_bytes + test.case.name.0.len() + 1 > BATCH_NAME_BYTES_MAX
@@ -154,13 +184,27 @@ fn groups(mode: Mode, seed: u64, mut tests: Vec<&Candidate>) -> Vec<Vec<&Candida
     groups
 }
 
+/// What a binary's batch should take at most, so that what its process does once is a small share.
+fn length(tests: &[&Candidate]) -> Duration {
+    let start = tests.iter().filter_map(|it| it.sharing).map(start_cost).max().unwrap_or_default();
+    let saved = |it: &&&Candidate| {
+        let (alone, batched) = it.standing.alone.zip(it.standing.batched)?;
+        (alone > start * QUICK_FACTOR && !is_loud(it)).then(|| alone.saturating_sub(batched))
+    };
+    let mut saved: Vec<_> = tests.iter().filter_map(|it| saved(&it)).collect();
+    saved.sort_unstable();
+    let usual = saved.get(saved.len() / 2).copied().unwrap_or_default();
+    (start * LENGTH_FACTOR).max(usual * SAVED_FACTOR)
+}
+
 /// What a test will probably add to its batch.
 fn cost(candidate: &Candidate) -> Duration {
     let start = candidate.sharing.map_or(Duration::ZERO, start_cost);
-    // Whether what is known was learnt alone or in company, and so with or without the start, is
-    // not; a test that took less than a start was in company.
-    let expected = candidate.expected.unwrap_or(LEAST);
-    if expected > start { (expected - start).max(LEAST) } else { expected.max(LEAST) }
+    let alone = candidate.standing.alone.or(candidate.expected).unwrap_or_default();
+    // A trial's outcome is hoped for: else nobody would have company there who takes long alone.
+    let hoped = || alone.saturating_sub(start).min(start * QUICK_FACTOR);
+    let known = candidate.standing.batched.filter(|_| candidate.standing.gains != Some(false));
+    known.unwrap_or_else(hoped).max(LEAST)
 }
 
 fn start_cost(sharing: Sharing) -> Duration {
@@ -192,6 +236,10 @@ mod tests {
         kept_out: None,
         only_in_company: false,
         in_company: 0,
+        alone: None,
+        batched: None,
+        gains: None,
+        printed: 100,
     };
 
     fn candidate(test: u32, binary: u32) -> Candidate {
@@ -294,10 +342,65 @@ mod tests {
         check(&|it| it.standing = Standing::default(), false, true);
         check(&|it| it.standing.kept_out = Some(3), false, true);
         check(&|it| it.standing.only_in_company = true, false, true);
-        check(&|it| it.expected = Some(MS * 19), true, true);
+        check(&|it| it.expected = Some(MS * 20), true, true);
         check(&|it| it.expected = Some(MS * 21), false, true);
         check(&|it| it.expected = None, false, true);
         check(&|it| it.binary = BinaryKey(9), false, false);
+    }
+
+    #[test]
+    fn who_may_gain_from_a_batch_is_tried_and_who_gains_stays() {
+        let shares_in = |seed, alone: Duration, standing: Standing| {
+            let mut candidates = many(4);
+            candidates[2].expected = Some(alone);
+            candidates[2].standing = Standing { alone: Some(alone), ..standing };
+            let selected = select(Mode::Auto, seed, &candidates);
+            selected.batches.iter().any(|batch| batch.tests.contains(&TestIndex(2)))
+                || rotated(&selected).contains(&TestIndex(2))
+        };
+        let shares = |alone, standing| shares_in(1, alone, standing);
+        let tried =
+            |batched, gains| Standing { batched: Some(batched), gains: Some(gains), ..PASSED };
+        let loud = Standing { printed: LOUD, ..PASSED };
+        assert!(shares(MS * 400, PASSED) && !shares(MS * 401, PASSED) && shares(MS * 60_000, loud));
+        assert!(!shares(MS * 100, tried(MS * 40, false)) && shares(MS * 100, tried(MS * 40, true)));
+        assert!(shares(MS * 100, tried(MS * 20, false)), "quick in company");
+        assert!(!shares(MS * 60_000, Standing { printed: LOUD, ..tried(MS * 60_000, false) }));
+        let again = (0..160).filter(|seed| shares_in(*seed, MS * 100, tried(MS * 90, false)));
+        assert!((2..40).contains(&again.count()), "now and then");
+    }
+
+    #[test]
+    fn batches_are_longer_where_processes_do_much_before_their_first_test() {
+        let slow_starter = |it: Candidate| {
+            let (alone, batched, gains) = (Some(MS * 100), Some(MS * 5), Some(true));
+            Candidate { standing: Standing { alone, batched, gains, ..PASSED }, ..it }
+        };
+        let candidates: Vec<_> = many(200).into_iter().map(slow_starter).collect();
+        let selected = select(Mode::Auto, 1, &candidates);
+        let most = selected.batches.iter().map(|batch| batch.expected).max();
+        assert!(
+            most > Some(MS * 400) && most <= Some(MS * 475),
+            "five times what is saved: {most:?}"
+        );
+    }
+
+    #[test]
+    fn a_loud_test_is_captured_even_by_itself_and_in_its_turn_alone() {
+        let loud = |it: Candidate| {
+            let standing = Standing { printed: LOUD, alone: Some(MS * 9_000), ..PASSED };
+            Candidate { standing, ..it }
+        };
+        let selected = select(Mode::Auto, 1, &[loud(candidate(0, 0)), candidate(1, 1)]);
+        assert_eq!(tests(&selected), [TestIndex(0)]);
+        assert_eq!(rotated(&selected), [TestIndex(0)], "its company is itself");
+        let mut candidates: Vec<_> = many(20).into_iter().map(loud).collect();
+        candidates[7].standing.in_company = 9;
+        let selected = select(Mode::Auto, 1, &candidates);
+        assert_eq!(rotated(&selected), [TestIndex(7)]);
+        let own = selected.batches.iter().find(|batch| batch.tests.contains(&TestIndex(7)));
+        assert_eq!(own.map(|batch| batch.tests.len()), Some(1));
+        assert_eq!(tests(&selected).len(), 20);
     }
 
     #[test]

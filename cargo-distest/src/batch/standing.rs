@@ -1,6 +1,7 @@
 //! What history remembers of a test for the choice between company and a process of its own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::model::{AttemptResult, BinaryId, TestName, Verdict};
 
@@ -8,6 +9,10 @@ use crate::model::{AttemptResult, BinaryId, TestName, Verdict};
 pub const CLEAN_RUNS_TO_RETURN: u32 = 20;
 /// Passes in a row after which an earlier failure is forgotten.
 const PASSES_TO_TRUST: u32 = 3;
+/// A test gains from a batch if it takes less than one in this many of its time alone.
+const GAIN: u32 = 2;
+/// Share of the newest duration in a mean is one in this many.
+const MEMORY: u32 = 4;
 
 /// Where a test case stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +27,17 @@ pub struct Standing {
     pub only_in_company: bool,
     /// Runs in company since it last ran alone.
     pub in_company: u32,
+    /// What a pass takes in a process of its own whose output is read: a moving average.
+    pub alone: Option<Duration>,
+    /// What a pass takes in a batch, where libtest keeps its output: a moving average of its own
+    /// time there, or of its batch's mean where that is less. The first to need what a process
+    /// does once pays for all of them.
+    pub batched: Option<Duration>,
+    /// Whether a batch with others was a quicker place for it, or for most of them; none until it
+    /// was in one.
+    pub gains: Option<bool>,
+    /// Bytes that it wrote when it last passed in a process of its own.
+    pub printed: u64,
 }
 
 /// What a run was to a test.
@@ -33,8 +49,16 @@ pub struct Ran {
     pub last: AttemptResult,
     /// Its process said last what libtest says last.
     pub orderly: bool,
+    /// What that attempt took.
+    pub duration: Duration,
     /// That attempt was in a batch.
+    pub batched: bool,
+    /// And others were, too.
     pub in_company: bool,
+    /// What the tests of that batch took on the average.
+    pub batch_mean: Duration,
+    /// Bytes that it wrote, libtest's included; none are known of one in a batch.
+    pub printed: u64,
     /// It failed in a batch, or had no verdict there because the batch crashed.
     pub had_trouble_in_company: bool,
     /// It failed alone and then passed in the batch into which it belongs.
@@ -87,7 +111,19 @@ impl Standing {
             Some(_) if !clean => Some(0),
             same => same,
         };
+        let pass = ran.last == AttemptResult::Pass;
+        let timed = |here: bool, mean: Option<Duration>, took: Duration| match mean {
+            _ if !(pass && here) => mean,
+            Some(mean) => Some((mean * (MEMORY - 1) + took) / MEMORY),
+            None => Some(took),
+        };
+        let least = ran.duration.min(ran.batch_mean);
+        let gained = self.alone.map(|alone| least * GAIN < alone);
         Self {
+            gains: if pass && ran.batched { gained.or(self.gains) } else { self.gains },
+            alone: timed(!ran.batched, self.alone, ran.duration),
+            batched: timed(ran.batched, self.batched, least),
+            printed: if pass && !ran.batched { ran.printed } else { self.printed },
             streak: if passed { self.streak.saturating_add(1) } else { 0 },
             failed_before: self.failed_before || !passed,
             kept_out: kept_out.filter(|runs| *runs < CLEAN_RUNS_TO_RETURN),
@@ -111,11 +147,15 @@ mod tests {
         verdict: Verdict::Pass,
         last: AttemptResult::Pass,
         orderly: true,
+        duration: Duration::from_millis(8),
+        batched: false,
         in_company: false,
+        batch_mean: Duration::ZERO,
+        printed: 100,
         had_trouble_in_company: false,
         only_in_company: false,
     };
-    const COMPANY: Ran = Ran { in_company: true, ..ALONE };
+    const COMPANY: Ran = Ran { batched: true, in_company: true, ..ALONE };
     const FAILED: Ran = Ran { verdict: Verdict::Fail, last: AttemptResult::Fail, ..ALONE };
 
     fn after(runs: &[Ran]) -> Standing {
@@ -160,6 +200,33 @@ mod tests {
     fn what_passes_only_in_company_never_has_any_again() {
         let found = Ran { only_in_company: true, ..FAILED };
         assert!(!may(&[&[ALONE, COMPANY, found][..], &[ALONE; 50]].concat()));
+    }
+
+    #[test]
+    fn times_alone_and_in_a_batch_are_told_apart() {
+        let millis = Duration::from_millis;
+        let (duration, batch_mean) = (millis(9), millis(2));
+        let batched = Ran { batched: true, duration, batch_mean, printed: 0, ..ALONE };
+        let stands = after(&[ALONE, batched, Ran { duration: millis(16), printed: 7, ..ALONE }]);
+        assert_eq!((stands.alone, stands.batched), (Some(millis(10)), Some(millis(2))));
+        assert_eq!((stands.printed, stands.in_company), (7, 0));
+        let failed = after(&[FAILED]);
+        assert_eq!((failed.alone, failed.batched, failed.printed), (None, None, 0));
+    }
+
+    #[test]
+    fn who_gains_from_a_batch_is_told_by_its_own_time_or_the_mean() {
+        let millis = Duration::from_millis;
+        let batched = |own, mean| {
+            let (duration, batch_mean) = (millis(own), millis(mean));
+            after(&[ALONE, Ran { duration, batch_mean, ..COMPANY }]).gains
+        };
+        assert_eq!(
+            [batched(3, 8), batched(9, 2), batched(4, 4)],
+            [Some(true), Some(true), Some(false)]
+        );
+        assert_eq!(after(&[ALONE, ALONE]).gains, None);
+        assert_eq!(after(&[COMPANY]).gains, None, "nothing to compare it with");
     }
 
     #[test]

@@ -22,8 +22,27 @@ pub(super) fn rustc(config: Option<&CargoConfig>) -> OsString {
         .unwrap_or_else(|| "rustc".into())
 }
 
-/// The compiler's host triple.
-pub(super) async fn host(rustc: &OsStr) -> Result<Triple, Failure> {
+/// The compiler's host triple, and the folder that its libraries lie under.
+///
+/// Its start is most of what a question costs, so both are one, where it knows `host-tuple`: from
+/// Rust 1.84 on.
+pub(super) async fn host_and_sysroot(rustc: &OsStr) -> Result<(Triple, PathBuf), Failure> {
+    let both = Command::new(rustc)
+        .args(["--print", "host-tuple", "--print", "sysroot"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| cannot_run("rustc", rustc, error))?;
+    let text = String::from_utf8_lossy(&both.stdout);
+    match text.lines().collect::<Vec<_>>()[..] {
+        [host, sysroot] if both.status.success() => Ok((Triple::new(host), sysroot.into())),
+        _ => Ok((host(rustc).await?, sysroot(rustc).await?)),
+    }
+}
+
+async fn host(rustc: &OsStr) -> Result<Triple, Failure> {
     let version = ask(rustc, &["-vV"]).await?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(Triple::new).ok_or_else(|| {
@@ -32,8 +51,7 @@ pub(super) async fn host(rustc: &OsStr) -> Result<Triple, Failure> {
     })
 }
 
-/// The folder that the compiler's libraries lie under.
-pub(super) async fn sysroot(rustc: &OsStr) -> Result<PathBuf, Failure> {
+async fn sysroot(rustc: &OsStr) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(ask(rustc, &["--print", "sysroot"]).await?.trim_end()))
 }
 

@@ -1,5 +1,6 @@
 //! What one run adds to the history.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{
@@ -7,7 +8,7 @@ use rusqlite::{
 };
 
 use super::{FORGET_AFTER, RUNS_KEPT, micros, past, standing};
-use crate::batch::{Ran, Standing};
+use crate::batch::Ran;
 use crate::cost::Past;
 use crate::event::BatchEnded;
 use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict};
@@ -69,6 +70,7 @@ impl RunRecord {
     pub fn of(summary: &Summary, cargo_profile: &str) -> Option<Self> {
         let started = summary.started()?;
         let finished = summary.finished();
+        let batches = summary.batches().iter().map(|it| (it.number, &**it)).collect();
         Some(Self {
             name: started.run.clone(),
             started: started.at,
@@ -76,7 +78,7 @@ impl RunRecord {
             cargo_profile: cargo_profile.to_owned(),
             exit_code: finished.map_or(summary.exit_code().number(), |end| end.exit_code),
             counts: summary.counts(),
-            tests: summary.tests().iter().filter_map(TestRecord::of).collect(),
+            tests: summary.tests().iter().filter_map(|it| TestRecord::of(it, &batches)).collect(),
             batches: summary.batches().iter().map(|it| BatchRecord::of(it, summary)).collect(),
         })
     }
@@ -99,10 +101,11 @@ impl BatchRecord {
 }
 
 impl TestRecord {
-    fn of(test: &TestState) -> Option<Self> {
+    fn of(test: &TestState, batches: &BTreeMap<u32, &BatchEnded>) -> Option<Self> {
         let says = |verdict: &Verdict| !matches!(verdict, Verdict::Lost | Verdict::Skipped);
         let told = || test.attempts.iter().filter(|attempt| attempt.result != AttemptResult::Lost);
         let (verdict, last) = (test.verdict.filter(says)?, told().next_back()?);
+        let batch = last.batch.and_then(|number| batches.get(&number).copied());
         Some(Self {
             case: test.case.clone(),
             triple: test.triple.clone(),
@@ -113,7 +116,11 @@ impl TestRecord {
                 verdict,
                 last: last.result,
                 orderly: last.orderly,
-                in_company: last.batch.is_some(),
+                duration: last.duration,
+                batched: last.batch.is_some(),
+                in_company: batch.is_some_and(|batch| batch.tests.len() > 1),
+                batch_mean: batch.map_or(Duration::ZERO, |it| it.duration / it.tests.len() as u32),
+                printed: last.printed,
                 had_trouble_in_company: test.trouble_in_company,
                 only_in_company: test.only_in_company,
             },
@@ -198,21 +205,26 @@ impl<'a> Statements<'a> {
         Ok(Self {
             find: change.prepare_cached(
                 "SELECT mean_us, spread_us, runs, last,
-                     streak, failed_before, kept_out, only_in_company, in_company
+                     streak, failed_before, kept_out, only_in_company, in_company,
+                     alone_us, batched_us, gains, printed
                  FROM tests WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3 AND name = ?4",
             )?,
             put: change.prepare_cached(
                 "INSERT INTO tests (triple, cargo_profile, binary, name,
                      mean_us, spread_us, runs, last, last_us, seen_s,
-                     streak, failed_before, kept_out, only_in_company, in_company)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                     streak, failed_before, kept_out, only_in_company, in_company,
+                     alone_us, batched_us, gains, printed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
+                     ?16, ?17, ?18, ?19)
                  ON CONFLICT (triple, cargo_profile, binary, name) DO UPDATE SET
                      mean_us = excluded.mean_us, spread_us = excluded.spread_us,
                      runs = excluded.runs, last = excluded.last,
                      last_us = excluded.last_us, seen_s = excluded.seen_s,
                      streak = excluded.streak, failed_before = excluded.failed_before,
                      kept_out = excluded.kept_out, only_in_company = excluded.only_in_company,
-                     in_company = excluded.in_company
+                     in_company = excluded.in_company, alone_us = excluded.alone_us,
+                     batched_us = excluded.batched_us,
+                     gains = excluded.gains, printed = excluded.printed
                  RETURNING id",
             )?,
             outcome: change.prepare_cached(
@@ -235,7 +247,6 @@ impl<'a> Statements<'a> {
         let (before, stood) = before.unzip();
         let now = test.merge(before);
         let stands = stood.unwrap_or_default().after(&test.ran);
-        let Standing { streak, failed_before, kept_out, only_in_company, in_company } = stands;
         let test_id: i64 = self.put.query_row(
             params![
                 triple,
@@ -248,11 +259,15 @@ impl<'a> Statements<'a> {
                 now.last.as_str(),
                 micros(test.duration),
                 run.seen_s(),
-                streak,
-                failed_before,
-                kept_out,
-                only_in_company,
-                in_company
+                stands.streak,
+                stands.failed_before,
+                stands.kept_out,
+                stands.only_in_company,
+                stands.in_company,
+                stands.alone.map(micros),
+                stands.batched.map(micros),
+                stands.gains,
+                i64::try_from(stands.printed).unwrap_or(i64::MAX)
             ],
             |row| row.get(0),
         )?;

@@ -13,9 +13,10 @@ use crate::settings::Warning;
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 /// What brings version 1 to 2, and so on.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     -- How a test fares in one process with others: see `batch::Standing`.
     ALTER TABLE tests ADD COLUMN streak INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE tests ADD COLUMN failed_before INTEGER NOT NULL DEFAULT 0;
@@ -32,7 +33,15 @@ const MIGRATIONS: &[&str] = &["
         names TEXT NOT NULL,
         PRIMARY KEY (run, number)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- What a pass takes in a process of its own and in a batch, and what it prints.
+    ALTER TABLE tests ADD COLUMN alone_us INTEGER;
+    ALTER TABLE tests ADD COLUMN batched_us INTEGER;
+    ALTER TABLE tests ADD COLUMN gains INTEGER;
+    ALTER TABLE tests ADD COLUMN printed INTEGER NOT NULL DEFAULT 0;
+",
+];
 
 const TABLES: &str = "
     -- What is known of a test. Durations are of attempts that passed; `last` is of any.

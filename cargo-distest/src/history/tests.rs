@@ -31,7 +31,11 @@ fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord 
         verdict,
         last,
         orderly: true,
+        duration,
+        batched: false,
         in_company: false,
+        batch_mean: Duration::ZERO,
+        printed: 90,
         had_trouble_in_company: false,
         only_in_company: false,
     };

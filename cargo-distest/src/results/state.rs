@@ -61,6 +61,8 @@ pub struct Attempt {
     pub duration: Duration,
     /// The number of the batch that it was part of; none if it had a process of its own.
     pub batch: Option<u32>,
+    /// Bytes that it wrote.
+    pub printed: u64,
     /// Its process said last what libtest says last.
     pub orderly: bool,
     /// All of it, output included, where the settings ask for it.

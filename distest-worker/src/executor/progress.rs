@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::read;
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::SlotEvent;
+use super::pump::readable;
 use crate::protocol::{
     AttemptId, PROGRESS_BYTES_MAX, PROGRESS_LINE_BYTES_MAX, ProgressLine, SlotId,
 };
@@ -36,11 +36,10 @@ impl Progress {
         slot: SlotId,
         attempt: AttemptId,
         events: mpsc::Sender<SlotEvent>,
-    ) -> io::Result<Self> {
-        let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
+    ) -> Self {
         let (ended, end) = oneshot::channel();
         let reader = Reader { pipe, slot, attempt, events, lines: Lines::new(), due: None };
-        Ok(Self { task: tokio::spawn(reader.follow(end)), ended: Some(ended) })
+        Self { task: tokio::spawn(reader.follow(end)), ended: Some(ended) }
     }
 
     /// Tells of what is in the pipe now that the attempt has ended, and then no more.
@@ -58,7 +57,7 @@ impl Drop for Progress {
 }
 
 struct Reader {
-    pipe: pipe::Receiver,
+    pipe: OwnedFd,
     slot: SlotId,
     attempt: AttemptId,
     events: mpsc::Sender<SlotEvent>,
@@ -69,7 +68,7 @@ struct Reader {
 
 impl Reader {
     async fn follow(mut self, mut end: oneshot::Receiver<()>) {
-        let mut open = true;
+        let (mut open, mut resting) = (true, false);
         loop {
             tokio::select! {
                 biased;
@@ -78,22 +77,17 @@ impl Reader {
                     self.tell().await;
                     continue;
                 }
-                ready = self.pipe.readable(), if open => {
-                    let Self { pipe, lines, .. } = &mut self;
-                    let state = ready.and_then(|()| pipe.try_io(|| lines.read(pipe)));
-                    open = matches!(state, Err(error) if error.kind() == ErrorKind::WouldBlock);
-                }
+                ready = readable(&self.pipe), if open && !resting => open = ready.is_ok(),
+                () = sleep(REST), if resting => {}
             }
+            let before = self.lines.total;
+            let state = self.lines.read(&self.pipe);
+            open &= matches!(state, Err(error) if error.kind() == ErrorKind::WouldBlock);
+            resting = open && self.lines.total > before;
             if !self.lines.complete.is_empty() {
                 self.due.get_or_insert_with(|| Instant::now() + TELL_AFTER);
             }
-            tokio::select! {
-                biased;
-                _ = &mut end => break,
-                () = sleep(REST) => {}
-            }
         }
-        // Whether or not the runtime has heard that there is something.
         let _ = self.lines.read(&self.pipe);
         self.tell().await;
     }

@@ -1,7 +1,7 @@
 //! Pipes between an attempt's standard streams and the worker.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,8 +20,13 @@ use crate::protocol::{AttemptId, SlotId, Stream};
 
 /// The most bytes read at once: what a pipe holds.
 pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
-/// How often an ended attempt's pipe is read in one go. It holds at most 1 MiB, unless root says so.
+/// How often a pipe is read in one go: more than it holds.
 const READS_AT_ONCE_MAX: usize = 32;
+/// What the pipe of an attempt that prints while it runs is made to hold, where the system allows.
+const PIPE_BYTES: i32 = 1 << 20;
+/// How long what is read as it comes lies in its pipe: an attempt that prints line by line would
+/// wake the worker for each.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// One output stream of an attempt.
 ///
@@ -73,10 +78,10 @@ impl<T> Drop for Task<T> {
 
 impl Reading {
     /// Reads from now on as data comes.
-    pub(super) fn wake(self) -> io::Result<Self> {
+    pub(super) fn wake(self) -> Self {
         match self {
-            Self::AtRest { pipe, sink } => Ok(Self::Awake(Pump::start(pipe, sink)?)),
-            awake @ Self::Awake(_) => Ok(awake),
+            Self::AtRest { pipe, sink } => Self::Awake(Pump::start(pipe, sink)),
+            awake @ Self::Awake(_) => awake,
         }
     }
 
@@ -89,7 +94,7 @@ impl Reading {
         let pump = match self {
             Self::AtRest { pipe, mut sink } => match read_waiting(&pipe, &mut sink, buffer).await {
                 Rest::End => return Ok(Drained { capture: sink.capture, open: false }),
-                Rest::Open => Pump::start(pipe, sink)?,
+                Rest::Open => Pump::start(pipe, sink),
             },
             Self::Awake(pump) => pump,
         };
@@ -137,46 +142,54 @@ impl Live {
 }
 
 impl Pump {
-    fn start(pipe: OwnedFd, sink: Sink) -> io::Result<Self> {
-        let pipe = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
+    fn start(pipe: OwnedFd, sink: Sink) -> Self {
         let (ended, end) = oneshot::channel();
-        Ok(Self { task: Task(tokio::spawn(drain(pipe, sink, end))), ended })
+        Self { task: Task(tokio::spawn(drain(pipe, sink, end))), ended }
     }
 }
 
 /// Reads until the end of the stream, or, when the attempt has ended, until others have held it
 /// open for too long.
-async fn drain(
-    pipe: pipe::Receiver,
-    mut sink: Sink,
-    mut end: oneshot::Receiver<Duration>,
-) -> Drained {
+async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duration>) -> Drained {
+    // Where the system allows no more, it stays as it is.
+    let holds = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))
+        .or_else(|_| fcntl(&pipe, FcntlArg::F_GETPIPE_SZ))
+        .map_or(0, |bytes| bytes as u64);
     let mut buffer = vec![0; READ_BYTES_MAX];
     let mut until = None;
+    let mut pause: Option<Instant> = None;
     loop {
-        let ready = tokio::select! {
+        tokio::select! {
             biased;
             leak_timeout = &mut end, if until.is_none() => {
-                if let Rest::End = read_waiting(&pipe, &mut sink, &mut buffer).await {
-                    break;
-                }
                 until = Some(Instant::now() + leak_timeout.unwrap_or_default());
-                continue;
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                 return Drained { capture: sink.capture, open: true };
             }
-            ready = pipe.readable() => ready,
-        };
-        match ready.and_then(|()| pipe.try_read(&mut buffer)) {
-            Ok(0) => break,
-            Ok(length) => sink.take(&buffer[..length]).await,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // A pipe that can't be read has nothing more to say.
-            Err(_) => break,
+            () = sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {}
+            ready = readable(&pipe), if pause.is_none() => {
+                // A pipe that can't be waited for has nothing more to say.
+                if ready.is_err() {
+                    break;
+                }
+            }
         }
+        let before = sink.capture.total();
+        if let Rest::End = read_waiting(&pipe, &mut sink, &mut buffer).await {
+            break;
+        }
+        // Whoever fills half of the pipe in a pause would soon have to wait for its reader.
+        let got = sink.capture.total() - before;
+        pause = (got > 0 && got * 2 < holds).then(|| Instant::now() + PAUSE);
     }
     Drained { capture: sink.capture, open: false }
+}
+
+/// Waits until there is something to read, or the end. A pipe is watched only meanwhile: to watch
+/// it while it rests would be to be woken by every line.
+pub(super) async fn readable(pipe: &OwnedFd) -> io::Result<()> {
+    pipe::Receiver::from_owned_fd_unchecked(pipe.try_clone()?)?.readable().await
 }
 
 /// What [`read_waiting`] came to.
@@ -189,7 +202,7 @@ enum Rest {
 
 /// Reads what is in a pipe without waiting for more: all that an attempt that has ended has
 /// written, and little more if others go on writing.
-async fn read_waiting(pipe: &impl AsFd, sink: &mut Sink, buffer: &mut [u8]) -> Rest {
+async fn read_waiting(pipe: &OwnedFd, sink: &mut Sink, buffer: &mut [u8]) -> Rest {
     for _ in 0..READS_AT_ONCE_MAX {
         match read(pipe, buffer) {
             Ok(0) => return Rest::End,

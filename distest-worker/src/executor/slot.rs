@@ -297,7 +297,7 @@ impl Place {
             true => {
                 let (ours, theirs) = pump::output_pipe()?;
                 descriptors.push(theirs);
-                Some(Progress::start(ours, self.slot, attempt, self.events.clone())?)
+                Some(Progress::start(ours, self.slot, attempt, self.events.clone()))
             }
             false => None,
         };
@@ -433,10 +433,7 @@ impl Running {
         if self.wake_at.is_some_and(|at| now >= at) {
             self.wake_at = None;
             for reading in [&mut self.stdout, &mut self.stderr] {
-                if let Some(at_rest) = reading.take() {
-                    let awake = at_rest.wake();
-                    *reading = Some(awake.map_err(|error| format!("could not read: {error}"))?);
-                }
+                *reading = reading.take().map(Reading::wake);
             }
         }
         match self.answer_by {

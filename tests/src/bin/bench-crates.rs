@@ -9,7 +9,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::{env, io};
+use std::{env, fs, io};
 
 use distest_tests::crates::fetch;
 use distest_tests::measure::{Cost, measure, median};
@@ -49,9 +49,13 @@ fn compare(work: &Path, project: &Path, rounds: usize) -> io::Result<()> {
     if !built.success() {
         return Err(io::Error::other(format!("{name} does not build under cargo test")));
     }
-    let test = ["test", "--no-fail-fast", "--lib", "--bins", "--tests"];
-    let distest = ["distest", "run", "--no-fail-fast", "--lib", "--bins", "--tests"];
-    let nextest = ["nextest", "run", "--no-fail-fast", "--lib", "--bins", "--tests"];
+    let manifest = fs::read_to_string(project.join("Cargo.toml"))?;
+    let library = project.join("src/lib.rs").exists() || manifest.contains("\n[lib]");
+    let targets = ["--lib", "--bins", "--tests"];
+    let targets = &targets[usize::from(!library)..];
+    let all = |runner: &[&'static str]| [runner, &["--no-fail-fast"], targets].concat();
+    let (test, distest, nextest) =
+        (all(&["test"]), all(&["distest", "run"]), all(&["nextest", "run"]));
     let mut contenders: Vec<(&str, Command)> =
         vec![("cargo test", with(&cargo(), &test)), ("auto", with(&product().client, &distest))];
     let runner = Path::new("cargo-nextest");
@@ -62,7 +66,14 @@ fn compare(work: &Path, project: &Path, rounds: usize) -> io::Result<()> {
     let mut costs: Vec<Vec<Cost>> = vec![Vec::new(); contenders.len()];
     let mut first = Vec::new();
     for (label, command) in &contenders {
-        first.push((*label, measure(command, None)?.wall_s));
+        let cost = measure(command, None)?;
+        // All passed, or some failed, as each of them says it.
+        let failed = if *label == "cargo test" { 101 } else { 100 };
+        if ![Some(0), Some(failed)].contains(&cost.exit_code) {
+            let message = format!("{name} under {label}: it ended with {:?}", cost.exit_code);
+            return Err(io::Error::other(message));
+        }
+        first.push((*label, cost.wall_s));
     }
     for _ in 0..rounds {
         for ((_, command), costs) in contenders.iter().zip(&mut costs) {
