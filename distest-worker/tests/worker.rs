@@ -13,6 +13,7 @@ use distest_worker::hello::{HELLO_TIMEOUT, Hello, HelloError, Role, exchange};
 use distest_worker::identity::{Folder, PrivateKey, PublicKey};
 use distest_worker::link::{self, DEADLINE, Link, LinkEnd, client_end};
 use distest_worker::protocol::*;
+use distest_worker::sandbox::host::Host;
 use distest_worker::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use distest_worker::store::Store;
 use distest_worker::tls;
@@ -86,11 +87,13 @@ async fn connect(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'stati
     Peer { worker, link, told, hello }
 }
 
-fn shared(slots: u32, store: Option<Store>) -> Arc<WorkerShared> {
+fn config(slots: u32, store: Option<Store>) -> WorkerConfig {
     let in_place = store.is_none();
-    let labels = Labels::new();
-    let config = WorkerConfig { name: "w1".to_owned(), slots, store, in_place, labels };
-    WorkerShared::new(config, ZygoteProgram::new(WORKER))
+    WorkerConfig { name: "w1".to_owned(), slots, store, in_place, labels: Labels::new() }
+}
+
+fn shared(slots: u32, store: Option<Store>) -> Arc<WorkerShared> {
+    WorkerShared::new(config(slots, store), ZygoteProgram::new(WORKER))
 }
 
 async fn peer_of(worker: &Arc<WorkerShared>) -> (Peer, JoinHandle<ConnectionEnd>) {
@@ -215,6 +218,42 @@ async fn a_network_of_its_own_is_refused_where_it_was_never_found_to_work() {
     assert_eq!(refusal.kind, RefusalKind::Incompatible, "{refusal}");
     assert!(refusal.message.contains("a network of its own"), "{refusal}");
     peer.worker.close(link::context(DEADLINE)).await.unwrap();
+    drop(peer);
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_can_not_be_forwarded_is_refused() {
+    let socket = |path: &str| vec![Forward::Socket(path.into())];
+    let many = (1..=FORWARDS_MAX as u16 + 1).map(Forward::Port).collect();
+    for forwards in [vec![Forward::Port(0)], socket("a.sock"), socket("/run/../a.sock"), many] {
+        let (peer, served) = peer_of(&shared(1, None)).await;
+        let spec = SessionSpec { in_place: true, forwards, ..SessionSpec::default() };
+        let answer = peer.worker.open(link::context(DEADLINE), spec).await.unwrap();
+        let refusal = answer.unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{refusal}");
+        assert!(refusal.message.contains("could not forward"), "{refusal}");
+        drop(peer);
+        served.await.unwrap();
+    }
+
+    // Without a sandbox the paths of this machine are in sight, which are nobody's to change.
+    let dir = tempfile::tempdir().unwrap();
+    let store = Some(Store::open(dir.path(), 1 << 30).unwrap());
+    let host = Host { private_network: Ok(()), ..Host::plain() };
+    let worker = WorkerShared::on(host, config(1, store), ZygoteProgram::new(WORKER));
+    let (peer, served) = peer_of(&worker).await;
+    assert!(peer.hello.forwards);
+    let (roots, forwards) = (vec!["/client".into()], socket("/run/a.sock"));
+    let spec = SessionSpec { roots, forwards, ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer.prepare_sh("/", vec![], vec![]).await.unwrap();
+    let attempt = AttemptSpec { network: Network::Private, ..attempt(1, "true", Streams::Capture) };
+    let lease = Lease { attempts: vec![attempt] };
+    let answer = peer.worker.lease(link::context(DEADLINE), lease).await.unwrap();
+    let refusal = answer.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Incompatible, "{refusal}");
+    assert!(refusal.message.contains("/run/a.sock"), "{refusal}");
     drop(peer);
     served.await.unwrap();
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -248,8 +249,10 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let (client, id) = (self.client.clone(), self.id);
-        // A client that is gone has forgotten it.
-        tokio::spawn(async move { client.forward_close(link::context(DEADLINE), id).await });
+        // Without a runtime there is no link any more. A client that is gone has forgotten it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { client.forward_close(link::context(DEADLINE), id).await });
+        }
     }
 }
 
