@@ -13,7 +13,7 @@ use distest_worker::executor::{
     ExecutorOptions, Listener, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::probe::probe;
-use distest_worker::protocol::{AttemptId, Exit, Forward, Network, SlotId, Streams};
+use distest_worker::protocol::{AttemptId, Exit, FORWARDS_MAX, Forward, Network, SlotId, Streams};
 use distest_worker::sandbox::changes::ChangeKind;
 use distest_worker::sandbox::enclosure::Enclosure;
 use distest_worker::sandbox::host::Host;
@@ -148,7 +148,7 @@ impl Rig {
 
 /// Answers the next line that comes in at a port, before it is closed.
 fn answer_once(listener: &Listener) {
-    let Forward::Port(_) = listener.forward else { return };
+    let Forward::Port(42) = listener.forward else { return };
     let listener = TcpListener::from(listener.socket.try_clone().unwrap());
     std::thread::spawn(move || {
         let mut line = String::new();
@@ -336,14 +336,19 @@ fn services_are_where_an_attempt_looks_and_nowhere_once_it_has_ended() {
         assert_eq!(rig.output(1, &sockets("test ! -e")).await, "", "{level}");
         rig.network = Network::Private;
         let forwards = SOCKETS.map(|path| Forward::Socket(path.into()));
-        rig.forwards = [&forwards[..], &[Forward::Port(42)]].concat();
+        // As many as there may be.
+        let ports = (42..42 + (FORWARDS_MAX - SOCKETS.len()) as u16).map(Forward::Port);
+        rig.forwards = forwards.into_iter().chain(ports).collect();
         for attempt in 0..2 {
             let told = rig.output(1, &format!("{}\n{call}", sockets("test -S"))).await;
             assert_eq!(told, "heard 127.0.0.1\nheard ::1\n", "{level}, attempt {attempt}");
-            // One for each socket, and two for the port.
+            // One for each socket, and two for each port.
             let named = rig.listeners.iter().map(|listener| listener.forward.clone());
-            let expected = [&rig.forwards[..], &[Forward::Port(42)]].concat();
-            assert_eq!(named.collect::<Vec<_>>(), expected, "{level}");
+            let expected = rig.forwards.iter().flat_map(|forward| match forward {
+                Forward::Port(_) => vec![forward.clone(), forward.clone()],
+                Forward::Socket(_) => vec![forward.clone()],
+            });
+            assert!(named.eq(expected), "{level}: {:?}", rig.listeners);
         }
         // What it finds is its own to remove; the next one's is there all the same.
         rig.output(1, "rm '/tmp/a folder/s' && mkdir -p '/tmp/a folder/x'").await;

@@ -1,10 +1,11 @@
 //! Services of the client's: where tests find them, and what happens when someone fails.
 
-use std::fs;
+mod bulk;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use distest_tests::DEADLINE;
@@ -13,18 +14,12 @@ use distest_tests::fixture::Fixture;
 use distest_tests::hermetic::{self, Denied, Plan};
 use distest_tests::postgres::{self, Postgres};
 use distest_tests::scratch::Scratch;
-use distest_tests::transcript::Line;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::travel::package;
 use crate::{case, case_if};
-
-/// What goes through one connection.
-const MANY_BYTES: usize = 100 << 20;
-/// What a process may need more while they do.
-const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
 pub(crate) fn cases() -> Vec<Trial> {
     let both = || hermetic::possible().and_then(|()| postgres::possible());
@@ -44,9 +39,9 @@ pub(crate) fn cases() -> Vec<Trial> {
         case_if("forward::two_tests_at_once::hermetic", hermetic::possible, |it| {
             at_once(it, &[Plan::new(it).start(it, "w1", 2)]);
         }),
-        case("forward::many_bytes_and_little_memory::embedded", |it| many_bytes(it, &[])),
+        case("forward::many_bytes_and_little_memory::embedded", |it| bulk::many_bytes(it, &[])),
         case_if("forward::many_bytes_and_little_memory::hermetic", hermetic::possible, |it| {
-            many_bytes(it, &[Plan::new(it).start(it, "w1", 3)]);
+            bulk::many_bytes(it, &[Plan::new(it).start(it, "w1", 3)]);
         }),
         case("forward::nobody_listens_and_this_is_told_once", nobody_listens),
         case("forward::more_connections_than_there_may_be", too_many),
@@ -163,100 +158,6 @@ fn at_once(scratch: &Scratch, workers: &[Worker]) {
     });
     assert_eq!(client.finish().transcript(0).summary.passed, 2);
     serving.join().expect("it served both");
-}
-
-/// One test's bytes go out, another's come in, both as slowly as can be: not before a third has
-/// ended, which prints a lot.
-fn many_bytes(scratch: &Scratch, workers: &[Worker]) {
-    let service = Service::new();
-    let tests = r#"
-        const BYTES: usize = MANY;
-        const PIECE: &[u8] = &[b'x'; 1 << 16];
-
-        #[test]
-        fn out() {
-            let mut stream = connect();
-            stream.write_all(b"o").unwrap();
-            for _ in 0..BYTES / PIECE.len() {
-                stream.write_all(PIECE).unwrap();
-            }
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, BYTES.to_string());
-        }
-
-        #[test]
-        fn into() {
-            let (mut stream, mut gate) = (connect(), connect());
-            stream.write_all(b"i").unwrap();
-            gate.write_all(b"g").unwrap();
-            gate.read_exact(&mut [0]).unwrap();
-            assert_eq!(std::io::copy(&mut stream, &mut std::io::sink()).unwrap(), BYTES as u64);
-        }
-
-        #[test]
-        fn meanwhile() {
-            let mut stream = connect();
-            stream.write_all(b"m").unwrap();
-            stream.read_exact(&mut [0]).unwrap();
-            println!("{}", "output ".repeat(300_000));
-        }
-    "#;
-    let folder = service.tested_by(scratch, &tests.replace("MANY", &MANY_BYTES.to_string()));
-    let args = ["--success-output", "final"];
-    let mut client = service.run(scratch, &folder, workers).args(args).json().start();
-    let pids: Vec<u32> =
-        workers.iter().map(|worker| worker.process.pid()).chain([client.pid()]).collect();
-    let (ended, third_ended) = channel();
-    let serving = thread::spawn(move || serve_many(&service, &third_ended, &pids));
-    client.until(|line| matches!(line, Line::Test(attempt) if attempt.name == "meanwhile"));
-    ended.send(()).expect("the service waits for it");
-    assert_eq!(client.finish().transcript(0).summary.passed, 3);
-    for (pid, growth) in serving.join().expect("it served all") {
-        assert!(growth < GROWTH_BYTES_MAX, "process {pid} grew by {growth} bytes");
-    }
-}
-
-/// By how much each process grew while everything went through.
-fn serve_many(service: &Service, third_ended: &Receiver<()>, pids: &[u32]) -> Vec<(u32, u64)> {
-    let mut streams = std::collections::BTreeMap::new();
-    while streams.len() < 4 {
-        let mut stream = service.accept();
-        streams.insert(byte(&mut stream), stream);
-    }
-    let mut take = |kind: u8| streams.remove(&kind).expect("each test connects");
-    let [mut out, mut into, mut gate, mut third] = [b'o', b'i', b'g', b'm'].map(&mut take);
-    let before: Vec<u64> = pids.iter().map(|pid| reset_peak(*pid)).collect();
-    let sending = thread::spawn(move || {
-        let piece = vec![b'y'; 1 << 16];
-        for _ in 0..MANY_BYTES / piece.len() {
-            into.write_all(&piece).expect("the test reads");
-        }
-    });
-    third.write_all(b"!").expect("the test reads");
-    third_ended.recv_timeout(DEADLINE).expect("it ends, whatever the others do");
-    gate.write_all(b"!").expect("the test reads");
-    sending.join().expect("all is sent");
-    let bytes = rest(&mut out);
-    let peaks = pids.iter().zip(before);
-    let growth = peaks.map(|(pid, before)| (*pid, memory(*pid, "VmHWM:").saturating_sub(before)));
-    let growth = growth.collect();
-    write!(out, "{bytes}").expect("the test reads");
-    growth
-}
-
-/// Forgets the most memory that a process has had, as proc(5) has it, and gives what it has now.
-fn reset_peak(pid: u32) -> u64 {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("it is ours");
-    memory(pid, "VmHWM:")
-}
-
-fn memory(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("it has memory");
-    let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
-    kilobytes * 1024
 }
 
 /// Reads to the end, which may be a reset.
