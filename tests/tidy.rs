@@ -121,6 +121,7 @@ const WORKER: &[(&str, &[&str])] = &[
         ],
     ),
     ("polite", &["server"]),
+    ("metrics", &["protocol", "server"]),
     ("registry", &["identity", "message", "protocol", "serve", "tls"]),
     ("mdns", &["digest", "identity"]),
     (
@@ -129,6 +130,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "identity",
             "invitation",
             "mdns",
+            "metrics",
             "polite",
             "protocol",
             "registry",

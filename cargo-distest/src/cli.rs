@@ -22,7 +22,7 @@ use distest_worker::server::SLOTS_MAX;
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
 pub use fleet::{
-    ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat,
+    DoctorArgs, ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat,
 };
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
@@ -69,6 +69,10 @@ pub enum Command {
     /// Needs the permission `exec` there. Output comes as it is written, with the worker's name
     /// before each line if there are several; ends with 0 if the command did so everywhere.
     Exec(ExecArgs),
+    /// Look at this machine, the configuration and every worker, with a fix for what is found.
+    ///
+    /// Ends with 96 if something is wrong.
+    Doctor(DoctorArgs),
     /// This user's key, by which workers know it.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -220,6 +224,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         | Command::Worker(_)
         | Command::Workers(_)
         | Command::Exec(_)
+        | Command::Doctor(_)
         | Command::Key(_)
         | Command::Completions { .. }
         | Command::Man => None,

@@ -1,5 +1,6 @@
 //! `cargo distest workers`: which workers there are, and getting to know more.
 
+mod doctor;
 mod exec;
 mod invite;
 mod ls;
@@ -18,6 +19,7 @@ use crate::settings::{
     self, ConfigFiles, Facts, FleetSettings, IdentitySettings, WorkerAddress, user_config_path,
 };
 
+pub use self::doctor::doctor;
 pub use self::exec::exec;
 
 /// Between two looks of `--watch`.

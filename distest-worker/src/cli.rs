@@ -20,6 +20,7 @@ pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
+use crate::metrics::Metrics;
 use crate::protocol::Labels;
 use crate::sandbox::enclosure::hide_from_others;
 use crate::sandbox::host::{Shortfall, WRITES_BYTES_MAX};
@@ -65,6 +66,9 @@ pub struct ServeArgs {
     /// Where to listen; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// Answer requests for /metrics there, in the text of OpenMetrics, whoever asks
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// How it is found.
     #[command(flatten)]
     pub found: FoundArgs,
@@ -198,7 +202,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     raise_descriptor_limit();
     hide_from_others();
     match command {
-        WorkerCommand::Serve(ServeArgs { listen, found, keys, common }) => {
+        WorkerCommand::Serve(ServeArgs { listen, metrics, found, keys, common }) => {
             let worker = worker(common, &keys)?;
             let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
@@ -209,6 +213,16 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             let address = serve::reachable(bound);
             reception.gate().refresh().iter().for_each(|told| say(told));
             reception.listens_at(address.to_string());
+            // For as long as the worker.
+            let mut answering = tokio::task::JoinSet::new();
+            if let Some(at) = metrics {
+                let could_not = |error| format!("could not listen at {at} for metrics: {error}");
+                let metrics = Metrics::at(at, Arc::clone(reception.worker())).await;
+                let metrics = metrics.map_err(could_not)?;
+                let bound = metrics.address().map_err(could_not)?;
+                say(&format!("metrics are at http://{bound}/metrics"));
+                answering.spawn(metrics.serve());
+            }
             let findable = found.begin(&reception, bound)?;
             ready(&format!("ready {name} tcp://{address}#{}", reception.key()))?;
             if reception.gate().is_empty() && !address.ip().is_loopback() {

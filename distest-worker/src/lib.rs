@@ -16,6 +16,7 @@ pub mod link;
 #[cfg(feature = "mdns")]
 pub mod mdns;
 pub mod message;
+pub mod metrics;
 pub mod output;
 pub mod polite;
 pub mod probe;

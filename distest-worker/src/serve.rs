@@ -171,6 +171,9 @@ impl Listening {
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
+                    if !matches!(end, End::Served(_) | End::Invited(Ok(_))) {
+                        worker.count_refused();
+                    }
                     told.about(&mut tell, peer, &end);
                 },
             }

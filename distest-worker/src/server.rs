@@ -21,6 +21,7 @@ mod sessions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -39,7 +40,7 @@ use self::sessions::Sessions;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
-use crate::protocol::{Labels, WorkerStatus};
+use crate::protocol::{Labels, Report, WorkerStatus};
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::store::Store;
@@ -74,8 +75,28 @@ pub struct WorkerShared {
     paused: watch::Sender<Option<String>>,
     shutting_down: watch::Sender<bool>,
     sessions: Sessions,
+    counters: Counters,
     /// See [`Hello::instance`].
     instance: String,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+struct Counters {
+    finished: AtomicU64,
+    lost: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What has happened at a worker since it started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counted {
+    /// Attempts that came to their end.
+    pub(crate) finished: u64,
+    /// Attempts that came to none.
+    pub(crate) lost: u64,
+    /// Connections that were not let in.
+    pub(crate) refused: u64,
 }
 
 /// How a connection ended.
@@ -111,6 +132,7 @@ impl WorkerShared {
             paused: watch::Sender::new(None),
             shutting_down,
             sessions,
+            counters: Counters::default(),
             instance,
         })
     }
@@ -163,8 +185,29 @@ impl WorkerShared {
         let _ = self.draining.subscribe().wait_for(|is| *is).await;
     }
 
+    /// What has happened since it started.
+    pub(crate) fn counted(&self) -> Counted {
+        let Counters { finished, lost, refused } = &self.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counted { finished: count(finished), lost: count(lost), refused: count(refused) }
+    }
+
+    /// A connection was not let in.
+    pub(crate) fn count_refused(&self) {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self, report: &Report) {
+        let counter = match report {
+            Report::Finished(_) => &self.counters.finished,
+            Report::Lost { .. } => &self.counters.lost,
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What goes on here.
-    fn status(&self) -> WorkerStatus {
+    pub(crate) fn status(&self) -> WorkerStatus {
         let store = self.config.store.as_ref();
         let shortfall = self.host.shortfall.as_ref();
         WorkerStatus {

@@ -33,6 +33,9 @@ pub const LEASE: Duration = Duration::from_secs(4);
 /// has taken it back.
 pub const DRAIN_WAIT: Duration = Duration::from_secs(2);
 
+/// Attempts that may wait in a session.
+pub const QUEUED_MAX: usize = 16 * 1024;
+
 /// Time since the session began, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Tick(pub Duration);
@@ -359,6 +362,10 @@ impl Session {
     fn lease(&mut self, attempts: Vec<AttemptSpec>) -> Result<(), Refusal> {
         if self.phase != Phase::Open {
             return Err(Refusal::new(RefusalKind::Closed, "the session is over"));
+        }
+        if self.queue.len() + attempts.len() > QUEUED_MAX {
+            let message = format!("could not take a lease: more than {QUEUED_MAX} attempts wait");
+            return Err(Refusal::new(RefusalKind::OutOfResources, message));
         }
         let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
         ids.extend(self.queue.iter().map(|spec| spec.id));

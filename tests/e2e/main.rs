@@ -13,6 +13,7 @@ mod blackhole;
 mod constraints;
 mod discovery;
 mod doctests;
+mod doctor;
 mod drain;
 mod environment;
 mod faults;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         sharing::cases(),
         polite::cases(),
         hands::cases(),
+        doctor::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

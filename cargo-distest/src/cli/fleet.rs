@@ -77,6 +77,18 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+/// `cargo distest doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Workers to look at beside those that are known, as for `run`; may be repeated
+    /// [env: DISTEST_WORKERS]
+    #[arg(long, value_name = "ADDR")]
+    pub worker: Vec<WorkerAddress>,
+    /// How findings are shown.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: WorkersFormat,
+}
+
 /// What `cargo distest workers` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum WorkersCommand {

@@ -170,7 +170,7 @@ fn notes(visited: &Visited) -> Vec<String> {
 }
 
 /// Foreign text, safe to print.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).take(300).collect()
 }
 

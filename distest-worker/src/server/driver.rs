@@ -489,6 +489,7 @@ impl Driver {
                     // Who speaks an older version wouldn't understand it.
                     Effect::Report(Report::Draining {}) if self.admission.speaks.minor < 1 => {}
                     Effect::Report(report) => {
+                        self.worker.count(&report);
                         opened.report(report, &self.outbox, &mut self.telling);
                     }
                     Effect::WakeAt(tick) => self.wake = self.began.checked_add(tick.0),

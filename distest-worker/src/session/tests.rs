@@ -113,6 +113,18 @@ fn attempts_run_in_order_as_far_as_there_are_slots_and_permits() {
 }
 
 #[test]
+fn no_more_waits_than_is_bounded() {
+    let many = |from: u64, count: usize| (from..from + count as u64).map(spec).collect();
+    let mut session = Session::new(1);
+    let mut effects = Vec::new();
+    session.step(at(0.0), Input::Lease(many(0, QUEUED_MAX)), &mut effects);
+    session.step(at(0.0), Input::Lease(many(1 << 20, 1)), &mut effects);
+    let effects: Vec<_> = effects.iter().map(short).collect();
+    assert_eq!(effects.join(", "), "leased, refused OutOfResources");
+    assert_eq!(session.queued() as usize, QUEUED_MAX);
+}
+
+#[test]
 fn a_worker_that_drains_finishes_what_runs_and_starts_nothing() {
     check(
         1,

@@ -1,0 +1,106 @@
+//! What a worker tells to monitoring, and what the doctor finds.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+
+use distest_tests::DEADLINE;
+use distest_tests::client::Client;
+use distest_tests::fixture::Fixture;
+use distest_tests::scratch::{Scratch, what_stays};
+use distest_tests::worker::{Executable, Worker};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::case;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("metrics::count_what_happens", metrics),
+        case("doctor::finds_nothing_where_nothing_is", healthy),
+        case("doctor::finds_what_is_wrong", ill),
+    ]
+}
+
+/// What is answered to a request, if anything.
+fn ask(socket: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(socket).expect("it listens");
+    // It may have hung up before it had all.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn metrics(scratch: &Scratch) {
+    let store = scratch.join("store");
+    let worker = Worker::start_changed(scratch, "w1", 2, &store, Executable::Worker, |command| {
+        command.args(["--metrics", "127.0.0.1:0"]);
+    });
+    let log = worker.log();
+    let url = log.lines().find_map(|line| line.strip_prefix("metrics are at http://"));
+    let socket = url.expect("it says where").trim_end_matches("/metrics").to_owned();
+    let fixture = Fixture::named("paths");
+    let run = Client::run(scratch, &fixture).only_on(std::slice::from_ref(&worker));
+    let tests = run.finish().transcript(0).attempts.len();
+    // Somebody whom it doesn't know.
+    assert!(!ask(worker.socket(), b"GET / HTTP/1.0\r\n\r\n").contains("HTTP"));
+    let look = || ask(&socket, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let uncounted = what_stays(DEADLINE, || {
+        let text = look();
+        if text.contains("distest_connections_refused_total 1") { vec![] } else { vec![text] }
+    });
+    assert!(uncounted.is_empty(), "{uncounted:?}");
+    let text = look();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("# EOF\n"), "{text}");
+    assert!(text.contains("\ndistest_slots 2\n"), "{text}");
+    let counted = text.lines().find_map(|line| line.strip_prefix("distest_attempts_total "));
+    let counted: usize = counted.expect("a counter").parse().expect("a number");
+    assert!(counted >= tests, "{counted} of {tests}");
+    assert!(ask(&socket, b"GET /other HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert_eq!(ask(&socket, &[b'x'; 100_000]), "", "no answer to a request without end");
+}
+
+fn findings(scratch: &Scratch, exit_code: i32, args: &[&str]) -> Vec<Value> {
+    let args = [&["doctor", "--format", "json"], args].concat();
+    let finished = Client::call(scratch, scratch.path(), &args).finish();
+    assert_eq!(finished.code(), exit_code, "{}{}", finished.stdout, finished.stderr);
+    let value: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    value["findings"].as_array().expect("a list").clone()
+}
+
+#[track_caller]
+fn finds<'a>(findings: &'a [Value], about: &str, grade: &str) -> &'a Value {
+    let found = findings.iter().find(|it| it["about"] == about && it["grade"] == grade);
+    found.unwrap_or_else(|| panic!("nothing {grade} about {about}: {findings:#?}"))
+}
+
+fn healthy(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 2);
+    let found = findings(scratch, 0, &["--worker", &worker.address]);
+    for about in ["cargo", "rustc", "configuration", "key", "known workers"] {
+        finds(&found, about, "ok");
+    }
+    assert!(found.iter().any(|it| it["about"] == "worker w1"), "{found:#?}");
+    assert!(found.iter().all(|it| it["grade"] != "wrong"), "{found:#?}");
+}
+
+fn ill(scratch: &Scratch) {
+    let other = Scratch::new();
+    let stranger = Worker::start(&other, "w1", 2);
+    let args = ["--worker", "tcp://127.0.0.1:9", "--worker", &stranger.address];
+    let found = findings(scratch, 96, &args);
+    let nobody = finds(&found, "worker tcp://127.0.0.1:9", "wrong");
+    assert!(nobody["hint"].as_str().expect("what to do").contains("distest-worker serve"));
+    let refused = finds(&found, &format!("worker {}", stranger.address), "wrong");
+    assert!(refused["hint"].as_str().expect("what to do").contains("distest-worker invite"));
+    // A key that others can read, and a configuration that can't be.
+    let key = scratch.join("config/distest/key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("a file of ours");
+    let found = findings(scratch, 96, &[]);
+    assert!(finds(&found, "key", "wrong")["hint"].as_str().expect("what to do").contains("chmod"));
+    scratch.write("config/distest/config.toml", "[fleet]\nworker = 1\n");
+    let found = findings(scratch, 96, &[]);
+    assert!(finds(&found, "configuration", "wrong")["text"].to_string().contains("worker"));
+}
