@@ -7,7 +7,7 @@ use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::junit::Report;
 use distest_tests::scratch::Scratch;
-use distest_tests::transcript::{AttemptResult, Case};
+use distest_tests::transcript::{AttemptResult, Case, Verdict};
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
@@ -42,20 +42,21 @@ pub(crate) fn cases() -> Vec<Trial> {
         for (label, workers) in fleets {
             trials.push(case(format!("model::{fixture}::{label}"), move |scratch| {
                 let workers = Worker::fleet(scratch, workers, 2);
-                check(scratch, &Fixture::named(fixture), &workers, &BTreeSet::new());
+                check(scratch, &Fixture::named(fixture), &workers, &BTreeSet::new(), 1);
             }));
         }
     }
     trials
 }
 
-/// Runs a fixture without some of its binaries on these workers alone, embedded if there are none,
-/// and holds everything that the run says against the model.
+/// Runs a fixture without some of its binaries, and of the others one test in so many, on these
+/// workers alone, embedded if there are none; holds everything that the run says against the model.
 pub(crate) fn check(
     scratch: &Scratch,
     fixture: &Fixture,
     workers: &[Worker],
     left_out: &BTreeSet<String>,
+    one_in: usize,
 ) {
     let junit = scratch.join("reports/junit.xml");
     let mut client = Client::run(scratch, fixture).args(&fixture.model.args);
@@ -70,7 +71,17 @@ pub(crate) fn check(
         expected.retain(|case, _| !left_out.contains(&case.binary));
         exit_code = if expected.values().any(|verdict| verdict.failed()) { 100 } else { 0 };
     }
+    if one_in > 1 {
+        client = client.args(["--partition", &format!("slice:1/{one_in}")]);
+    }
     let transcript = client.finish().transcript(exit_code);
+    if one_in > 1 {
+        let dealt_out = |case| transcript.verdicts.get(case) == Some(&Verdict::Skipped);
+        let others = expected.iter_mut().filter(|(case, _)| dealt_out(case));
+        others.for_each(|(_, verdict)| *verdict = Verdict::Skipped);
+        let ran = expected.values().filter(|verdict| **verdict != Verdict::Skipped).count();
+        assert_eq!(ran, expected.len().div_ceil(one_in), "tests of a share");
+    }
 
     assert_eq!(transcript.verdicts, expected, "verdicts and the model");
     for (case, results) in &fixture.model.attempts {
