@@ -19,9 +19,9 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::{env, thread};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, chdir, geteuid, pivot_root, setgid, setgroups, setuid};
 use serde::{Deserialize, Serialize};
 
 use crate::DEADLINE;
@@ -53,6 +53,8 @@ pub struct Plan {
     denied: Denied,
     /// Root is one without `CAP_SYS_ADMIN`.
     contained: bool,
+    /// Another system's files, instead of this machine's.
+    root: Option<PathBuf>,
     /// It finds a bubblewrap that may do more than it may itself: one that is setuid.
     bubblewrap: Option<PathBuf>,
     /// The hidden folders belong to it, so that it can create what is missing there.
@@ -119,6 +121,7 @@ impl Plan {
             user: NOBODYS_ID,
             denied: Denied::Nothing,
             contained: false,
+            root: None,
             bubblewrap: None,
             owns_hidden: false,
             arguments: Vec::new(),
@@ -151,6 +154,14 @@ impl Plan {
     #[must_use]
     pub fn contained(mut self) -> Self {
         self.contained = true;
+        self
+    }
+
+    /// The same on another system, whose files lie in a folder, with a worker that was built for it.
+    #[must_use]
+    pub fn on(mut self, root: &Path, worker: &Path) -> Self {
+        self.root = Some(root.to_owned());
+        self.executable = worker.to_owned();
         self
     }
 
@@ -340,7 +351,12 @@ pub fn enter(given: &str) -> io::Result<()> {
     if let Some(far) = plan.far {
         go_behind_router(far)?;
     }
-    make_own(&plan)?;
+    // Read before it may be covered.
+    let executable = fs::read(&plan.executable)?;
+    if let Some(root) = &plan.root {
+        change_root(root)?;
+    }
+    make_own(&plan, &executable)?;
     for folder in plan.hidden.iter().filter(|folder| folder.is_dir()) {
         let owner = if plan.owns_hidden { plan.user } else { 0 };
         let temporary = folder == Path::new("/tmp");
@@ -400,11 +416,26 @@ fn go_behind_router((router, worker): (Ipv4Addr, Ipv4Addr)) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a folder the root, with this machine's devices and processes in it. Not by chroot: who is
+/// in one may create no user namespaces.
+fn change_root(root: &Path) -> io::Result<()> {
+    let bind = |from: &Path, to: &Path| {
+        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+    };
+    bind(root, root)?;
+    for name in ["dev", "proc", "sys"] {
+        bind(&Path::new("/").join(name), &root.join(name))?;
+    }
+    chdir(root)?;
+    pivot_root(".", ".")?;
+    // What is below it now is the old root.
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(chdir("/")?)
+}
+
 /// The worker's executable, home and keys.
-fn make_own(plan: &Plan) -> io::Result<()> {
-    let Plan { user, executable, authorized, bubblewrap, .. } = plan;
-    // Read before it may be covered.
-    let executable = fs::read(executable)?;
+fn make_own(plan: &Plan, executable: &[u8]) -> io::Result<()> {
+    let Plan { user, authorized, bubblewrap, .. } = plan;
     mount_memory(Path::new(OWN), &format!("mode=755,uid={user},gid={user}"))?;
     let own = |name: &str| Path::new(OWN).join(name);
     let config = own("home/.config/distest");
