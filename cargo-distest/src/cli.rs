@@ -22,7 +22,8 @@ use distest_worker::server::SLOTS_MAX;
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
 pub use fleet::{
-    DoctorArgs, ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand, WorkersFormat,
+    CpArgs, DoctorArgs, ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand,
+    WorkersFormat,
 };
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
@@ -69,6 +70,10 @@ pub enum Command {
     /// Needs the permission `exec` there. Output comes as it is written, with the worker's name
     /// before each line if there are several; ends with 0 if the command did so everywhere.
     Exec(ExecArgs),
+    /// Copy a file to a worker or from it: `cp report.txt NAME:/tmp/`.
+    ///
+    /// Needs the permission `copy` there. It appears when it is whole, with its permission bits.
+    Cp(CpArgs),
     /// Look at this machine, the configuration and every worker, with a fix for what is found.
     ///
     /// Ends with 96 if something is wrong.
@@ -185,7 +190,7 @@ pub struct ConfigArgs {
 const EXIT_CODES: &str = "\
 Exit codes:
     0  all selected tests passed
-    1  a command of `exec` failed
+    1  a command of `exec` failed, or `cp`
     2  the command line is wrong
     4  no test was left to run
    94  invalid filterset
@@ -224,6 +229,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         | Command::Worker(_)
         | Command::Workers(_)
         | Command::Exec(_)
+        | Command::Cp(_)
         | Command::Doctor(_)
         | Command::Key(_)
         | Command::Completions { .. }

@@ -6,6 +6,7 @@
 
 mod callbacks;
 mod connection;
+mod copy;
 mod discover;
 mod embedded;
 mod forward;
@@ -39,6 +40,7 @@ use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress
 use crate::testenv::{self, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
+pub use copy::{get, put};
 pub use hands::{Happened, meant, run};
 pub use notices::{Notice, Notices};
 pub use visit::{Said, Source, Trouble, Visited, drain, visit};

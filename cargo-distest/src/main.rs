@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             Stream::Stdout => _ = print(bytes),
             Stream::Stderr => _ = std::io::stderr().write_all(bytes),
         })),
+        Command::Cp(args) => perform(workers::cp(&args)),
         Command::Doctor(args) => perform(workers::doctor(&args, |text| _ = print(text.as_bytes()))),
         Command::Key(command) => match key::key(&command) {
             Ok(text) => print(text.as_bytes()),

@@ -1,5 +1,6 @@
 //! `cargo distest workers`: which workers there are, and getting to know more.
 
+mod cp;
 mod doctor;
 mod exec;
 mod invite;
@@ -19,6 +20,7 @@ use crate::settings::{
     self, ConfigFiles, Facts, FleetSettings, IdentitySettings, WorkerAddress, user_config_path,
 };
 
+pub use self::cp::cp;
 pub use self::doctor::doctor;
 pub use self::exec::exec;
 

@@ -91,6 +91,12 @@ pub trait Worker {
     async fn status() -> Result<WorkerStatus, Refusal>;
     /// Finish what runs, take nothing more, and end. Needs no session. Since version 1.1.
     async fn drain() -> Result<(), Refusal>;
+    /// A piece of a file of the worker's user, at most [`CHUNK_BYTES_MAX`] long. Needs no session,
+    /// and the permission `copy`. Since version 1.1.
+    async fn read_file(path: OsText, offset: u64) -> Result<FilePiece, Refusal>;
+    /// The next piece of a file, which appears under its name with the last; one file at a time.
+    /// Needs no session, and the permission `copy`. Since version 1.1.
+    async fn write_file(piece: FilePiece) -> Result<(), Refusal>;
 }
 
 /// Served by the client.
@@ -127,6 +133,21 @@ pub struct Pong {
     pub running: u32,
     /// Attempts queued now.
     pub queued: u32,
+}
+
+/// A piece of a file of the worker's user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePiece {
+    /// The worker's absolute path of it.
+    pub path: OsText,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes of it in earlier pieces.
+    pub offset: u64,
+    /// The next bytes, at most [`CHUNK_BYTES_MAX`].
+    pub data: Bytes,
+    /// No piece follows.
+    pub last: bool,
 }
 
 /// What goes on at a worker.

@@ -13,6 +13,7 @@ mod environment;
 mod files;
 mod forward;
 mod handler;
+mod hands;
 mod layers;
 mod machine_slot;
 mod outbox;

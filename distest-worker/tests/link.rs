@@ -87,6 +87,14 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn read_file(self, _: Context, path: OsText, _: u64) -> Result<FilePiece, Refusal> {
+        Err(Refusal::new(RefusalKind::Invalid, format!("there is no {path:?}")))
+    }
+
+    async fn write_file(self, _: Context, _: FilePiece) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

@@ -1,5 +1,8 @@
 //! Remote hands: commands on workers, outside of their sandboxes.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use distest_tests::client::{Client, Finished};
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::Worker;
@@ -17,6 +20,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("exec::needs_its_own_permission", permission),
         case("exec::a_killed_client_leaves_nothing", killed),
         case("exec::on_nobody", nobody),
+        case("exec::copies_files_both_ways", copies),
+        case("exec::copying_needs_its_own_permission", copies_by_permission),
     ]
 }
 
@@ -90,6 +95,54 @@ fn killed(scratch: &Scratch) {
     running.signal(Signal::SIGKILL);
     let left = scratch.left_after(crate::GONE_WITHIN, |stray| is_it(&stray.command_line));
     assert!(left.is_empty(), "{left:#?}");
+}
+
+fn cp(scratch: &Scratch, worker: &Worker, from: &str, to: &str) -> Finished {
+    let args = ["cp", "--worker", &worker.address, from, to];
+    Client::call(scratch, scratch.path(), &args).finish()
+}
+
+fn copies(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 1);
+    // More than one piece, and a whole number of them.
+    let sizes = [0, 7, 256 * 1024, 600_000];
+    let there = scratch.join("there");
+    std::fs::create_dir(&there).expect("a folder of ours");
+    for size in sizes {
+        let contents: Vec<u8> = (0..size).map(|at: u32| (at % 251) as u8).collect();
+        let source = scratch.join("source");
+        std::fs::write(&source, &contents).expect("a folder of ours");
+        std::fs::set_permissions(&source, Permissions::from_mode(0o750)).expect("ours");
+        let remote = format!("w1:{}/", there.display());
+        let copied = cp(scratch, &worker, "source", &remote);
+        assert_eq!(copied.code(), 0, "{}", copied.stderr);
+        let copied = cp(scratch, &worker, &format!("{remote}source"), "back");
+        assert_eq!(copied.code(), 0, "{}", copied.stderr);
+        for path in [there.join("source"), scratch.join("back")] {
+            assert!(std::fs::read(&path).expect("it is there") == contents, "{path:?}");
+            let mode = path.metadata().expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o750);
+        }
+    }
+    assert_eq!(std::fs::read_dir(&there).expect("ours").count(), 1, "no other file");
+    cp(scratch, &worker, "w1:/no/such", "x").complains(1, &["could not read /no/such there"]);
+    cp(scratch, &worker, "source", "w1:/no/such").complains(1, &["could not write /no/such"]);
+    cp(scratch, &worker, "source", "w2:/tmp/x").complains(1, &["no worker is called w2"]);
+    cp(scratch, &worker, "source", "other").complains(2, &["NAME:/PATH"]);
+    assert!(!scratch.join("x").exists());
+}
+
+fn copies_by_permission(scratch: &Scratch) {
+    let other = Scratch::new();
+    let worker = Worker::start(&other, "w1", 1);
+    let secret = other.write("secret", "a secret");
+    let remote = format!("w1:{}", secret.display());
+    authorize(&other, scratch, "run,exec,view,admin");
+    let refused = || cp(scratch, &worker, &remote, "mine");
+    refused().complains(1, &["permission `copy`", "authorized_keys"]);
+    scratch.write("mine", "mine");
+    cp(scratch, &worker, "mine", &remote).complains(1, &["permission `copy`"]);
+    assert_eq!(std::fs::read_to_string(secret).expect("it is there"), "a secret");
 }
 
 fn nobody(scratch: &Scratch) {

@@ -77,6 +77,21 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+/// `cargo distest cp`.
+#[derive(Clone, Debug, Args)]
+pub struct CpArgs {
+    /// Workers to look for beside those that are known, as for `run`; may be repeated
+    /// [env: DISTEST_WORKERS]
+    #[arg(long, value_name = "ADDR")]
+    pub worker: Vec<WorkerAddress>,
+    /// The file: PATH here, or NAME:/PATH on a worker
+    #[arg(value_name = "SRC")]
+    pub from: String,
+    /// Where it goes: PATH here, or NAME:/PATH on a worker
+    #[arg(value_name = "DST")]
+    pub to: String,
+}
+
 /// `cargo distest doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {

@@ -120,7 +120,9 @@ async fn command_on(
     }
 }
 
-fn answered<T>(answer: Result<Result<T, Refusal>, tarpc::client::RpcError>) -> Result<T, Trouble> {
+pub(super) fn answered<T>(
+    answer: Result<Result<T, Refusal>, tarpc::client::RpcError>,
+) -> Result<T, Trouble> {
     match answer {
         Ok(Ok(it)) => Ok(it),
         Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),

@@ -143,7 +143,7 @@ pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Troub
     }
 }
 
-async fn find(settings: &FleetSettings, name: &str) -> Result<WorkerAddress, Trouble> {
+pub(super) async fn find(settings: &FleetSettings, name: &str) -> Result<WorkerAddress, Trouble> {
     let visited = visit(settings).await?;
     let meant = |it: &&Visited| it.name == name || it.address.ends_with(&format!("#{name}"));
     let addresses: BTreeSet<_> = visited.iter().filter(meant).map(|it| &it.address).collect();
@@ -239,14 +239,14 @@ impl Visited {
 }
 
 /// A worker that has greeted us.
-struct Talk {
-    hello: Hello,
-    worker: WorkerClient,
+pub(super) struct Talk {
+    pub(super) hello: Hello,
+    pub(super) worker: WorkerClient,
     _link: Link,
 }
 
 impl Talk {
-    async fn begin(
+    pub(super) async fn begin(
         keys: &Keys,
         host: &str,
         port: u16,

@@ -2,8 +2,8 @@ use std::collections::VecDeque;
 use std::fs;
 
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Lease, OsText, Pong, SessionReady, SessionSpec, StdinChunk, Stop, Worker,
-    WorkerStatus,
+    AttemptId, BinaryKey, FilePiece, Lease, OsText, Pong, SessionReady, SessionSpec, StdinChunk,
+    Stop, Worker, WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::store::{Store, Upload};
@@ -115,6 +115,14 @@ impl Worker for FakeWorker {
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn read_file(self, _: Context, path: OsText, _: u64) -> Result<FilePiece, Refusal> {
+        Err(Refusal::new(RefusalKind::Invalid, format!("there is no {path:?}")))
+    }
+
+    async fn write_file(self, _: Context, _: FilePiece) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -158,11 +158,13 @@ impl Method for WorkerRequest {
             Self::Signal { .. } => 11,
             Self::Status { .. } => 12,
             Self::Drain { .. } => 13,
+            Self::ReadFile { .. } => 14,
+            Self::WriteFile { .. } => 15,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::Put { .. } | Self::Stdin { .. })
+        matches!(self, Self::Put { .. } | Self::Stdin { .. } | Self::WriteFile { .. })
     }
 }
 
@@ -183,11 +185,13 @@ impl Method for WorkerResponse {
             Self::Signal(_) => 11,
             Self::Status(_) => 12,
             Self::Drain(_) => 13,
+            Self::ReadFile(_) => 14,
+            Self::WriteFile(_) => 15,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        false
+        matches!(self, Self::ReadFile(_))
     }
 }
 

@@ -10,12 +10,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::WorkerShared;
 use super::files::Files;
+use super::hands::Hands;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Lease, Pong, PutReply, Refusal, RefusalKind,
-    SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec, Worker, WorkerRequest, WorkerResponse,
-    WorkerStatus,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, FilePiece, Lease, OsText, Pong, PutReply,
+    Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec, Worker,
+    WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -47,6 +48,7 @@ pub(super) struct Handler {
     worker: Arc<WorkerShared>,
     /// The session is for remote hands.
     hands: Arc<AtomicBool>,
+    copying: Hands,
 }
 
 impl Handler {
@@ -56,7 +58,14 @@ impl Handler {
         permissions: Arc<Permissions>,
         worker: Arc<WorkerShared>,
     ) -> Self {
-        Self { requests, files, permissions, worker, hands: Arc::default() }
+        Self {
+            requests,
+            files,
+            permissions,
+            worker,
+            hands: Arc::default(),
+            copying: Hands::default(),
+        }
     }
 
     /// Whether this connection's key may do that.
@@ -177,6 +186,18 @@ impl Worker for Handler {
         self.need(Permission::View)?;
         self.word();
         Ok(self.worker.status())
+    }
+
+    async fn read_file(self, _: Context, path: OsText, offset: u64) -> Result<FilePiece, Refusal> {
+        self.need(Permission::Copy)?;
+        self.word();
+        self.copying.read(path, offset).await
+    }
+
+    async fn write_file(self, _: Context, piece: FilePiece) -> Result<(), Refusal> {
+        self.need(Permission::Copy)?;
+        self.word();
+        self.copying.write(piece).await
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {
