@@ -7,11 +7,13 @@ use distest_tests::DEADLINE;
 use distest_tests::client::{Client, Finished};
 use distest_tests::fixture::Fixture;
 use distest_tests::hermetic::{Plan, possible};
-use distest_tests::scratch::Scratch;
+use distest_tests::link::Lost;
+use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::worker::{Executable, Registry, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
+use crate::drain::{Subject, look};
 use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -19,6 +21,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case_if("discovery::mdns_a_worker_is_invited_once_and_found", possible, by_mdns),
         case_if("discovery::registry_a_worker_is_invited_once_and_found", possible, by_registry),
         case("discovery::registry_a_killed_worker_is_gone", killed),
+        case_if("discovery::registry_forgets_a_worker_whose_packets_are_lost", possible, lost),
+        case("discovery::a_dialled_worker_that_comes_back_is_used_again", redialled),
         case("discovery::registry_anothers_name_is_worth_nothing", impostor),
         case("discovery::registry_lets_in_only_those_it_knows", closed),
         case("discovery::registry_cannot_be_reached", unreachable),
@@ -94,6 +98,45 @@ fn killed(scratch: &Scratch) {
     worker.process.wait(DEADLINE).expect("it ends");
     let nobody = on(scratch, &registry.address).args(["--wait-workers", "1:1s"]).finish();
     nobody.complains(97, &["no worker was found within 1 s"]);
+}
+
+fn lost(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "0.0.0.0:0", &[]);
+    let register = format!("GATEWAY:{}", registry.port());
+    let plan = Plan::new(scratch).with(&["--register", &register]);
+    let (_worker, link, invitation) = plan.start_inviting(scratch, "w1");
+    assert_eq!(call(scratch, &["workers", "add", &invitation]).code(), 0);
+    let address = format!("registry://127.0.0.1:{}", registry.port());
+    let listed = || {
+        let mut shown = look(scratch, &["--worker", &address]);
+        shown.retain(|worker| worker["source"] == "registry");
+        shown
+    };
+    assert_eq!(listed().len(), 1);
+    // Nothing tells the registry that its connection is of no use any more.
+    link.lose(Lost::All);
+    let stays = what_stays(DEADLINE, listed);
+    assert!(stays.is_empty(), "{stays:#?}");
+}
+
+fn redialled(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let mut workers = Worker::fleet(scratch, 2, 1);
+    let running = subject.run(scratch, &workers);
+    let (gate, holder) = subject.holds(&workers);
+    let (other, store) = (&mut workers[1 - holder], scratch.join("another-store"));
+    other.process.signal(Signal::SIGKILL);
+    other.process.wait(DEADLINE).expect("it ends");
+    other.restart(scratch, 1, &store);
+    let idle = what_stays(DEADLINE, || {
+        let mut shown = look(scratch, &["--worker", &other.address]);
+        shown.retain(|worker| worker["sessions"].as_array().is_none_or(Vec::is_empty));
+        shown
+    });
+    assert!(idle.is_empty(), "the run comes back to it: {idle:#?}");
+    drop(gate);
+    let transcript = running.finish().transcript(0);
+    assert_eq!(transcript.summary.passed, 13);
 }
 
 /// Somebody registers a worker with another's name, which lets this client in.
