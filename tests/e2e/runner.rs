@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use distest_tests::DEADLINE;
 use distest_tests::fixture::Fixture;
+use distest_tests::hermetic;
 use distest_tests::process::Owned;
 use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
@@ -235,10 +236,10 @@ fn cargo_test(scratch: &Scratch) {
     }
 }
 
-/// `cargo test` with and without the runner.
+/// `cargo test` with and without the runner, on a worker that has never seen these files.
 fn same_verdicts(scratch: &Scratch, fixture: &str) {
     let fixture = Fixture::named(fixture);
-    let workers = [Worker::start(scratch, &format!("for-{}", fixture.model.exit_code), 2)];
+    let workers = hermetic::fleet(scratch, 1, 2);
     let run = |workers: &[Worker]| {
         let mut command = cargo_with(scratch, workers, &fixture);
         command.args(["test", "--workspace", "--no-fail-fast"]).output().unwrap()
@@ -326,7 +327,7 @@ fn nextest_is_there() -> Result<(), String> {
 
 fn nextest(scratch: &Scratch) {
     let fixture = Fixture::named("workspace");
-    let workers = Worker::fleet(scratch, 2, 2);
+    let workers = hermetic::fleet(scratch, 2, 2);
     let run = |workers: &[Worker]| {
         let mut command = cargo_with(scratch, workers, &fixture);
         command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);

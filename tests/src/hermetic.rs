@@ -106,6 +106,14 @@ pub fn possible_with_bubblewrap() -> Result<(), String> {
     possible().and_then(|()| bubblewrap().map(drop))
 }
 
+/// Workers that have never seen this machine's files, where such can be had; else on loopback.
+pub fn fleet(scratch: &Scratch, count: u32, slots: u32) -> Vec<Worker> {
+    match possible() {
+        Ok(()) => Plan::new(scratch).fleet(scratch, count, slots),
+        Err(_) => Worker::fleet(scratch, count, slots),
+    }
+}
+
 fn bubblewrap() -> Result<PathBuf, String> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut found = env::split_paths(&path).map(|folder| folder.join("bwrap"));
