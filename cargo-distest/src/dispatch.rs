@@ -690,7 +690,7 @@ impl Dispatch {
                 limits: self.settings.limits,
                 streams: self.settings.streams,
                 progress: false,
-                unset: Vec::new(),
+                unset: testenv::unset(&planned.runnable.binary.package).collect(),
                 network: planned.network(),
             });
             let flight = InFlight { worker, test, number, started: None, gather, batch: None };

@@ -14,6 +14,9 @@ use distest_worker::protocol::OsText;
 use crate::filter;
 use crate::model::{TestBinary, TestCase};
 
+/// Tells insta where the workspace is: it would ask cargo, which a worker needn't have.
+const INSTA_ROOT: &str = "INSTA_WORKSPACE_ROOT";
+
 /// Variables of the client that a remote test gets, by name; `*` stands for any ending.
 const TRAVELLING: &[&str] = &[
     "CARGO_TERM_*",
@@ -65,8 +68,7 @@ pub fn session(
         false => travels(name, pass),
     });
     let mut env: Vec<_> = passed.map(|(name, value)| (name.into(), value.into())).collect();
-    // insta would ask cargo, which a worker needn't have.
-    let insta = OsText::from("INSTA_WORKSPACE_ROOT");
+    let insta = OsText::from(INSTA_ROOT);
     if !embedded && !env.iter().any(|(name, _): &(OsText, OsText)| *name == insta) {
         env.push((insta, facts.workspace_root.clone().into()));
     }
@@ -85,6 +87,12 @@ pub fn session(
     ];
     env.extend(ours.into_iter().map(|(name, value)| (name.into(), value.into())));
     env
+}
+
+/// What a binary's tests must not find, though it is a variable of the session: insta's own tests
+/// are about what is done without it.
+pub fn unset(package: &str) -> impl Iterator<Item = OsText> {
+    (package == "insta").then(|| OsText::from(INSTA_ROOT)).into_iter()
 }
 
 /// The variables of one attempt; `number` counts from 1.
@@ -227,6 +235,12 @@ mod tests {
         assert_eq!(names(&given).iter().filter(|name| name.starts_with("INSTA")).count(), 1);
         let embedded = session(&facts(), client.into_iter(), true, &none);
         assert_eq!(names(&embedded)[..5], ["SECRET", "RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
+    }
+
+    #[test]
+    fn only_insta_itself_is_not_told_where_the_workspace_is() {
+        assert_eq!(unset("insta").collect::<Vec<_>>(), [OsText::from(INSTA_ROOT)]);
+        assert_eq!(unset("mine").count(), 0);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Plan {
     contained: bool,
     /// Another system's files, instead of this machine's.
     root: Option<PathBuf>,
+    /// It finds these programs of Rust's, for tests that call them.
+    toolchain: Option<PathBuf>,
     /// It finds a bubblewrap that may do more than it may itself: one that is setuid.
     bubblewrap: Option<PathBuf>,
     /// The hidden folders belong to it, so that it can create what is missing there.
@@ -106,10 +108,11 @@ pub fn possible_with_bubblewrap() -> Result<(), String> {
     possible().and_then(|()| bubblewrap().map(drop))
 }
 
-/// Workers that have never seen this machine's files, where such can be had; else on loopback.
+/// Workers that have never seen this machine's files, but have Rust, where such can be had; else on
+/// loopback.
 pub fn fleet(scratch: &Scratch, count: u32, slots: u32) -> Vec<Worker> {
     match possible() {
-        Ok(()) => Plan::new(scratch).fleet(scratch, count, slots),
+        Ok(()) => Plan::new(scratch).with_toolchain().fleet(scratch, count, slots),
         Err(_) => Worker::fleet(scratch, count, slots),
     }
 }
@@ -130,6 +133,7 @@ impl Plan {
             denied: Denied::Nothing,
             contained: false,
             root: None,
+            toolchain: None,
             bubblewrap: None,
             owns_hidden: false,
             arguments: Vec::new(),
@@ -177,6 +181,15 @@ impl Plan {
     #[must_use]
     pub fn with_bubblewrap(mut self) -> Self {
         self.bubblewrap = Some(bubblewrap().expect("whoever asks for it has looked"));
+        self
+    }
+
+    /// The same on a machine where Rust is installed: the toolchain in force here, elsewhere.
+    #[must_use]
+    pub fn with_toolchain(mut self) -> Self {
+        let printed = Command::new("rustc").args(["--print", "sysroot"]).output();
+        let printed = printed.expect("whoever tests has a compiler").stdout;
+        self.toolchain = Some(String::from_utf8_lossy(&printed).trim().into());
         self
     }
 
@@ -394,7 +407,7 @@ pub fn enter(given: &str) -> io::Result<()> {
     }
     let mut worker = Command::new(&command[0]);
     worker.args(&command[1..]).current_dir(OWN).env_clear();
-    worker.env("PATH", format!("{OWN}/setuid:/usr/local/bin:/usr/bin:/bin"));
+    worker.env("PATH", format!("{OWN}/setuid:{OWN}/toolchain/bin:/usr/local/bin:/usr/bin:/bin"));
     worker.env("HOME", format!("{OWN}/home"));
     worker.env("E2E_SCRATCH", &plan.mark).stdin(Stdio::null());
     Err(worker.exec())
@@ -457,6 +470,11 @@ fn make_own(plan: &Plan, executable: &[u8]) -> io::Result<()> {
         chown(own(name), Some(*user), Some(*user))?;
     }
     chown(config.join("authorized_keys"), Some(*user), Some(*user))?;
+    if let Some(toolchain) = &plan.toolchain {
+        let (none, at) = (None::<&str>, own("toolchain"));
+        fs::create_dir(&at)?;
+        mount(Some(toolchain), &at, none, MsFlags::MS_BIND, none)?;
+    }
     let Some(bubblewrap) = bubblewrap else { return Ok(()) };
     let folder = own("setuid");
     fs::create_dir(&folder)?;

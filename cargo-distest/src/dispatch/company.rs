@@ -42,6 +42,7 @@ impl Dispatch {
         };
         let names: Vec<_> =
             tests.iter().map(|test| self.planned(*test).case.name.clone()).collect();
+        let unset = testenv::unset(&self.planned(grant.test).runnable.binary.package);
         let spec = AttemptSpec {
             id: grant.attempt,
             binary: self.planned(grant.test).runnable.key,
@@ -50,7 +51,7 @@ impl Dispatch {
             limits: self.settings.limits,
             streams: Streams::Capture,
             progress: true,
-            unset: batch::UNSET.iter().copied().map(OsText::from).collect(),
+            unset: batch::UNSET.iter().copied().map(OsText::from).chain(unset).collect(),
             // Tests with networks of their own have no company.
             network: Network::Host,
         };
