@@ -23,7 +23,7 @@ use distest_tests::transcript::{Case, Transcript, Verdict};
 use distest_tests::worker::Worker;
 
 /// Crate and version requirement.
-const CRATES: [(&str, &str); 10] = [
+const CRATES: [(&str, &str); 9] = [
     ("semver", "1"),
     ("bytes", "1"),
     ("indexmap", "2"),
@@ -32,12 +32,17 @@ const CRATES: [(&str, &str); 10] = [
     ("insta", "1"),
     ("just", "1.59.0"),
     ("petgraph", "0.8"),
-    ("jiff", "0.2"),
     ("itertools", "0.14"),
 ];
 
-/// Projects with so many doctests that compiling them one by one takes longer than all the rest.
-const WITHOUT_DOCTESTS: [&str; 2] = ["jiff", "petgraph"];
+/// What to give cargo for a project that has so many doctests that compiling them one by one takes
+/// longer than all the rest.
+fn arguments(name: &str) -> &'static [&'static str] {
+    match name {
+        "jiff" | "petgraph" => &["--tests"],
+        _ => &[],
+    }
+}
 
 /// What a test came to under `cargo test`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,13 +85,14 @@ fn compare(work: &Path, project: &Path) -> io::Result<usize> {
     let name = project.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let scratch = Scratch::new();
     let target = work.join("target").join(&name);
+    // A crate's folder has its version, a checkout's has none.
     let crate_name = name.rsplit_once('-').map_or(&*name, |(crate_name, _)| crate_name);
-    let targets: &[&str] = if WITHOUT_DOCTESTS.contains(&crate_name) { &["--tests"] } else { &[] };
-    let run = Run { scratch: &scratch, project, target: &target, targets };
+    let arguments = arguments(crate_name);
+    let run = Run { scratch: &scratch, project, target: &target, arguments };
     let started = Instant::now();
     let build = || {
         let mut cargo = scratch.command(cargo());
-        cargo.args(["test", "--no-run"]).args(targets).current_dir(project);
+        cargo.args(["test", "--no-run"]).args(arguments).current_dir(project);
         cargo.env("CARGO_TARGET_DIR", &target).stdin(Stdio::null());
         cargo.stdout(Stdio::null()).stderr(Stdio::null()).status()
     };
@@ -131,13 +137,13 @@ struct Run<'a> {
     scratch: &'a Scratch,
     project: &'a Path,
     target: &'a Path,
-    /// Which targets, as cargo's arguments.
-    targets: &'a [&'a str],
+    /// For cargo, about what to build.
+    arguments: &'a [&'a str],
 }
 
 fn under_distest(run: &Run<'_>, workers: &[Worker]) -> io::Result<(Outcomes, f64)> {
     let mut client = Client::call(run.scratch, run.project, &["run", "--no-fail-fast"])
-        .args(run.targets)
+        .args(run.arguments)
         .json()
         .env("CARGO_TARGET_DIR", run.target);
     if !workers.is_empty() {
@@ -177,7 +183,7 @@ fn under_cargo(run: &Run<'_>) -> io::Result<(Outcomes, f64)> {
     let mut command = run.scratch.command(cargo());
     command
         .args(["test", "--no-fail-fast", "--color", "never"])
-        .args(run.targets)
+        .args(run.arguments)
         .current_dir(run.project)
         .env("CARGO_TARGET_DIR", run.target)
         .stdin(Stdio::null())
