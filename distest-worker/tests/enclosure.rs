@@ -320,7 +320,9 @@ fn an_attempt_has_a_network_of_its_own_if_it_is_to() {
         let addresses = rig.output(1, "cat /proc/net/fib_trie").await;
         assert!(addresses.contains("127.0.0.1"), "{level}: {addresses}");
         rig.network = Network::Host;
-        assert_eq!(rig.output(1, INTERFACES).await, of_host, "{level}: and back");
+        // The host's interfaces come and go, its network stays.
+        let back = rig.output(1, INTERFACES).await;
+        assert!(back.ends_with(&format!("{here}\n")), "{level}: and back: {back}");
     });
 }
 
