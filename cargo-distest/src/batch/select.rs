@@ -19,9 +19,12 @@ const TRIAL_FACTOR: u32 = 200;
 /// One that prints so many bytes is tried however long it takes, if need be in a batch of its own:
 /// libtest only remembers what it captures, and writes line by line what it doesn't.
 const LOUD: u64 = 64 * 1024;
-/// A batch's tests together take about this many times what starting its process costs: the
-/// start is then a small share, and the end of a run waits for no long batch.
+/// A batch's tests together take at most about this many times what starting its process costs:
+/// the start is then a small share.
 const LENGTH_FACTOR: u32 = 50;
+/// Less where there are few tests, so that each slot gets this many batches and the end of a run
+/// waits for no long one.
+const BATCHES_PER_SLOT: u32 = 8;
 /// Who did not gain has another trial in one of so many runs: its batch may have been too small.
 const TRIAL_AGAIN: u64 = 16;
 /// And about this many times what is saved for each test that takes long to start.
@@ -76,17 +79,19 @@ pub struct Selected {
     pub rotated: Vec<Rotated>,
 }
 
-/// Chooses. The order of the candidates doesn't matter.
-pub fn select(mode: Mode, seed: u64, candidates: &[Candidate]) -> Selected {
+/// Chooses, for a run with about so many slots. The order of the candidates doesn't matter.
+pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Selected {
     let mut by_binary: BTreeMap<BinaryKey, Vec<&Candidate>> = BTreeMap::new();
     for candidate in candidates.iter().filter(|candidate| may_share(mode, seed, candidate)) {
         by_binary.entry(candidate.binary).or_default().push(candidate);
     }
     by_binary.retain(|_, tests| tests.len() > 1 || tests.iter().any(|it| is_loud(it)));
     let rotation = rotation(mode, seed, &by_binary);
+    let total: Duration = by_binary.values().flatten().map(|it| cost(it)).sum();
+    let even = total / slots.max(1).saturating_mul(BATCHES_PER_SLOT);
     let mut selected = Selected::default();
     for (binary, tests) in by_binary {
-        let long = length(&tests);
+        let long = length(&tests, even);
         for group in groups(mode, seed, long, tests) {
             let company: Arc<[TestIndex]> = group.iter().map(|it| it.test).collect();
             let (alone, together): (Vec<&Candidate>, Vec<_>) =
@@ -184,8 +189,9 @@ fn groups(
     groups
 }
 
-/// What a binary's batch should take at most, so that what its process does once is a small share.
-fn length(tests: &[&Candidate]) -> Duration {
+/// What a binary's batch should take at most: an even share of the run, but so much that what its
+/// process does once is a small share of it.
+fn length(tests: &[&Candidate], even: Duration) -> Duration {
     let start = tests.iter().filter_map(|it| it.sharing).map(start_cost).max().unwrap_or_default();
     let saved = |it: &&&Candidate| {
         let (alone, batched) = it.standing.alone.zip(it.standing.batched)?;
@@ -194,7 +200,9 @@ fn length(tests: &[&Candidate]) -> Duration {
     let mut saved: Vec<_> = tests.iter().filter_map(|it| saved(&it)).collect();
     saved.sort_unstable();
     let usual = saved.get(saved.len() / 2).copied().unwrap_or_default();
-    (start * LENGTH_FACTOR).max(usual * SAVED_FACTOR)
+    // At least two of those that are tried fit into one.
+    let least = start * QUICK_FACTOR * 2;
+    even.clamp(least, start * LENGTH_FACTOR).max(usual * SAVED_FACTOR)
 }
 
 /// What a test will probably add to its batch.
@@ -241,6 +249,10 @@ mod tests {
         gains: None,
         printed: 100,
     };
+
+    fn select(mode: Mode, seed: u64, candidates: &[Candidate]) -> Selected {
+        super::select(mode, seed, 1, candidates)
+    }
 
     fn candidate(test: u32, binary: u32) -> Candidate {
         Candidate {
@@ -293,9 +305,12 @@ mod tests {
         }
         assert_eq!(tests(&selected).len() + selected.rotated.len(), 800);
         let long = many(100).into_iter().map(|it| Candidate { expected: Some(MS * 12), ..it });
-        let selected = select(Mode::Auto, 1, &long.collect::<Vec<_>>());
+        let long: Vec<_> = long.collect();
+        let selected = select(Mode::Auto, 1, &long);
         assert!(selected.batches.iter().all(|batch| batch.expected <= MS * 100));
         assert_eq!(selected.batches.len(), 10);
+        let batches = |slots| super::select(Mode::Auto, 1, slots, &long).batches.len();
+        assert_eq!([1, 2, 100].map(batches), [10, 17, 25], "an even share for each slot");
     }
 
     #[test]

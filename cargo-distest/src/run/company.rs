@@ -13,6 +13,7 @@ use crate::settings::{Isolation, OutputWhen, Settings};
 pub(super) struct Choice {
     mode: Mode,
     seed: u64,
+    slots: u32,
     standings: Standings,
 }
 
@@ -37,7 +38,9 @@ pub(super) fn mode(settings: &Settings) -> Option<Mode> {
 impl Choice {
     pub(super) fn new(settings: &Settings, standings: Standings) -> Option<Self> {
         let seed = settings.execute.seed.unwrap_or(standings.runs);
-        Some(Self { mode: mode(settings)?, seed, standings })
+        // A fleet has more: then batches are longer than need be, and there are more of them.
+        let slots = settings.execute.test_threads.unwrap_or_else(super::cores);
+        Some(Self { mode: mode(settings)?, seed, slots, standings })
     }
 
     /// Takes note of test cases that get the numbers from `first` on.
@@ -57,7 +60,8 @@ impl Choice {
 
     /// Tells who shares a process with whom, now that all are known.
     pub(super) async fn tell(&self, candidates: Candidates, orders: &mpsc::Sender<Order>) {
-        let Selected { batches, rotated } = batch::select(self.mode, self.seed, &candidates.0);
+        let Selected { batches, rotated } =
+            batch::select(self.mode, self.seed, self.slots, &candidates.0);
         if !batches.is_empty() || !rotated.is_empty() {
             // Nobody takes orders once the run is cancelled.
             let _ = orders.send(Order::Batches { batches, rotated }).await;
