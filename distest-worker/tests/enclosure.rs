@@ -225,6 +225,19 @@ fn nothing_of_the_machine_can_be_written() {
         let unmount = "umount /tmp 2>/dev/null && echo unmounted; \
                        mount -o remount,rw /usr 2>/dev/null && echo remounted; true";
         assert_eq!(rig.output(1, unmount).await, "", "{level}");
+        // Opened, not written: should it succeed, this machine stays as it is.
+        let settings = "for f in sys/kernel/core_pattern sys/vm/drop_caches sysrq-trigger; do \
+                        (: >> /proc/$f) 2>/dev/null && echo $f; done; true";
+        assert_eq!(rig.output(1, settings).await, "", "{level}");
+    });
+}
+
+#[test]
+fn shared_memory_of_system_v_is_not_the_machines() {
+    at_each_level(async |rig, level| {
+        let here = fs::read_link("/proc/self/ns/ipc").unwrap().display().to_string();
+        let inside = rig.output(1, "readlink /proc/self/ns/ipc").await;
+        assert!(inside.starts_with("ipc:") && inside.trim() != here, "{level}: {inside}");
     });
 }
 

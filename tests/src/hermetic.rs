@@ -381,7 +381,13 @@ pub fn enter(given: &str) -> io::Result<()> {
     for folder in plan.hidden.iter().filter(|folder| folder.is_dir()) {
         let owner = if plan.owns_hidden { plan.user } else { 0 };
         let temporary = folder == Path::new("/tmp");
-        let mode = if temporary { "1777" } else { "755" };
+        // Root's home is closed to everyone else, as it is on most machines.
+        let home = env::home_dir().is_some_and(|home| home == *folder) && !plan.owns_hidden;
+        let mode = match () {
+            () if temporary => "1777",
+            () if home => "700",
+            () => "755",
+        };
         mount_memory(folder, &format!("mode={mode},uid={owner},gid={owner}"))?;
         if !plan.owns_hidden && !temporary {
             // Root could fill what belongs to nobody, too.

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use crate::batch::{self, Candidate, Mode, Selected, Standings};
 use crate::dispatch::{Order, Planned};
 use crate::model::TestIndex;
-use crate::settings::{Isolation, OutputWhen, Settings};
+use crate::settings::{Isolation, OutputWhen, Settings, Writes};
 
 /// The choice that this run makes; none: each test has its own process.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(super) fn mode(settings: &Settings) -> Option<Mode> {
         || (settings.report.junit.is_some() && settings.report.junit_success_output);
     match execute.isolation {
         _ if execute.no_capture || shows_passes => None,
+        // Tests that must not see what others wrote have no company.
+        _ if execute.writes == Writes::Test => None,
         Isolation::Process => None,
         Isolation::Batch => Some(Mode::All { whole: execute.test_threads == Some(1) }),
         Isolation::Auto => Some(Mode::Auto),

@@ -20,7 +20,7 @@ pub enum Level {
     Bubblewrap,
     /// Mount and pid namespaces, entered as root without a user namespace.
     Root,
-    /// User, mount and pid namespaces.
+    /// User, mount, ipc and pid namespaces.
     Namespaces,
 }
 

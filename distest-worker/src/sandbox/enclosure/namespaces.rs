@@ -17,11 +17,12 @@ pub(super) fn enter(enclosure: &Enclosure, leave_behind: impl FnOnce()) -> Resul
     if enclosure.level.has_user_namespace() {
         enter_user_namespace()?;
     }
-    let mut flags = CloneFlags::CLONE_NEWNS;
+    // Shared memory and queues of System V outlive processes, and would be everyone's.
+    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
     if enclosure.level.has_pid_namespace() {
         flags |= CloneFlags::CLONE_NEWPID;
     }
-    unshare(flags).doing(Step::Namespaces, "mount and pid")?;
+    unshare(flags).doing(Step::Namespaces, "mount, ipc and pid")?;
     if enclosure.level.has_pid_namespace() {
         become_first_process(leave_behind)?;
     }

@@ -42,6 +42,10 @@ const DEVICES: [&str; 16] = [
     "stdout", "tty", "urandom", "zero",
 ];
 
+/// What lies in `/proc` and is the machine's own: its root's tests could change it there.
+const MACHINES_OWN: [&str; 6] =
+    ["/proc/acpi", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 /// Makes the new root the one of this process, which must be in a mount namespace of its own.
 pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     move_in(&enclosure.mount_point)?;
@@ -96,7 +100,11 @@ fn cover(at: &Path, cover: &Cover, only_devices: bool) -> Result<(), Obstacle> {
         mount_memory(at, COVER_LIMITS).doing(Step::Root, at.display())?;
     }
     let source = old(&cover.source);
-    let entries = fs::read_dir(&source).doing(Step::Bind, cover.source.display())?;
+    let entries = match fs::read_dir(&source) {
+        // What a worker's user may not look into, its tests could not either.
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => return Ok(()),
+        entries => entries.doing(Step::Bind, cover.source.display())?,
+    };
     let mut count = 0;
     for entry in entries {
         let entry = entry.doing(Step::Bind, cover.source.display())?;
@@ -194,11 +202,18 @@ fn place(path: &Path, point: &Point<'_>) -> Result<(), Obstacle> {
 fn mount_proc(enclosure: &Enclosure) -> Result<(), Obstacle> {
     let proc = Path::new("/proc");
     create_folder(proc).doing(Step::Proc, "")?;
-    if !enclosure.level.has_pid_namespace() {
-        return bind(&old(proc), proc, false).doing(Step::Proc, "");
+    if enclosure.level.has_pid_namespace() {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).doing(Step::Proc, "")?;
+    } else {
+        bind(&old(proc), proc, false).doing(Step::Proc, "")?;
     }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).doing(Step::Proc, "")
+    if geteuid().is_root() {
+        for path in MACHINES_OWN.map(Path::new).into_iter().filter(|path| path.exists()) {
+            bind(path, path, true).doing(Step::Proc, path.display())?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes away the old root and what building needed. What is mounted elsewhere stays.
