@@ -294,6 +294,15 @@ pub enum Effect {
     Done,
 }
 
+impl Effect {
+    /// An attempt came to no end of its own.
+    fn lost(attempt: AttemptId, test: TestIndex, number: u32) -> Self {
+        let result = AttemptResult::Lost;
+        let (will_retry, only_in_company) = (false, false);
+        Self::AttemptEnded { attempt, test, number, result, will_retry, only_in_company }
+    }
+}
+
 /// One attempt handed to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -498,14 +507,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         self.stories[test.0 as usize].losses += 1;
-        effects.push(Effect::AttemptEnded {
-            attempt,
-            test,
-            number,
-            result: AttemptResult::Lost,
-            will_retry: false,
-            only_in_company: false,
-        });
+        effects.push(Effect::lost(attempt, test, number));
     }
 
     /// A test that was handed out in vain goes back: for free, unless that keeps happening.

@@ -8,16 +8,16 @@
 //!
 //! Only root can do this. Needs the program `ip`.
 
+use std::env;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::{env, thread};
+use std::sync::mpsc::Receiver;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -27,10 +27,10 @@ use serde::{Deserialize, Serialize};
 use crate::DEADLINE;
 use crate::client::Client;
 use crate::link::{Link, ip};
-use crate::process::Owned;
+use crate::process::{Owned, lines};
 use crate::product::{product, repository};
 use crate::scratch::Scratch;
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 
 /// Has no account anywhere.
 pub const NOBODYS_ID: u32 = 54_321;
@@ -230,13 +230,8 @@ impl Plan {
         );
         let (process, lines, link) =
             self.enter(&["/bin/sh", "-c", &script].map(str::to_owned), stderr);
-        let line = || lines.recv_timeout(DEADLINE).unwrap_or_default();
-        let (said, invitation) = (line(), line());
-        let Some(address) = said.strip_prefix(&format!("ready {name} ")) else {
-            let log = fs::read_to_string(&log).unwrap_or_default();
-            panic!("worker {name} said {said:?} instead of being ready, and on stderr:\n{log}");
-        };
-        let address = address.to_owned();
+        let address = worker::address(&lines, name, &log);
+        let invitation = lines.recv_timeout(DEADLINE).unwrap_or_default();
         (Worker { name: name.to_owned(), address, process, log }, link, invitation)
     }
 
@@ -255,14 +250,8 @@ impl Plan {
         command.extend(["--store".to_owned(), format!("{OWN}/store")]);
         command.extend(self.arguments.clone());
         let (process, lines, link) = self.enter(&command, stderr);
-        let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
-        let words: Vec<&str> = line.split(' ').collect();
-        let ["ready", told, address] = words[..] else {
-            let log = fs::read_to_string(&log).unwrap_or_default();
-            panic!("worker {name} said {line:?} instead of being ready, and on stderr:\n{log}");
-        };
-        assert_eq!(told, name, "the worker got a name");
-        (Worker { name: name.to_owned(), address: address.to_owned(), process, log }, link)
+        let address = worker::address(&lines, name, &log);
+        (Worker { name: name.to_owned(), address, process, log }, link)
     }
 
     /// Starts workers called `w1`, `w2`…
@@ -302,13 +291,7 @@ impl Plan {
         let mut process = Owned::start(&mut start).expect("a program of ours can be started");
         let mut stdin = process.streams().stdin.take().expect("it is a pipe");
         let stdout = process.streams().stdout.take().expect("it is a pipe");
-        let (sender, lines) = channel();
-        // Reads on, so that nobody waits for a reader.
-        thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
-                let _ = sender.send(line);
-            });
-        });
+        let lines = lines(stdout);
         let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
         assert_eq!(line, "unshared", "the helper enters its namespaces");
         if self.denied == Denied::UserNamespacesByLimit {

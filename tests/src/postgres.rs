@@ -4,20 +4,17 @@
 //! alone.
 
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 use tempfile::TempDir;
 
 use crate::DEADLINE;
-use crate::process::Owned;
+use crate::process::{Owned, lines};
 use crate::scratch::Scratch;
 
 /// Debian puts each version's programs into a folder of its own.
@@ -126,13 +123,7 @@ impl Drop for Postgres {
 fn serve(command: &mut Command) -> Owned {
     let mut process = Owned::start(command).expect("postgres can be started");
     let stderr = process.streams().stderr.take().expect("it is a pipe");
-    let (sender, lines) = channel();
-    // Reads on, so that the server never waits for a reader.
-    thread::spawn(move || {
-        BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| {
-            let _ = sender.send(line);
-        });
-    });
+    let lines = lines(stderr);
     let mut said = Vec::new();
     while let Ok(line) = lines.recv_timeout(DEADLINE) {
         if line.contains("database system is ready to accept connections") {

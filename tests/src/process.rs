@@ -1,6 +1,6 @@
 //! Processes that end with their owner.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -58,6 +58,18 @@ impl Owned {
         }
         self.status
     }
+}
+
+/// The lines of a process's output. Read whether anybody wants them or not, so that it never waits for
+/// a reader.
+pub fn lines(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).for_each(|line| {
+            let _ = sender.send(line);
+        });
+    });
+    lines
 }
 
 impl Drop for Owned {

@@ -1,14 +1,12 @@
 //! Worker processes on loopback.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread;
+use std::sync::mpsc::Receiver;
 
 use crate::DEADLINE;
-use crate::process::Owned;
+use crate::process::{Owned, lines};
 use crate::product::product;
 use crate::scratch::Scratch;
 
@@ -69,13 +67,12 @@ impl Registry {
 fn ready(command: &mut Command, name: &str, log: &Path) -> (Owned, String) {
     let mut process = Owned::start(command).expect("a program of ours can be started");
     let stdout = process.streams().stdout.take().expect("it is a pipe");
-    let (sender, lines) = channel();
-    // Reads on after the first line, so that it never waits for a reader.
-    thread::spawn(move || {
-        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| {
-            let _ = sender.send(line);
-        });
-    });
+    let address = address(&lines(stdout), name, log);
+    (process, address)
+}
+
+/// The address in the next line, which must be `ready NAME ADDR`; `log` has what else was said.
+pub(crate) fn address(lines: &Receiver<String>, name: &str, log: &Path) -> String {
     let line = lines.recv_timeout(DEADLINE).unwrap_or_default();
     let words: Vec<&str> = line.split(' ').collect();
     let ["ready", told, address] = words[..] else {
@@ -83,7 +80,7 @@ fn ready(command: &mut Command, name: &str, log: &Path) -> (Owned, String) {
         panic!("{name} said {line:?} instead of being ready, and on stderr:\n{log}");
     };
     assert_eq!(told, name, "it got a name");
-    (process, address.to_owned())
+    address.to_owned()
 }
 
 impl Worker {

@@ -81,14 +81,7 @@ impl Scheduler {
         let story = &mut self.stories[test.0 as usize];
         story.avoid = Some(worker);
         story.only_elsewhere = true;
-        effects.push(Effect::AttemptEnded {
-            attempt,
-            test,
-            number,
-            result: AttemptResult::Lost,
-            will_retry: false,
-            only_in_company: false,
-        });
+        effects.push(Effect::lost(attempt, test, number));
         self.queue_again(test);
     }
 
