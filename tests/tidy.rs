@@ -75,6 +75,7 @@ const WHOLE_LINE: &[&str] = &["run", "main", "lib"];
 
 /// Worker: the same.
 const WORKER: &[(&str, &[&str])] = &[
+    ("accept", &[]),
     ("digest", &[]),
     ("globs", &[]),
     ("tools", &[]),
@@ -93,18 +94,20 @@ const WORKER: &[(&str, &[&str])] = &[
     ("sandbox", &["protocol", "store", "digest", "globs"]),
     ("output", &["protocol"]),
     ("zygote", &["protocol", "sandbox"]),
-    ("executor", &["output", "protocol", "sandbox", "zygote"]),
+    ("executor", &["output", "protocol", "sandbox", "store", "zygote"]),
     (
         "server",
         &[
-            "compat", "digest", "executor", "globs", "hello", "identity", "link", "output",
-            "protocol", "sandbox", "serve", "session", "share", "store", "tools", "zygote",
+            "accept", "compat", "digest", "executor", "globs", "hello", "identity", "link",
+            "output", "protocol", "sandbox", "serve", "session", "share", "store", "tools",
+            "zygote",
         ],
     ),
     ("probe", &["sandbox", "zygote"]),
     (
         "serve",
         &[
+            "accept",
             "executor",
             "hello",
             "identity",
@@ -121,8 +124,8 @@ const WORKER: &[(&str, &[&str])] = &[
         ],
     ),
     ("polite", &["server"]),
-    ("metrics", &["protocol", "server"]),
-    ("registry", &["identity", "message", "protocol", "serve", "tls"]),
+    ("metrics", &["accept", "protocol", "server"]),
+    ("registry", &["accept", "identity", "message", "protocol", "serve", "tls"]),
     ("mdns", &["digest", "identity"]),
     (
         "cli",

@@ -50,15 +50,20 @@ pub struct Found {
 }
 
 /// Advertises a worker that listens there; at an unspecified address, with all that this machine
-/// has, whatever becomes of them.
+/// has, whatever becomes of them. `instance` is a name of this process, like no other's.
 ///
 /// # Errors
 /// In words.
-pub fn advertise(name: &str, key: &PublicKey, listens: SocketAddr) -> Result<Advertised, String> {
+pub fn advertise(
+    name: &str,
+    key: &PublicKey,
+    listens: SocketAddr,
+    instance: &str,
+) -> Result<Advertised, String> {
     let failed = |error: mdns_sd::Error| format!("could not advertise this worker: {error}");
     let daemon = ServiceDaemon::new().map_err(failed)?;
     // Names of instances and hosts must be unique in the network, people's names aren't.
-    let unique = Digest::of(format!("{key} {listens} {}", std::process::id()).as_bytes());
+    let unique = Digest::of(format!("{key} {listens} {instance}").as_bytes());
     let unique: String = unique.to_string().chars().take(16).collect();
     let host = format!("distest-{unique}.local.");
     let end = name.floor_char_boundary(NAME_BYTES_MAX);

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::accept::accept_again;
 use crate::protocol::WorkerStatus;
 use crate::server::{Counted, WorkerShared};
 
@@ -63,10 +64,7 @@ impl Metrics {
                             let _ = timeout(TIME, answer(stream, &worker)).await;
                         });
                     }
-                    // Out of descriptors: one must come free first.
-                    Err(_) => if answering.join_next().await.is_none() {
-                        tokio::task::yield_now().await;
-                    },
+                    Err(_) => accept_again().await,
                 },
                 Some(_) = answering.join_next() => {}
             }

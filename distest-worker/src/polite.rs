@@ -40,11 +40,11 @@ impl Politeness {
         load.or_else(|| self.presence.as_ref().and_then(Presence::objection))
     }
 
-    /// Keeps a worker to it for as long as it is polled.
+    /// Keeps a worker to it for as long as it is polled. Whoever calls has looked once.
     pub async fn keep(self, worker: Arc<WorkerShared>) {
         loop {
-            worker.pause(self.objection());
             tokio::time::sleep(LOOK_EVERY).await;
+            worker.pause(self.objection());
         }
     }
 }

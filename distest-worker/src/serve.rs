@@ -20,6 +20,7 @@ mod reception;
 use self::control::Control;
 pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
+use crate::accept::AcceptObstacle;
 use crate::invitation::InvitationError;
 use crate::probe::probe;
 use crate::sandbox::host::Host;
@@ -140,13 +141,11 @@ impl Listening {
         }
         let worker = Arc::clone(self.reception.worker());
         let mut draining = pin!(worker.draining());
+        let mut obstacle = AcceptObstacle::default();
         loop {
             tokio::select! {
                 asked = self.signals.next() => {
-                    match asked {
-                        Asked::End => worker.shut_down(),
-                        Asked::Drain => worker.drain(),
-                    }
+                    asked.of(&worker);
                     break;
                 }
                 () = &mut draining => break,
@@ -161,13 +160,7 @@ impl Listening {
                             (peer, reception.receive(stream, loopback, place).await)
                         });
                     }
-                    Err(error) => {
-                        tell(format!("could not accept a connection: {error}"));
-                        // Out of descriptors: one must come free first.
-                        if connections.join_next().await.is_none() {
-                            tokio::task::yield_now().await;
-                        }
-                    }
+                    Err(error) => obstacle.met(&error, &mut tell).await,
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
@@ -248,6 +241,16 @@ pub(crate) enum Asked {
     Drain,
 }
 
+impl Asked {
+    /// Asks a worker.
+    pub(crate) fn of(self, worker: &WorkerShared) {
+        match self {
+            Self::End => worker.shut_down(),
+            Self::Drain => worker.drain(),
+        }
+    }
+}
+
 impl Signals {
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
@@ -261,11 +264,11 @@ impl Signals {
         }
     }
 
-    /// While what drains comes to its end: whether it was told to hurry.
-    pub(crate) async fn hurry(&mut self, ended: impl Future<Output = ()>) -> bool {
+    /// While what drains comes to its end, or until it is told to hurry.
+    pub(crate) async fn hurry(&mut self, ended: impl Future<Output = ()>) {
         tokio::select! {
-            () = ended => false,
-            _ = self.next() => true,
+            () = ended => {}
+            _ = self.next() => {}
         }
     }
 }

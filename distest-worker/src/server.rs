@@ -249,6 +249,11 @@ impl WorkerShared {
         &self.scratch
     }
 
+    /// See [`Hello::instance`](crate::hello::Hello::instance).
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// Whether a client's paths are free here is known only when a session asks for them.
     fn advertised_level(&self) -> Level {
         match self.host.level {

@@ -66,7 +66,8 @@ fn advertise(
     listens: SocketAddr,
 ) -> Result<impl Future<Output = ()> + use<>, String> {
     let worker = Arc::clone(reception.worker());
-    let advertised = crate::mdns::advertise(&worker.config().name, &reception.key(), listens)?;
+    let (name, instance) = (&worker.config().name, worker.instance());
+    let advertised = crate::mdns::advertise(name, &reception.key(), listens, instance)?;
     Ok(async move {
         worker.draining().await;
         advertised.withdraw().await;

@@ -16,6 +16,7 @@ use crate::protocol::Network;
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::level::Level;
+use crate::store::remove_all;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::processes::{descendants, kill_all};
 use crate::zygote::wire::{self, Answer, Request};
@@ -202,7 +203,7 @@ impl Helper {
             kill_all(&left);
             let _ = child.kill().await;
         }
-        drop(own);
+        discard(own).await;
     }
 
     /// Makes an end of a zygote that died or doesn't answer and, if it still exists, of all that
@@ -218,9 +219,16 @@ impl Helper {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it can't be killed".into(),
         };
-        drop(own);
+        discard(own).await;
         end
     }
+}
+
+/// Removes what a zygote had for itself: tests may have left much there, and closed folders.
+async fn discard(own: Option<TempDir>) {
+    let Some(path) = own.map(TempDir::keep) else { return };
+    // What can't be removed now goes with the session's folder.
+    let _ = tokio::task::spawn_blocking(move || remove_all(&path)).await;
 }
 
 #[expect(unsafe_code, reason = "tokio wants to be sure that nobody else closes it")]

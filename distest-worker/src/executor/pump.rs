@@ -22,7 +22,7 @@ use crate::protocol::{AttemptId, SlotId, Stream};
 pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
 /// How often a pipe is read in one go: more than it holds.
 const READS_AT_ONCE_MAX: usize = 32;
-/// What the pipe of an attempt that prints while it runs is made to hold, where the system allows.
+/// What a pipe that fills in a pause is made to hold, where the system allows.
 const PIPE_BYTES: i32 = 1 << 20;
 /// How long what is read as it comes lies in its pipe: an attempt that prints line by line would
 /// wake the worker for each.
@@ -151,10 +151,8 @@ impl Pump {
 /// Reads until the end of the stream, or, when the attempt has ended, until others have held it
 /// open for too long.
 async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duration>) -> Drained {
-    // Where the system allows no more, it stays as it is.
-    let holds = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))
-        .or_else(|_| fcntl(&pipe, FcntlArg::F_GETPIPE_SZ))
-        .map_or(0, |bytes| bytes as u64);
+    let mut holds = fcntl(&pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |bytes| bytes as u64);
+    let mut widened = false;
     let mut buffer = vec![0; READ_BYTES_MAX];
     let mut until = None;
     let mut pause: Option<Instant> = None;
@@ -181,6 +179,13 @@ async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duratio
         }
         // Whoever fills half of the pipe in a pause would soon have to wait for its reader.
         let got = sink.capture.total() - before;
+        if got * 2 >= holds && !widened {
+            // Only then: what all pipes of a user may hold is bounded. Where the system allows no
+            // more, it stays as it is.
+            widened = true;
+            let bytes = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+            holds = bytes.map_or(holds, |bytes| bytes as u64);
+        }
         pause = (got > 0 && got * 2 < holds).then(|| Instant::now() + PAUSE);
     }
     Drained { capture: sink.capture, open: false }

@@ -16,6 +16,7 @@ use super::table::{ConnectionId, Table};
 use super::{
     Answer, CONNECTIONS_MAX, HOST_CONNECTIONS_MAX, QUESTION_BYTES_MAX, Question, SILENT_MAX,
 };
+use crate::accept::AcceptObstacle;
 use crate::identity::{Gate, PrivateKey, PublicKey};
 use crate::message;
 use crate::serve::{HalfOpen, Signals};
@@ -72,6 +73,7 @@ impl Registry {
     pub async fn serve(mut self, mut tell: impl FnMut(String)) {
         let half_open = HalfOpen::new();
         let mut connections = JoinSet::new();
+        let mut obstacle = AcceptObstacle::default();
         loop {
             tokio::select! {
                 _ = self.signals.next() => return,
@@ -86,13 +88,7 @@ impl Registry {
                             let _ = shared.receive(stream, peer.ip(), || drop(place)).await;
                         });
                     }
-                    Err(error) => {
-                        tell(format!("could not accept a connection: {error}"));
-                        // Out of descriptors: one must come free first.
-                        if connections.join_next().await.is_none() {
-                            tokio::task::yield_now().await;
-                        }
-                    }
+                    Err(error) => obstacle.met(&error, &mut tell).await,
                 },
                 Some(_) = connections.join_next() => {}
             }

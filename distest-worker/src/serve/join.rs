@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Asked, ConnectionEnd, Reception, Signals};
+use super::{ConnectionEnd, Reception, Signals};
 use crate::identity::PublicKey;
 
 /// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
@@ -72,10 +72,7 @@ pub async fn join(
     loop {
         tokio::select! {
             asked = signals.next() => {
-                match asked {
-                    Asked::End => reception.worker().shut_down(),
-                    Asked::Drain => reception.worker().drain(),
-                }
+                asked.of(reception.worker());
                 break;
             }
             () = reception.worker().draining() => break,
@@ -83,7 +80,15 @@ pub async fn join(
         }
     }
     if !reception.worker().shuts_down() {
-        signals.hurry(async { while dialling.join_next().await.is_some() {} }).await;
+        let ended = async {
+            loop {
+                tokio::select! {
+                    Some(text) = to_tell.recv() => tell(text),
+                    ended = dialling.join_next() => if ended.is_none() { break },
+                }
+            }
+        };
+        signals.hurry(ended).await;
     }
     reception.worker().shut_down();
     let ended = async { while dialling.join_next().await.is_some() {} };

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::accept::accept_again;
 use crate::executor::Listener;
 use crate::link::{self, DEADLINE, DEADLINE_MAX, Pipeline};
 use crate::protocol::{
@@ -37,8 +38,6 @@ use crate::sandbox::level::Level;
 const LINGER: Duration = Duration::from_secs(10);
 /// Connections of one attempt at once: beyond that the client refuses all, so it isn't asked.
 const CONNECTIONS_MAX: usize = 2 * FORWARDED_MAX;
-/// How long to wait after a connection could not be taken in.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// A buffer with less room than this gives way to a new one.
 const ROOM_BYTES_MIN: usize = 16 * 1024;
 
@@ -152,7 +151,7 @@ impl Carrier {
                             connections.spawn(carried);
                         }
                         // Of descriptors there will be more, but nothing tells when.
-                        Err(_) => tokio::time::sleep(ACCEPT_AGAIN_AFTER).await,
+                        Err(_) => accept_again().await,
                     }
                 }
             }
