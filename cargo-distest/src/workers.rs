@@ -48,12 +48,9 @@ pub async fn workers(
         WorkersCommand::Ls(args) => return list(args, &cwd, print).await,
         WorkersCommand::Drain { worker, addresses } => {
             let settings = fleet_settings(addresses, &cwd)?;
-            let name = fleet::drain(&settings, worker).await.map_err(|trouble| {
-                let Trouble { reason, hint } = trouble;
-                let failure = Failure::new(ExitCode::Setup, format!("could not drain {worker}"));
-                let failure = failure.because(reason);
-                hint.into_iter().fold(failure, Failure::hint)
-            })?;
+            let drained = fleet::drain(&settings, worker).await;
+            let what = || format!("could not drain {worker}");
+            let name = drained.map_err(|trouble| failed(ExitCode::Setup, what(), trouble))?;
             print(&format!("{name} finishes what runs, takes nothing more, and ends\n"));
         }
         WorkersCommand::Add { invitation, name } => {
@@ -171,6 +168,11 @@ fn our_name() -> String {
     let host = nix::sys::utsname::uname().ok();
     let host = host.and_then(|uname| uname.nodename().to_str().map(str::to_owned));
     format!("{}@{}", user.as_deref().unwrap_or("user"), host.as_deref().unwrap_or("host"))
+}
+
+fn failed(code: ExitCode, what: impl Into<String>, trouble: Trouble) -> Failure {
+    let Trouble { reason, hint } = trouble;
+    Failure { hint, ..Failure::new(code, what).because(reason) }
 }
 
 fn setup((reason, hint): (String, Option<String>)) -> Failure {

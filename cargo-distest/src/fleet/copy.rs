@@ -10,10 +10,9 @@ use distest_worker::link;
 use distest_worker::protocol::{CHUNK_BYTES_MAX, FilePiece};
 
 use super::Unusable;
-use super::hands::answered;
 use super::keys::Keys;
-use super::visit::{Talk, Trouble, find};
-use crate::settings::{FleetSettings, WorkerAddress};
+use super::visit::{self, Talk, Trouble, answered, find};
+use crate::settings::FleetSettings;
 
 /// How long one piece may take.
 const PIECE: Duration = Duration::from_secs(60);
@@ -87,15 +86,7 @@ pub async fn get(
 
 async fn reach(settings: &FleetSettings, worker: &str) -> Result<Talk, Trouble> {
     let address = find(settings, worker).await?;
-    let WorkerAddress::Tcp { host, port, key } = &address else {
-        return Err(Unusable::new(format!("{address} can't be dialled")).into());
-    };
-    let keys = Keys::load(&settings.identity)?;
-    let talk = Talk::begin(&keys, host, *port, *key).await?;
-    match talk.hello.protocol.minor {
-        0 => Err(Unusable::new("it is too old for that").hint("upgrade it").into()),
-        _ => Ok(talk),
-    }
+    visit::reach(&Keys::load(&settings.identity)?, &address).await
 }
 
 fn here(what: &str, path: &Path, error: &std::io::Error) -> Trouble {

@@ -4,21 +4,18 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use bytes::Bytes;
-use distest_worker::hello::{self, HelloError};
 use distest_worker::link;
 use distest_worker::protocol::{
     AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientRequest, ClientResponse, Exit, Lease,
-    Limits, Network, OsText, Refusal, Report, SessionSpec, Stream, Streams,
+    Limits, Network, OsText, Report, SessionSpec, Stream, Streams,
 };
-use distest_worker::tls;
 use tarpc::ServerError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::connection;
 use super::keys::Keys;
-use super::visit::{Trouble, Visited, visit};
-use super::{CONNECT_TIMEOUT, Unusable, run_name};
+use super::visit::{Talk, Trouble, Visited, answered, visit};
+use super::{Unusable, run_name};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// An answer to a question.
@@ -91,13 +88,10 @@ async fn command_on(
         return Err(Unusable::new("it can't be dialled").into());
     };
     let keys = Keys::load(&settings.identity)?;
-    let mut stream = connection::reach(&keys, &host, port, key).await?;
-    match hello::exchange(&mut stream, &connection::ours(), CONNECT_TIMEOUT).await {
-        Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused().into()),
-        greeted => greeted.map_err(connection::not_greeted)?,
-    };
     let (said, mut heard) = mpsc::channel(SAID_MAX);
-    let (worker, link) = link::client_end(stream, move |_, request| called(said.clone(), request));
+    let callbacks = move |_, request| called(said.clone(), request);
+    let talk = Talk::serving(&keys, &host, port, key, callbacks).await?.recent()?;
+    let Talk { worker, link, .. } = talk;
     let spec = SessionSpec { run: run_name(), slots: 1, hands: true, ..SessionSpec::default() };
     answered(worker.open(link::context(ANSWER), spec).await)?;
     answered(worker.prepare(link::context(ANSWER), shell()).await)?;
@@ -117,16 +111,6 @@ async fn command_on(
             },
             end = link.ended() => return Err(Unusable::new(end.to_string()).into()),
         }
-    }
-}
-
-pub(super) fn answered<T>(
-    answer: Result<Result<T, Refusal>, tarpc::client::RpcError>,
-) -> Result<T, Trouble> {
-    match answer {
-        Ok(Ok(it)) => Ok(it),
-        Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),
-        Err(error) => Err(Unusable::new(format!("it did not answer: {error}")).into()),
     }
 }
 

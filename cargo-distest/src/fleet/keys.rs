@@ -76,8 +76,8 @@ impl Keys {
 
     /// Whether a worker that is said to be there could be one that we trust.
     pub(super) fn may_be(&self, found: &Found) -> bool {
-        let own = self.own_worker.as_deref().filter(|_| found.is_here()).and_then(PublicKey::load);
-        self.known.knows(&found.key) || own == Some(found.key)
+        let own = || self.own_worker.as_deref().and_then(PublicKey::load);
+        self.known.knows(&found.key) || (found.is_here() && own() == Some(found.key))
     }
 
     pub(super) fn into_ours(self) -> PrivateKey {

@@ -6,10 +6,13 @@ use std::time::Duration;
 use distest_worker::hello::{self, Hello, HelloError};
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link};
-use distest_worker::protocol::{WorkerClient, WorkerStatus};
+use distest_worker::protocol::{
+    ClientRequest, ClientResponse, Refusal, WorkerClient, WorkerStatus,
+};
 use distest_worker::registry::{Asker, RegistryPlace};
 use distest_worker::tls;
 use tarpc::ServerError;
+use tarpc::context::Context;
 
 use super::connection::{self, format_place, ours};
 use super::discover::{self, Found};
@@ -90,7 +93,6 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
     let named = settings.workers.iter().map(|address| at_address(&keys, address));
     let mut visited: Vec<Visited> =
         futures::future::join_all(named).await.into_iter().flatten().collect();
-    let seen: BTreeSet<String> = visited.iter().filter_map(Visited::instance).collect();
     let known = keys.known().iter().take(VISITED_MAX).map(|(key, known)| {
         let (keys, name) = (&keys, known.name.clone());
         let address = known.address.clone();
@@ -112,9 +114,8 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
             }
         }
     });
-    let known = futures::future::join_all(known).await.into_iter();
-    // What was named is not told twice.
-    visited.extend(known.filter(|it| it.instance().is_none_or(|known| !seen.contains(&known))));
+    visited.extend(futures::future::join_all(known).await);
+    // Once each, as what it was first: named, if it was.
     let mut told = BTreeSet::new();
     visited.retain(|it| it.instance().is_none_or(|instance| told.insert(instance)));
     Ok(visited)
@@ -131,14 +132,25 @@ pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Troub
         Ok(address @ WorkerAddress::Tcp { .. }) => address,
         _ => find(settings, name).await?,
     };
-    let WorkerAddress::Tcp { host, port, key } = &address else {
+    let talk = reach(&keys, &address).await?;
+    answered(talk.worker.drain(link::context(ANSWER)).await)?;
+    Ok(talk.hello.name.clone())
+}
+
+/// Greets a worker that must know what the first version didn't.
+pub(super) async fn reach(keys: &Keys, address: &WorkerAddress) -> Result<Talk, Trouble> {
+    let WorkerAddress::Tcp { host, port, key } = address else {
         return Err(Unusable::new(format!("{address} can't be dialled")).into());
     };
-    let talk = Talk::begin(&keys, host, *port, *key).await?;
-    let drained = talk.worker.drain(link::context(ANSWER)).await;
-    match drained {
-        Ok(Ok(())) => Ok(talk.hello.name.clone()),
-        Ok(Err(refusal)) => Err(Trouble { reason: refusal.message, hint: refusal.hint }),
+    Ok(Talk::begin(keys, host, *port, *key).await?.recent()?)
+}
+
+pub(super) fn answered<T>(
+    answer: Result<Result<T, Refusal>, tarpc::client::RpcError>,
+) -> Result<T, Trouble> {
+    match answer {
+        Ok(Ok(it)) => Ok(it),
+        Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),
         Err(error) => Err(Unusable::new(format!("it did not answer: {error}")).into()),
     }
 }
@@ -242,7 +254,8 @@ impl Visited {
 pub(super) struct Talk {
     pub(super) hello: Hello,
     pub(super) worker: WorkerClient,
-    _link: Link,
+    /// It ends with this.
+    pub(super) link: Link,
 }
 
 impl Talk {
@@ -252,17 +265,42 @@ impl Talk {
         port: u16,
         key: Option<PublicKey>,
     ) -> Result<Self, Unusable> {
+        // It has nothing to ask us: there is no session.
+        let nothing = |_, _| async {
+            let (kind, why) = (std::io::ErrorKind::Unsupported, "there is no session");
+            Err(ServerError::new(kind, why.to_owned()))
+        };
+        Self::serving(keys, host, port, key, nothing).await
+    }
+
+    /// The same with somebody who answers what the worker asks, as in [`link::client_end`].
+    pub(super) async fn serving<H, F>(
+        keys: &Keys,
+        host: &str,
+        port: u16,
+        key: Option<PublicKey>,
+        callbacks: H,
+    ) -> Result<Self, Unusable>
+    where
+        H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
+    {
         let mut stream = connection::reach(keys, host, port, key).await?;
         let hello = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
             Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused()),
             answer => answer.map_err(connection::not_greeted)?,
         };
-        // It has nothing to ask us: there is no session.
-        let (worker, link) = link::client_end(stream, |_, _| async {
-            let (kind, why) = (std::io::ErrorKind::Unsupported, "there is no session");
-            Err(ServerError::new(kind, why.to_owned()))
-        });
-        Ok(Self { hello, worker, _link: link })
+        let (worker, link) = link::client_end(stream, callbacks);
+        Ok(Self { hello, worker, link })
+    }
+
+    /// The same, if it knows what the first version didn't: asked for that, it would end the
+    /// connection, or take it for something else.
+    pub(super) fn recent(self) -> Result<Self, Unusable> {
+        match self.hello.protocol.minor {
+            0 => Err(Unusable::new("it is too old for that").hint("upgrade it")),
+            _ => Ok(self),
+        }
     }
 }
 
@@ -271,11 +309,7 @@ async fn ask(keys: &Keys, host: &str, port: u16, key: Option<PublicKey>) -> Resu
     // What an older worker doesn't know would end the connection.
     let status = match talk.hello.protocol.minor {
         0 => Err(Unusable::new("it is too old to tell what goes on there").into()),
-        _ => match talk.worker.status(link::context(ANSWER)).await {
-            Ok(Ok(status)) => Ok(status),
-            Ok(Err(refusal)) => Err(Trouble { reason: refusal.message, hint: refusal.hint }),
-            Err(error) => Err(Unusable::new(format!("it did not answer: {error}")).into()),
-        },
+        _ => answered(talk.worker.status(link::context(ANSWER)).await),
     };
     Ok(Said { hello: talk.hello.clone(), status })
 }

@@ -355,9 +355,8 @@ impl World {
             return;
         }
         let input = match report {
-            Report::Draining {} => return,
             Report::Started { attempt, .. } => Input::Started { worker, attempt },
-            Report::Slow { .. } => return,
+            Report::Draining {} | Report::Slow { .. } => return,
             Report::Progress { attempt, lines } => {
                 let Some(batch) = self.client.batches.get_mut(&attempt) else { return };
                 lines.iter().for_each(|line| batch.line(&line.text, line.at));

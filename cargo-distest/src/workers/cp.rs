@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::fleet_settings;
+use super::{failed, fleet_settings};
 use crate::cli::CpArgs;
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, Trouble};
+use crate::fleet;
 
 /// Copies it.
 ///
@@ -32,10 +32,8 @@ pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
             return Err(Failure::new(ExitCode::Usage, what).hint(hint));
         }
     };
-    copied.map(|_| ExitCode::Passed).map_err(|Trouble { reason, hint }| {
-        let what = format!("could not copy {from} to {to}");
-        let failure = Failure::new(ExitCode::CommandFailed, what).because(reason);
-        hint.into_iter().fold(failure, Failure::hint)
+    copied.map(|_| ExitCode::Passed).map_err(|trouble| {
+        failed(ExitCode::CommandFailed, format!("could not copy {from} to {to}"), trouble)
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use distest_worker::protocol::{Exit, Stream};
 use tokio::sync::mpsc;
 
-use super::fleet_settings;
+use super::{failed, fleet_settings};
 use crate::cli::ExecArgs;
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, Happened, Trouble};
@@ -28,10 +28,9 @@ pub async fn exec(
     let ExecArgs { on, all: _, worker, command } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
     let settings = fleet_settings(worker, Path::new(&cwd))?;
-    let meant = fleet::meant(&settings, on).await.map_err(|Trouble { reason, hint }| {
-        let failure = Failure::new(ExitCode::NoWorker, "could not run the command").because(reason);
-        hint.into_iter().fold(failure, Failure::hint)
-    })?;
+    let meant = fleet::meant(&settings, on)
+        .await
+        .map_err(|trouble| failed(ExitCode::NoWorker, "could not run the command", trouble))?;
     let (told, mut happened) = mpsc::channel(TOLD_MAX);
     for (index, worker) in meant.iter().cloned().enumerate() {
         let (settings, told) = (settings.clone(), told.clone());
