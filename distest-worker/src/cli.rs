@@ -1,6 +1,7 @@
 //! The worker's command line, and running it. Also `cargo distest worker …`.
 
 mod found;
+mod listen;
 mod polite;
 mod registry;
 
@@ -16,6 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
 pub use self::found::FoundArgs;
+pub use self::listen::ListenAt;
 pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
@@ -63,9 +65,9 @@ pub enum WorkerCommand {
 /// `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Where to listen; port 0 picks a free one
+    /// Where to listen; port 0 picks a free one, `systemd` takes the socket that it hands over
     #[arg(long, value_name = "IP:PORT")]
-    pub listen: SocketAddr,
+    pub listen: ListenAt,
     /// Answer requests for /metrics there, in the text of OpenMetrics, whoever asks
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
@@ -206,10 +208,9 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             let worker = worker(common, &keys)?;
             let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
-            let could_not = |error| format!("could not listen at {listen}: {error}");
-            let listening =
-                Listening::at(listen, Arc::clone(&reception)).await.map_err(could_not)?;
-            let bound = listening.address().map_err(could_not)?;
+            let listening = listening(listen, Arc::clone(&reception)).await?;
+            let bound = listening.address();
+            let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
             let address = serve::reachable(bound);
             reception.gate().refresh().iter().for_each(|told| say(told));
             reception.listens_at(address.to_string());
@@ -264,6 +265,16 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
                 ConnectionEnd::Link(_) => Ok(()),
             }
         }
+    }
+}
+
+async fn listening(at: ListenAt, reception: Arc<Reception>) -> Result<Listening, String> {
+    match at {
+        ListenAt::Address(address) => Listening::at(address, reception)
+            .await
+            .map_err(|error| format!("could not listen at {address}: {error}")),
+        ListenAt::Handed => Listening::on(listen::handed()?, reception)
+            .map_err(|error| format!("could not listen: {error}")),
     }
 }
 

@@ -115,7 +115,18 @@ impl Listening {
     /// # Errors
     /// The address is taken or not ours.
     pub async fn at(address: SocketAddr, reception: Arc<Reception>) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Self::begin(TcpListener::bind(address).await?, reception)
+    }
+
+    /// Listens at a socket that does so already, and doesn't block.
+    ///
+    /// # Errors
+    /// It is of no use.
+    pub fn on(listener: std::net::TcpListener, reception: Arc<Reception>) -> io::Result<Self> {
+        Self::begin(TcpListener::from_std(listener)?, reception)
+    }
+
+    fn begin(listener: TcpListener, reception: Arc<Reception>) -> io::Result<Self> {
         // Before anybody is told that the worker is there.
         let control = Control::open(&reception);
         Ok(Self { listener, reception, control, signals: Signals::listen()? })

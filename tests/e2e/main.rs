@@ -11,6 +11,7 @@ mod bad_workers;
 mod batches;
 mod blackhole;
 mod constraints;
+mod deploy;
 mod discovery;
 mod doctests;
 mod doctor;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         polite::cases(),
         hands::cases(),
         doctor::cases(),
+        deploy::cases(),
         ssh::cases(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -1,0 +1,101 @@
+//! Where a worker listens: at an address, or at the socket that systemd hands over.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::str::FromStr;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
+
+/// The descriptor of the first socket that systemd hands over (`sd_listen_fds(3)`).
+const HANDED: RawFd = 3;
+/// How it is asked for.
+const SYSTEMD: &str = "systemd";
+
+/// Where to listen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListenAt {
+    /// There; port 0 picks a free one.
+    Address(SocketAddr),
+    /// At the socket that this process was started with.
+    Handed,
+}
+
+impl FromStr for ListenAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == SYSTEMD {
+            return Ok(Self::Handed);
+        }
+        let address = text.parse().map_err(|error| format!("{error}: expected IP:PORT"))?;
+        Ok(Self::Address(address))
+    }
+}
+
+/// The one socket that systemd handed to this process.
+///
+/// # Errors
+/// In words, with what to do: there is none, there are several, or it is no TCP socket that listens.
+pub(super) fn handed() -> Result<TcpListener, String> {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
+    meant_for_us(&pid, &count, std::process::id())?;
+    listener().map_err(|why| format!("could not use the socket that systemd hands over: {why}"))
+}
+
+fn meant_for_us(pid: &str, count: &str, us: u32) -> Result<(), String> {
+    let hint = "hint: start it by distest-worker.socket, or name an address: --listen IP:PORT";
+    if pid.parse() != Ok(us) || count.is_empty() {
+        return Err(format!("systemd hands no socket to this process\n{hint}"));
+    }
+    match count {
+        "1" => Ok(()),
+        _ => {
+            Err(format!("systemd hands {count} sockets to this process, and it takes one\n{hint}"))
+        }
+    }
+}
+
+fn listener() -> Result<TcpListener, String> {
+    #[expect(unsafe_code, reason = "a descriptor that was inherited has no owner yet")]
+    // SAFETY: systemd says that it is this process's, and nothing else here has it: this is called
+    // once, before anything else was opened on purpose.
+    let socket = unsafe { OwnedFd::from_raw_fd(HANDED) };
+    let told = |errno: nix::Error| errno.desc().to_owned();
+    // What is started later must not inherit it.
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(told)?;
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).map_err(told)?;
+    let internet = matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6));
+    let listens = getsockopt(&socket, sockopt::AcceptConn);
+    if !internet || listens != Ok(true) {
+        return Err("it is no TCP socket that listens\nhint: use ListenStream=PORT".to_owned());
+    }
+    let listener = TcpListener::from(socket);
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_or_what_systemd_hands_over() {
+        let parse = |text: &str| text.parse::<ListenAt>();
+        assert_eq!(parse("systemd"), Ok(ListenAt::Handed));
+        assert_eq!(parse("[::1]:7"), Ok(ListenAt::Address("[::1]:7".parse().unwrap())));
+        assert!(parse("host").is_err_and(|error| error.contains("IP:PORT")));
+    }
+
+    #[test]
+    fn a_socket_for_somebody_else_is_not_taken() {
+        assert_eq!(meant_for_us("7", "1", 7), Ok(()));
+        for (pid, count) in [("8", "1"), ("", ""), ("7", ""), ("x", "1"), ("7", "2"), ("7", "0")] {
+            let told = meant_for_us(pid, count, 7).unwrap_err();
+            assert!(told.contains("--listen IP:PORT"), "{told}");
+        }
+    }
+}
