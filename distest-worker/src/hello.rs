@@ -370,7 +370,7 @@ async fn read_map<T: serde::de::DeserializeOwned>(
     }
     let mut map = vec![0; length as usize];
     stream.read_exact(&mut map).await?;
-    rmp_serde::from_slice(&map).map_err(|error| HelloError::Garbled(error.to_string()))
+    crate::packed::read(&map).map_err(|error| HelloError::Garbled(error.to_string()))
 }
 
 /// Foreign bytes, safe to print.

@@ -19,6 +19,7 @@ pub mod mdns;
 pub mod message;
 pub mod metrics;
 pub mod output;
+pub mod packed;
 pub mod polite;
 pub mod probe;
 pub mod protocol;

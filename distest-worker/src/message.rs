@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::packed;
+
 /// Sends one.
 ///
 /// # Errors
@@ -38,7 +40,7 @@ pub async fn receive<T: DeserializeOwned>(
     }
     let mut message = vec![0; length as usize];
     stream.read_exact(&mut message).await?;
-    rmp_serde::from_slice(&message).map_err(|error| {
+    packed::read(&message).map_err(|error| {
         io::Error::new(io::ErrorKind::InvalidData, format!("an odd message: {error}"))
     })
 }

@@ -212,7 +212,7 @@ fn pack(message: &impl Serialize) -> io::Result<Bytes> {
 }
 
 fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    rmp_serde::from_slice(bytes).map_err(|error| garbled(error.to_string()))
+    distest_worker::packed::read(bytes).map_err(|error| garbled(error.to_string()))
 }
 
 fn garbled(what: String) -> io::Error {

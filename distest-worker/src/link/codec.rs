@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::frame::{Arrival, Assembler};
 use super::wire::{self, TwoWay};
 
 /// A message of a peer.
@@ -16,6 +18,30 @@ pub enum Message<Req, Resp> {
     Answer(u64, Result<Resp, String>),
     /// The request of this number needs no answer any more.
     Cancel(u64),
+}
+
+/// Puts messages together from the bytes of a stream, wherever that is cut.
+#[derive(Default)]
+pub struct Reader {
+    assembler: Assembler,
+    input: BytesMut,
+}
+
+impl Reader {
+    /// Takes more bytes; answers the messages that are whole now.
+    ///
+    /// # Errors
+    /// What no peer of ours sends; the stream is of no use after it.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Bytes>, String> {
+        self.input.extend_from_slice(bytes);
+        let mut whole = Vec::new();
+        while let Some(arrival) = self.assembler.next(&mut self.input).map_err(|it| it.0)? {
+            if let Arrival::Message(message) = arrival {
+                whole.push(message);
+            }
+        }
+        Ok(whole)
+    }
 }
 
 /// A request as bytes.

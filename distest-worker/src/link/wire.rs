@@ -111,7 +111,7 @@ where
     Req: DeserializeOwned,
     Resp: DeserializeOwned,
 {
-    let mut input = rmp_serde::Deserializer::from_read_ref(bytes);
+    let mut input = crate::packed::reader(bytes);
     let envelope = Envelope::deserialize(&mut input)
         .map_err(|error| Violation(format!("it sent a message that makes no sense: {error}")))?;
     Ok(match envelope {
