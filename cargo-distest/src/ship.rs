@@ -5,11 +5,13 @@
 //! [`BLOBS_IN_FLIGHT`] blobs travel at once: at most that many pieces of
 //! [`CHUNK_BYTES_MAX`](distest_worker::protocol::CHUNK_BYTES_MAX) are under way. What is under way or has arrived is never sent again, however
 //! many binaries share it; only a worker that says that it lost or misread a blob gets it once more.
+//! What a worker may have from other clients is proved to be ours, too, in place of being sent ([`prove`]).
 //!
 //! A future that is dropped in the middle of a blob leaves half of it at the worker. Whoever sends
 //! it next is told that it is corrupt, whereupon the worker has forgotten it, and sends it again.
 
 mod encode;
+mod prove;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ use tarpc::context::{self, Context};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use self::encode::{EncodeError, Piece};
+use self::prove::Prover;
 use crate::tree::Tree;
 
 /// Blobs that travel to one worker at a time.
@@ -53,6 +56,7 @@ pub struct Shipper {
     level: i32,
     slots: Arc<Semaphore>,
     state: Arc<Mutex<State>>,
+    prover: Arc<Prover>,
 }
 
 /// Called with the bytes, as encoded, and the blobs that have arrived since the last call.
@@ -109,10 +113,11 @@ pub enum ShipError {
 }
 
 impl Shipper {
-    /// Sends to this worker, whose session is open.
-    pub fn new(worker: WorkerClient) -> Self {
+    /// Sends to this worker, whose session is open. `proofs`: it takes proofs that we hold a blob.
+    pub fn new(worker: WorkerClient, proofs: bool) -> Self {
         let slots = Arc::new(Semaphore::new(BLOBS_IN_FLIGHT));
-        Self { worker, level: ZSTD_LEVEL, slots, state: Arc::default() }
+        let prover = Arc::new(Prover::new(proofs));
+        Self { worker, level: ZSTD_LEVEL, slots, state: Arc::default(), prover }
     }
 
     /// Compresses at another level than [`ZSTD_LEVEL`].
@@ -234,6 +239,7 @@ impl Shipper {
         for (_, mut there) in claimed {
             *there = true;
         }
+        let missing = self.prover.prove(&self.worker, missing, files).await?;
         // After a failure no other blob is begun, but what is under way is sent to its end: half a
         // blob would be in the way when it is sent again.
         let failed: Mutex<Option<ShipError>> = Mutex::default();

@@ -85,6 +85,8 @@ pub struct Hello {
     pub private_network_lack: String,
     /// Whether a worker carries connections of such attempts to services of the client's.
     pub forwards: bool,
+    /// Whether a worker takes proofs that a client holds a blob, in place of the blob.
+    pub proofs: bool,
     /// Which process of a worker this is, whatever address it was reached at: random. Empty if it
     /// doesn't say.
     pub instance: String,
@@ -212,6 +214,7 @@ impl Hello {
             private_network: false,
             private_network_lack: String::new(),
             forwards: false,
+            proofs: false,
             instance: String::new(),
         }
     }
@@ -235,6 +238,7 @@ impl Default for Hello {
             private_network: false,
             private_network_lack: String::new(),
             forwards: false,
+            proofs: false,
             instance: String::new(),
         }
     }

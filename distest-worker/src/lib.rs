@@ -22,6 +22,7 @@ pub mod output;
 pub mod packed;
 pub mod polite;
 pub mod probe;
+pub mod proof;
 pub mod protocol;
 pub mod registry;
 pub mod sandbox;

@@ -21,11 +21,13 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 
 mod forward;
+mod holding;
 
 pub use forward::{
     FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX, Forward, ForwardedId, ForwardedPiece,
     SOCKET_PATH_BYTES_MAX,
 };
+pub use holding::{Challenge, PROOFS_MAX, Proof};
 
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -66,7 +68,8 @@ pub trait Worker {
     async fn ping() -> Pong;
     /// Opens the connection's only session. Everything below needs it.
     async fn open(spec: SessionSpec) -> Result<SessionReady, Refusal>;
-    /// Which of these blobs the worker lacks.
+    /// Which of these blobs the worker lacks, or has only from others: a client may use what it has
+    /// sent or proved to hold.
     async fn missing(digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal>;
     /// The next piece of a blob. Pieces of one blob come in order; blobs may interleave.
     async fn put(chunk: BlobChunk) -> Result<PutReply, Refusal>;
@@ -97,6 +100,12 @@ pub trait Worker {
     /// The next piece of a file, which appears under its name with the last; one file at a time.
     /// Needs no session, and the permission `copy`. Since version 1.1.
     async fn write_file(piece: FilePiece) -> Result<(), Refusal>;
+    /// What a proof that this client holds a blob is to be made with. This and `prove` only for
+    /// workers that say so in their greeting.
+    async fn challenge() -> Result<Challenge, Refusal>;
+    /// Proves that this client holds blobs, at most [`PROOFS_MAX`] at once. Answers those that it
+    /// needn't send; the others are not here, or were not proved.
+    async fn prove(proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal>;
 }
 
 /// Served by the client.
@@ -291,8 +300,8 @@ pub enum Encoding {
 pub enum PutReply {
     /// Taken; go on.
     More,
-    /// The blob is stored and verified. Also the answer to any piece of a blob that is there
-    /// already: stop sending it.
+    /// The blob is stored and verified. Also the answer to any piece of a blob that this client
+    /// has sent already: stop sending it.
     Stored,
 }
 

@@ -274,6 +274,7 @@ impl WorkerShared {
                 Err(lack) => lack.reason.clone(),
             },
             forwards: true,
+            proofs: self.config.store.is_some(),
             instance: self.instance.clone(),
             ..Hello::new(Role::Worker, &*self.config.name)
         }
@@ -320,8 +321,12 @@ where
     };
     let (requests, requests_in) = mpsc::unbounded_channel();
     let config = worker.config();
-    let files =
-        Arc::new(Files::new(config.store.clone(), config.in_place, Arc::clone(&worker.host)));
+    let files = Arc::new(Files::new(
+        config.store.clone(),
+        peer.key.as_ref(),
+        config.in_place,
+        Arc::clone(&worker.host),
+    ));
     let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
     let link = link::worker_end(stream, |client| {

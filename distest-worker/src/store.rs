@@ -1,7 +1,8 @@
 //! Content-addressed blobs: verified, then renamed into place; bounded.
 //!
 //! Layout below the folder: `v1/blobs/ab/abcd…` are the blobs, their modification time is their
-//! last use; `v1/live/PID-x/` belongs to one process and holds its uploads, its pins and whatever
+//! last use; `v1/owners/KEY` says which of them the client with that key may use ([`owned`]);
+//! `v1/live/PID-x/` belongs to one process and holds its uploads, its pins and whatever
 //! it puts into [`Store::scratch`].
 //!
 //! Several processes may use one folder. Blobs come and go by `rename` and `unlink`, without locks:
@@ -14,6 +15,7 @@
 //! spoilt is noticed and sent once more.
 
 mod live;
+mod owned;
 mod upload;
 
 use std::borrow::Borrow;
@@ -31,6 +33,7 @@ use crate::protocol::{Encoding, Refusal, RefusalKind};
 
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
+pub use self::owned::Owned;
 pub use self::upload::Upload;
 
 /// A use within this long after the last one is not written down.
@@ -50,6 +53,7 @@ pub struct Store {
 struct Inner {
     folder: PathBuf,
     blobs: PathBuf,
+    owners: PathBuf,
     lock: PathBuf,
     bytes_max: u64,
     live: Live,
@@ -92,11 +96,15 @@ impl Store {
         let root = dir.join("v1");
         let blobs = root.join("blobs");
         create_private(&blobs).map_err(fail("create", &blobs))?;
+        let has_blobs = fs::read_dir(&blobs).is_ok_and(|mut shelves| shelves.next().is_some());
+        let owners = root.join("owners");
+        owned::begin(&owners, has_blobs).map_err(fail("create", &owners))?;
         let lock = root.join("lock");
         let live = Live::begin(&root.join("live"), &lock).map_err(fail("use", &root))?;
         let inner = Inner {
             folder: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
             blobs,
+            owners,
             lock,
             bytes_max: max_bytes,
             live,
@@ -126,6 +134,12 @@ impl Store {
             }
             _ => false,
         }
+    }
+
+    /// What the client with this key may use; without one it is somebody who could read the store
+    /// anyway, and may use all.
+    pub fn owned(&self, key: Option<&str>) -> Owned {
+        Owned::of(self, key)
     }
 
     /// Starts taking in a blob of `size` uncompressed bytes.
@@ -183,7 +197,7 @@ impl Store {
         let from = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(missing_blob(digest, "is not in the store"));
+                return Err(not_here(digest));
             }
             Err(error) => {
                 return Err(storage_refusal(format!("could not read blob {digest}"), &error));
@@ -199,14 +213,25 @@ impl Store {
             Err(CopyError::Write(error)) => {
                 Err(storage_refusal(format!("could not copy blob {digest}"), &error))
             }
-            Err(CopyError::Source(why)) => {
-                if discard(&path, &from).is_ok() {
-                    let mut usage = self.usage();
-                    usage.stored = usage.stored.saturating_sub(size);
+            Err(CopyError::Source(_)) if from.metadata().is_ok_and(|it| it.len() != size) => {
+                // Others may use it: who names a wrong size doesn't take it from them.
+                if is_whole(&path, digest) {
+                    let message = format!("could not use blob {digest}: it has not {size} bytes");
+                    return Err(Refusal::new(RefusalKind::Invalid, message));
                 }
-                Err(missing_blob(digest, &format!("was damaged in the store ({why})")))
+                Err(self.damaged(&path, &from, digest, size, "it has another size"))
             }
+            Err(CopyError::Source(why)) => Err(self.damaged(&path, &from, digest, size, &why)),
         }
+    }
+
+    /// Removes a blob whose bytes are not its own; what is said of it.
+    fn damaged(&self, path: &Path, read: &File, digest: Digest, size: u64, why: &str) -> Refusal {
+        if discard(path, read).is_ok() {
+            let mut usage = self.usage();
+            usage.stored = usage.stored.saturating_sub(size);
+        }
+        missing_blob(digest, &format!("was damaged in the store ({why})"))
     }
 
     /// A folder of this process on the store's file system, for whatever may go when the process
@@ -315,6 +340,11 @@ fn residents(blobs: &Path, pinned: &Pinned) -> io::Result<Vec<Resident>> {
     Ok(residents)
 }
 
+/// Whether a blob's bytes are its own.
+fn is_whole(path: &Path, digest: Digest) -> bool {
+    File::open(path).and_then(Digest::of_reader).is_ok_and(|(found, _)| found == digest)
+}
+
 /// Removes a damaged blob, unless what lies there by now is not `damaged`: whoever read the same
 /// blob may have had it sent again.
 fn discard(path: &Path, damaged: &File) -> io::Result<()> {
@@ -364,6 +394,11 @@ fn copy_verified(from: &File, to: &File, digest: Digest, size: u64) -> Result<()
 
 fn is_stale(modified: io::Result<SystemTime>) -> bool {
     modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > USE_GRANULARITY))
+}
+
+/// What is said of a blob that is not here, and of one that only others have sent.
+pub(crate) fn not_here(digest: Digest) -> Refusal {
+    missing_blob(digest, "is not in the store")
 }
 
 fn missing_blob(digest: Digest, why: &str) -> Refusal {

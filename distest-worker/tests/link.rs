@@ -83,6 +83,14 @@ impl Worker for TestWorker {
         Ok(WorkerStatus::default())
     }
 
+    async fn challenge(self, _: Context) -> Result<Challenge, Refusal> {
+        Ok(Challenge::default())
+    }
+
+    async fn prove(self, _: Context, _: Vec<Proof>) -> Result<Vec<Digest>, Refusal> {
+        Ok(Vec::new())
+    }
+
     async fn drain(self, _: Context) -> Result<(), Refusal> {
         Ok(())
     }

@@ -24,6 +24,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+#[path = "worker/blobs.rs"]
+mod blobs;
+
 const WORKER: &str = env!("CARGO_BIN_EXE_distest-worker");
 /// The key of `/bin/sh`, which every session here prepares.
 const SH: BinaryKey = BinaryKey(0);
@@ -445,6 +448,18 @@ impl Served {
         // What a client of the same user has: on loopback it needs no telling.
         let config = Folder::at(folder.path().join("config/distest"));
         let our_key = PrivateKey::load_or_make(&config.client_key()).unwrap();
+        let (process, address, worker_key) = Self::run(&folder);
+        Self { process, address, worker_key, our_key, folder }
+    }
+
+    /// Kills it and starts another with the same files.
+    fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        (self.process, self.address, self.worker_key) = Self::run(&self.folder);
+    }
+
+    fn run(folder: &tempfile::TempDir) -> (Child, String, PublicKey) {
         let mut process = Command::new(WORKER)
             .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--name", "w2", "--store"])
             .arg(folder.path().join("store"))
@@ -458,8 +473,7 @@ impl Served {
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("ready w2 tcp://").unwrap();
         let (address, worker_key) = address.split_once('#').unwrap();
-        let (address, worker_key) = (address.to_owned(), worker_key.parse().unwrap());
-        Self { process, address, worker_key, our_key, folder }
+        (process, address.to_owned(), worker_key.parse().unwrap())
     }
 
     /// The list of keys that it lets in.

@@ -13,6 +13,7 @@ use distest_tests::transcript::Transcript;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
+use crate::drain::authorize;
 use crate::{case, case_if};
 
 /// More than the control messages of a run of a dozen tests, less than any executable, however
@@ -25,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("ship::second_run_sends_no_blob", second_run),
         case("ship::store_survives_a_restart", store_survives),
+        case("ship::what_a_colleague_has_sent_is_proved_not_sent", proved),
         case_if("list::second_run_executes_none_embedded", can_trace, |scratch| {
             second_run_lists_nothing(scratch, &[]);
         }),
@@ -53,6 +55,20 @@ fn store_survives(scratch: &Scratch) {
     check_nothing_shipped(&first, &second);
 }
 
+/// Another client of the same worker, with another key and the same files.
+fn proved(scratch: &Scratch) {
+    let fixture = small_project(scratch);
+    let worker = Worker::start(scratch, "w1", 2);
+    let first = counted_run(scratch, &fixture, &worker);
+    let colleague = Scratch::new();
+    authorize(scratch, &colleague, "run");
+    let second = counted_run(&colleague, &fixture, &worker);
+    // Proofs are longer than nothing.
+    assert!(second.0 < 2 * CONTROL_BYTES_MAX, "the second client sent {} bytes", second.0);
+    assert_eq!(second.1.summary.shipped_bytes, 0, "bytes of blobs of the second client");
+    check_nothing_shipped(&first, &counted_run(&colleague, &fixture, &worker));
+}
+
 /// A project with few files, one of which nothing can pack: sent again it would be seen.
 fn small_project(scratch: &Scratch) -> Fixture {
     let fixture = Fixture::copied("basic", scratch);
@@ -78,7 +94,9 @@ fn check_nothing_shipped(first: &(u64, Transcript), second: &(u64, Transcript)) 
 /// Runs `basic` on one worker; returns the bytes that the relay saw on their way there.
 fn counted_run(scratch: &Scratch, fixture: &Fixture, worker: &Worker) -> (u64, Transcript) {
     let proxy = Proxy::to(worker.socket());
+    let (_, key) = worker.address.split_once('#').expect("a worker prints its key");
     let transcript = Client::run(scratch, fixture)
+        .env("DISTEST_KNOWN_WORKERS", key)
         .args(&fixture.model.args)
         .args(["--local-slots", "0", "--worker", &proxy.address])
         .finish()

@@ -60,7 +60,7 @@ impl Connected {
         tree: watch::Receiver<Option<Arc<Tree>>>,
         outcomes: mpsc::Sender<Outcome>,
     ) -> Self {
-        let shipper = Shipper::new(connection.worker.clone());
+        let shipper = Shipper::new(connection.worker.clone(), connection.hello.proofs);
         let (worker, told) = (connection.id, outcomes.clone());
         // A full channel only costs a step of the progress display: totals come with the answer.
         let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {

@@ -239,7 +239,7 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
         let mut state = shared.state();
         match message {
             FleetMessage::Joined(connection) => {
-                let shipper = Shipper::new(connection.worker.clone());
+                let shipper = Shipper::new(connection.worker.clone(), connection.hello.proofs);
                 let (tree, ready) = (OnceCell::new(), Mutex::default());
                 let id = connection.id;
                 let member = Member { connection, shipper, tree, ready };

@@ -1,12 +1,13 @@
 use std::collections::VecDeque;
 use std::fs;
 
+use distest_worker::proof::Nonce;
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, FilePiece, Lease, OsText, Pong, SessionReady, SessionSpec, StdinChunk,
-    Stop, Worker, WorkerStatus,
+    AttemptId, BinaryKey, Challenge, FilePiece, Lease, OsText, Pong, Proof, SessionReady,
+    SessionSpec, StdinChunk, Stop, Worker, WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
-use distest_worker::store::{Store, Upload};
+use distest_worker::store::{Owned, Store, Upload};
 use tarpc::server::{BaseChannel, Channel};
 
 use super::*;
@@ -18,6 +19,8 @@ use crate::tree::{TreeRoots, TreeRules, collect};
 #[derive(Clone)]
 struct FakeWorker {
     store: Store,
+    /// What this client may use of it.
+    owned: Owned,
     sandbox: Arc<Sandbox>,
     seen: Arc<Mutex<Seen>>,
 }
@@ -28,6 +31,9 @@ struct Seen {
     /// Times that each blob was begun.
     begun: BTreeMap<Digest, u32>,
     asked: usize,
+    /// What proofs are to be made with, if they are wanted, and how many there were.
+    nonce: Option<Nonce>,
+    proofs: usize,
     prepared: Vec<BinarySpec>,
     /// Refusals of the next pieces, of `lay_tree` and of `prepare`.
     refuse_puts: VecDeque<RefusalKind>,
@@ -46,7 +52,7 @@ impl FakeWorker {
     fn put_now(&self, chunk: &BlobChunk) -> Result<PutReply, Refusal> {
         let mut seen = self.seen();
         let BlobChunk { digest, size, encoding, .. } = *chunk;
-        if self.store.contains(digest) {
+        if self.owned.missing(&[digest]).is_empty() {
             return Ok(PutReply::Stored);
         }
         let mut upload = match seen.uploads.remove(&digest) {
@@ -60,6 +66,7 @@ impl FakeWorker {
         upload.push(&chunk.data)?;
         if chunk.last {
             upload.finish()?;
+            self.owned.add(&[digest]);
             return Ok(PutReply::Stored);
         }
         seen.uploads.insert(digest, upload);
@@ -76,7 +83,7 @@ impl Worker for FakeWorker {
     }
     async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
         self.seen().asked += digests.len();
-        Ok(self.store.missing(&digests))
+        Ok(self.owned.missing(&digests))
     }
     async fn put(self, _: Context, chunk: BlobChunk) -> Result<PutReply, Refusal> {
         self.put_now(&chunk)
@@ -118,6 +125,18 @@ impl Worker for FakeWorker {
         Ok(())
     }
 
+    async fn challenge(self, _: Context) -> Result<Challenge, Refusal> {
+        let nonce = self.seen().nonce.as_ref().map(|nonce| nonce.as_bytes().to_vec().into());
+        Ok(Challenge { nonce: nonce.unwrap_or_default() })
+    }
+
+    async fn prove(self, _: Context, proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal> {
+        let mut seen = self.seen();
+        let nonce = seen.nonce.clone().expect("a challenge came first");
+        seen.proofs += proofs.len();
+        Ok(self.owned.prove(&nonce, &proofs))
+    }
+
     async fn read_file(self, _: Context, path: OsText, _: u64) -> Result<FilePiece, Refusal> {
         Err(Refusal::new(RefusalKind::Invalid, format!("there is no {path:?}")))
     }
@@ -145,14 +164,15 @@ impl Bench {
             let store = Store::open(&dir.path().join("store"), 1 << 30).unwrap();
             let roots = [OsText::from(dir.path().join("files"))];
             let sandbox = Arc::new(Sandbox::at(dir.path().join("box"), &roots).unwrap());
-            let worker = FakeWorker { store, sandbox, seen: Arc::default() };
+            let owned = store.owned(Some("us"));
+            let worker = FakeWorker { store, owned, sandbox, seen: Arc::default() };
             let (client, server) = tarpc::transport::channel::unbounded();
             let requests = BaseChannel::with_defaults(server).execute(worker.clone().serve());
             tokio::spawn(requests.for_each(|answer| async {
                 tokio::spawn(answer);
             }));
             let client = WorkerClient::new(Default::default(), client).spawn();
-            test(Self { dir, worker, shipper: Shipper::new(client) }).await;
+            test(Self { dir, worker, shipper: Shipper::new(client, true) }).await;
         });
     }
 
@@ -204,6 +224,40 @@ fn kind<T: std::fmt::Debug>(result: Result<T, ShipError>) -> RefusalKind {
 }
 
 #[test]
+fn what_others_have_sent_is_proved_and_not_sent() {
+    Bench::run(|bench| async move {
+        let (theirs, ours) = (noise(0, 300_000), noise(1, 1000));
+        let mut upload = {
+            let (digest, size) = (Digest::of(&theirs), theirs.len() as u64);
+            bench.worker.store.begin(digest, size, distest_worker::protocol::Encoding::Raw).unwrap()
+        };
+        upload.push(&theirs).unwrap();
+        upload.finish().unwrap();
+        bench.worker.seen().nonce = Nonce::new();
+        let (spec, files) = bench.binary(&[("theirs", &theirs), ("ours", &ours)]);
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert!(bench.laid("theirs") == theirs && bench.laid("ours") == ours);
+        assert_eq!(bench.shipper.shipped().blobs, 1);
+        assert_eq!(bench.worker.seen().proofs, 2);
+        // What we have proved is ours.
+        let other = Shipper::new(bench.shipper.worker.clone(), true);
+        other.binary(&spec, &files).await.unwrap();
+        assert_eq!((other.shipped(), bench.worker.seen().proofs), (Shipped::default(), 2));
+    });
+}
+
+#[test]
+fn a_worker_that_takes_no_proofs_gets_all() {
+    Bench::run(|bench| async move {
+        bench.worker.seen().nonce = Nonce::new();
+        let shipper = Shipper::new(bench.shipper.worker.clone(), false);
+        let (spec, files) = bench.binary(&[("a", b"b")]);
+        shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!((shipper.shipped().blobs, bench.worker.seen().proofs), (1, 0));
+    });
+}
+
+#[test]
 fn a_binary_arrives_and_the_second_time_sends_nothing() {
     Bench::run(|bench| async move {
         let told = Arc::new(Mutex::new(Shipped::default()));
@@ -233,7 +287,7 @@ fn a_binary_arrives_and_the_second_time_sends_nothing() {
         assert_eq!(shipper.shipped(), shipped);
         assert_eq!(bench.worker.seen().asked, 4, "we know what we sent");
         // Another connection asks, and sends nothing either.
-        let other = Shipper::new(shipper.worker.clone());
+        let other = Shipper::new(shipper.worker.clone(), true);
         other.binary(&spec, &files).await.unwrap();
         assert_eq!(other.shipped(), Shipped::default());
         assert_eq!(bench.worker.seen().asked, 8);

@@ -53,6 +53,11 @@ impl PublicKey {
         [&SPKI_HEAD[..], &self.0].concat()
     }
 
+    /// A name for a file about it, unlike any other key's.
+    pub fn file_name(&self) -> String {
+        BASE64URL_NOPAD.encode(&self.0)
+    }
+
     /// From what a peer presents. None if it is anything but an Ed25519 key.
     pub fn from_spki(der: &[u8]) -> Option<Self> {
         Some(Self(der.strip_prefix(&SPKI_HEAD)?.try_into().ok()?))

@@ -160,11 +160,16 @@ impl Method for WorkerRequest {
             Self::Drain { .. } => 13,
             Self::ReadFile { .. } => 14,
             Self::WriteFile { .. } => 15,
+            Self::Challenge { .. } => 16,
+            Self::Prove { .. } => 17,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::Put { .. } | Self::Stdin { .. } | Self::WriteFile { .. })
+        matches!(
+            self,
+            Self::Put { .. } | Self::Stdin { .. } | Self::WriteFile { .. } | Self::Prove { .. }
+        )
     }
 }
 
@@ -187,6 +192,8 @@ impl Method for WorkerResponse {
             Self::Drain(_) => 13,
             Self::ReadFile(_) => 14,
             Self::WriteFile(_) => 15,
+            Self::Challenge(_) => 16,
+            Self::Prove(_) => 17,
         }
     }
 

@@ -5,16 +5,20 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::compat::Loader;
 use crate::digest::Digest;
+use crate::identity::PublicKey;
+use crate::proof::Nonce;
 use crate::protocol::{
-    BinarySpec, BlobChunk, OsText, PutReply, Refusal, RefusalKind, SessionSpec, TreeEntry, TreeNode,
+    BinarySpec, BlobChunk, Challenge, OsText, PROOFS_MAX, Proof, PutReply, Refusal, RefusalKind,
+    SessionSpec, TreeEntry, TreeNode,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
-use crate::store::{Pin, Store, Upload};
+use crate::store::{Owned, Pin, Store, Upload, not_here};
 
 /// Blobs that one connection sends at a time.
 const UPLOADS_MAX: usize = 64;
@@ -40,6 +44,12 @@ enum Progress {
 /// What a connection has and lays out.
 pub(super) struct Files {
     store: Option<Store>,
+    /// What of the store the client may use.
+    owned: Option<Owned>,
+    /// What its proofs are made with.
+    nonce: OnceLock<Nonce>,
+    /// One call at a time: each may be long.
+    proving: AsyncMutex<()>,
     in_place: bool,
     host: Arc<Host>,
     uploads: Mutex<BTreeMap<Digest, Incoming>>,
@@ -49,8 +59,18 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(store: Option<Store>, in_place: bool, host: Arc<Host>) -> Self {
+    /// For the client with this key, or for one that needs none.
+    pub(super) fn new(
+        store: Option<Store>,
+        key: Option<&PublicKey>,
+        in_place: bool,
+        host: Arc<Host>,
+    ) -> Self {
+        let name = key.map(PublicKey::file_name);
         Self {
+            owned: store.as_ref().map(|store| store.owned(name.as_deref())),
+            nonce: OnceLock::new(),
+            proving: AsyncMutex::default(),
             store,
             in_place,
             host,
@@ -92,27 +112,52 @@ impl Files {
     }
 
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
-        let store = self.store()?;
-        let (pin, missing) = blocking(move || (store.pin(&digests), store.missing(&digests))).await;
+        let (store, owned) = (self.store()?, self.owned()?);
+        let (pin, missing) = blocking(move || (store.pin(&digests), owned.missing(&digests))).await;
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
         Ok(missing)
+    }
+
+    /// What proofs are to be made with.
+    pub(super) async fn challenge(&self) -> Result<Challenge, Refusal> {
+        let owned = self.owned()?;
+        if !blocking(move || owned.others_have_some()).await {
+            return Ok(Challenge::default());
+        }
+        // Without random numbers nothing can be proved, and all is sent.
+        let fresh = Nonce::new();
+        let nonce = fresh.map(|fresh| self.nonce.get_or_init(|| fresh));
+        let bytes = nonce.map(|nonce| Bytes::copy_from_slice(nonce.as_bytes()));
+        Ok(Challenge { nonce: bytes.unwrap_or_default() })
+    }
+
+    /// Takes proofs; answers what was proved.
+    pub(super) async fn prove(&self, proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal> {
+        let owned = self.owned()?;
+        let Some(nonce) = self.nonce.get().cloned().filter(|_| proofs.len() <= PROOFS_MAX) else {
+            let message = format!("could not take {} proofs: more than asked for", proofs.len());
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        };
+        let _turn = self.proving.lock().await;
+        Ok(blocking(move || owned.prove(&nonce, &proofs)).await)
     }
 
     /// Takes the next piece of a blob. The turn is taken before the first `await`, so pieces keep
     /// the order in which they arrived.
     pub(super) async fn put(&self, chunk: BlobChunk) -> Result<PutReply, Refusal> {
-        let store = self.store()?;
+        let (store, owned) = (self.store()?, self.owned()?);
         let (digest, last) = (chunk.digest, chunk.last);
         let incoming = self.incoming(digest)?;
         let mut progress = Arc::clone(&incoming).lock_owned().await;
         let reply = blocking(move || {
             let next = match std::mem::take(&mut *progress) {
-                Progress::Awaited if store.contains(digest) => Progress::Stored,
+                // What only others have sent is taken as if it were not here.
+                Progress::Awaited if owned.missing(&[digest]).is_empty() => Progress::Stored,
                 Progress::Awaited => match store.begin(digest, chunk.size, chunk.encoding) {
-                    Ok(upload) => take_piece(Box::new(upload), &chunk),
+                    Ok(upload) => take_piece(Box::new(upload), &chunk, &owned),
                     Err(refusal) => Progress::Refused(refusal),
                 },
-                Progress::Begun(upload) => take_piece(upload, &chunk),
+                Progress::Begun(upload) => take_piece(upload, &chunk, &owned),
                 over @ (Progress::Refused(_) | Progress::Stored) => over,
             };
             let reply = match &next {
@@ -141,8 +186,18 @@ impl Files {
     }
 
     pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
-        let (store, sandbox) = (self.store()?, self.sandbox()?);
-        blocking(move || sandbox.lay(&store, &entries)).await
+        let (store, owned, sandbox) = (self.store()?, self.owned()?, self.sandbox()?);
+        blocking(move || {
+            let digests = entries.iter().filter_map(|entry| match &entry.node {
+                TreeNode::File { digest, .. } => Some(digest),
+                TreeNode::Folder { .. } | TreeNode::Link { .. } => None,
+            });
+            match owned.lacks(digests) {
+                Some(digest) => Err(not_here(digest)),
+                None => sandbox.lay(&store, &entries),
+            }
+        })
+        .await
     }
 
     /// Lays out a binary's files and folders.
@@ -166,8 +221,11 @@ impl Files {
     }
 
     fn store(&self) -> Result<Store, Refusal> {
-        let none = || Refusal::new(RefusalKind::Invalid, "an embedded worker takes no files");
-        self.store.clone().ok_or_else(none)
+        self.store.clone().ok_or_else(embedded)
+    }
+
+    fn owned(&self) -> Result<Owned, Refusal> {
+        self.owned.clone().ok_or_else(embedded)
     }
 
     fn incoming(&self, digest: Digest) -> Result<Incoming, Refusal> {
@@ -180,11 +238,21 @@ impl Files {
     }
 }
 
-fn take_piece(mut upload: Box<Upload>, chunk: &BlobChunk) -> Progress {
+fn embedded() -> Refusal {
+    Refusal::new(RefusalKind::Invalid, "an embedded worker takes no files")
+}
+
+fn take_piece(mut upload: Box<Upload>, chunk: &BlobChunk, owned: &Owned) -> Progress {
     let taken = upload.push(&chunk.data);
     match taken {
         Ok(()) if !chunk.last => Progress::Begun(upload),
-        Ok(()) => upload.finish().map_or_else(Progress::Refused, |()| Progress::Stored),
+        Ok(()) => match upload.finish() {
+            Ok(()) => {
+                owned.add(&[chunk.digest]);
+                Progress::Stored
+            }
+            Err(refusal) => Progress::Refused(refusal),
+        },
         Err(refusal) => Progress::Refused(refusal),
     }
 }

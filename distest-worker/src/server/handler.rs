@@ -14,9 +14,9 @@ use super::hands::Hands;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, AttemptSignal, BinarySpec, BlobChunk, FilePiece, Lease, OsText, Pong, PutReply,
-    Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec, Worker,
-    WorkerRequest, WorkerResponse, WorkerStatus,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, FilePiece, Lease, OsText, Pong,
+    Proof, PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec,
+    Worker, WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -198,6 +198,18 @@ impl Worker for Handler {
         self.need(Permission::Copy)?;
         self.word();
         self.copying.write(piece).await
+    }
+
+    async fn challenge(self, _: Context) -> Result<Challenge, Refusal> {
+        self.need(Permission::Run)?;
+        self.word();
+        self.files.challenge().await
+    }
+
+    async fn prove(self, _: Context, proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal> {
+        self.need(Permission::Run)?;
+        self.word();
+        self.files.prove(proofs).await
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {

@@ -136,11 +136,16 @@ fn what_was_sent_again_is_not_removed_for_what_it_replaced() {
 #[test]
 fn a_blob_of_another_size_than_named_is_refused() {
     let (dir, store) = store(MAX);
+    let digest = take_in(&store, b"hello");
     for wrong in [4, 6] {
-        let digest = take_in(&store, b"hello");
         let refusal = store.place(digest, wrong, 0o644, &dir.path().join("dest")).unwrap_err();
-        assert_eq!(refusal.kind, RefusalKind::MissingBlob, "{}", refusal.message);
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{}", refusal.message);
+        assert!(store.contains(digest), "others may use it");
     }
+    fs::write(store.blob(digest), "hell").unwrap();
+    let refusal = store.place(digest, 5, 0o644, &dir.path().join("dest")).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::MissingBlob, "{}", refusal.message);
+    assert!(!store.contains(digest));
 }
 
 #[test]
@@ -254,4 +259,46 @@ fn several_processes_upload_the_same_blobs() {
     assert_eq!(store.missing(&digests), []);
     assert_eq!(store.usage().stored, 2_000_000);
     assert_eq!(fs::read_dir(dir.path().join("v1/live")).unwrap().count(), 1, "only ours");
+}
+
+#[test]
+fn what_is_known_to_be_a_clients_survives_and_is_bounded() {
+    let (dir, store) = store(MAX);
+    let digests = [b"a", b"b"].map(|data| take_in(&store, data));
+    let [alice, bob] = ["alice", "bob"].map(|key| store.owned(Some(key)));
+    assert_eq!(alice.missing(&digests), digests);
+    assert!(!alice.others_have_some());
+    alice.add(&digests);
+    bob.add(&digests[1..]);
+    assert!(alice.others_have_some());
+    assert_eq!(alice.missing(&digests), []);
+    assert_eq!(bob.missing(&digests), digests[..1]);
+    assert_eq!(bob.lacks(&digests), Some(digests[0]));
+    assert_eq!(store.owned(None).lacks(&digests), None);
+    // Another connection, and another process, one of which was killed while it wrote.
+    let path = dir.path().join("v1/owners/alice");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(&[7; 31]);
+    fs::write(&path, bytes).unwrap();
+    let other = Store::open(dir.path(), MAX).unwrap();
+    assert_eq!(other.owned(Some("alice")).missing(&digests), []);
+    other.owned(Some("alice")).add(&[Digest::of(b"c")]);
+    let read_anew = Store::open(dir.path(), MAX).unwrap().owned(Some("alice"));
+    assert_eq!(read_anew.lacks(&[digests[0], digests[1], Digest::of(b"c")]), None);
+    // What is added elsewhere is known here.
+    let late = take_in(&store, b"late");
+    other.owned(Some("bob")).add(&[late]);
+    assert_eq!(bob.missing(&[late]), []);
+}
+
+#[test]
+fn blobs_from_before_are_nobodys() {
+    let (dir, store) = store(MAX);
+    let digest = take_in(&store, b"a");
+    drop(store);
+    fs::remove_dir_all(dir.path().join("v1/owners")).unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    let alice = store.owned(Some("alice"));
+    assert_eq!(alice.missing(&[digest]), [digest]);
+    assert!(alice.others_have_some(), "proving is worth the while");
 }
