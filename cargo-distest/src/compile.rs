@@ -22,6 +22,7 @@ use crate::settings::CompileSettings;
 
 mod assemble;
 mod cargo_config;
+mod compilers;
 mod cpu;
 mod dep_info;
 mod harness;

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 use super::cargo_config::CargoConfig;
+use super::compilers::Compilers;
 use crate::failure::{ExitCode, Failure};
 use crate::model::Triple;
 use crate::settings::CompileSettings;
@@ -24,9 +25,47 @@ pub(super) fn rustc(config: Option<&CargoConfig>) -> OsString {
 
 /// The compiler's host triple, and the folder that its libraries lie under.
 ///
+/// # Errors
+/// There is no such compiler, or it doesn't answer.
+pub(super) async fn host_and_sysroot(rustc: &OsStr) -> Result<(Triple, PathBuf), Failure> {
+    let Some(own) = own_executable(Path::new(rustc)) else { return ask_both(rustc).await };
+    let mut compilers = Compilers::open();
+    if let Some(answer) = compilers.answer(&own) {
+        return Ok(answer);
+    }
+    let (host, sysroot) = ask_both(own.as_os_str()).await?;
+    compilers.remember(&own, &host, &sysroot);
+    Ok((host, sysroot))
+}
+
+/// The compiler itself: what lies on the path, or what rustup's proxy there would start. None
+/// where only the proxy knows.
+fn own_executable(rustc: &Path) -> Option<PathBuf> {
+    let found = on_path(rustc)?;
+    if !is_proxy(&found) {
+        return Some(found);
+    }
+    // Set by the proxy that started `cargo`; rustup heeds it before anything else.
+    let toolchain = std::env::var_os("RUSTUP_TOOLCHAIN").filter(|name| !name.is_empty())?;
+    let home = match std::env::var_os("RUSTUP_HOME").filter(|home| !home.is_empty()) {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".rustup"),
+    };
+    // A toolchain may be a path, which replaces what it is joined to.
+    let own = home.join("toolchains").join(toolchain).join("bin").join(found.file_name()?);
+    (own.is_absolute() && own.is_file()).then_some(own)
+}
+
+/// Whether a tool is rustup, which starts the one that is in force.
+fn is_proxy(tool: &Path) -> bool {
+    let resolved = tool.canonicalize().unwrap_or_else(|_| tool.to_owned());
+    resolved.file_stem().is_some_and(|stem| stem == "rustup")
+        || tool.with_file_name("rustup").exists()
+}
+
 /// Its start is most of what a question costs, so both are one, where it knows `host-tuple`: from
 /// Rust 1.84 on.
-pub(super) async fn host_and_sysroot(rustc: &OsStr) -> Result<(Triple, PathBuf), Failure> {
+async fn ask_both(rustc: &OsStr) -> Result<(Triple, PathBuf), Failure> {
     let both = Command::new(rustc)
         .args(["--print", "host-tuple", "--print", "sysroot"])
         .stdin(Stdio::null())
@@ -78,11 +117,8 @@ pub(super) fn targets(
 /// cargo that the proxy would start.
 pub(super) fn cargo_for_tests(cargo: &Path, sysroot: &Path) -> PathBuf {
     let Some(found) = on_path(cargo) else { return cargo.to_path_buf() };
-    let resolved = found.canonicalize().unwrap_or_else(|_| found.clone());
-    let name = |path: &Path| path.file_stem().is_some_and(|stem| stem == "rustup");
-    let proxy = name(&resolved) || found.with_file_name("rustup").exists();
     let own = sysroot.join("bin/cargo").with_extension(std::env::consts::EXE_EXTENSION);
-    if proxy && own.exists() { own } else { found }
+    if is_proxy(&found) && own.exists() { own } else { found }
 }
 
 /// The error for a program that can't be started.

@@ -1,14 +1,12 @@
 //! What one run adds to the history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{
-    CachedStatement, Connection, OptionalExtension, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{CachedStatement, Connection, Transaction, TransactionBehavior, params};
 
 use super::{FORGET_AFTER, RUNS_KEPT, micros, past, standing};
-use crate::batch::Ran;
+use crate::batch::{Ran, Standing};
 use crate::cost::Past;
 use crate::event::BatchEnded;
 use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict};
@@ -155,8 +153,15 @@ pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()
     let id = insert_run(&change, run)?;
     {
         let mut statements = Statements::prepare(&change)?;
+        let mut binaries: BTreeMap<(&Triple, &BinaryId), Vec<&TestRecord>> = BTreeMap::new();
         for test in &run.tests {
-            statements.write_test(run, id, test)?;
+            binaries.entry((&test.triple, &test.case.binary)).or_default().push(test);
+        }
+        for ((triple, binary), tests) in binaries {
+            let mut known = statements.known(triple, &run.cargo_profile, binary)?;
+            for test in tests {
+                statements.write_test(run, id, test, &mut known)?;
+            }
         }
         for batch in &run.batches {
             statements.write_batch(id, batch)?;
@@ -192,10 +197,14 @@ fn insert_run(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<i64
     Ok(change.last_insert_rowid())
 }
 
-/// Statements that run once for each test.
+/// Rows of a binary's tests by name: number, timings, and where the test stands.
+type Known = HashMap<String, (i64, Option<Past>, Standing)>;
+
+/// Statements that run more than once.
 struct Statements<'a> {
     find: CachedStatement<'a>,
     put: CachedStatement<'a>,
+    change: CachedStatement<'a>,
     outcome: CachedStatement<'a>,
     batch: CachedStatement<'a>,
 }
@@ -204,28 +213,22 @@ impl<'a> Statements<'a> {
     fn prepare(change: &'a Transaction<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             find: change.prepare_cached(
-                "SELECT mean_us, spread_us, runs, last,
+                "SELECT name, id, mean_us, spread_us, runs, last,
                      streak, failed_before, kept_out, only_in_company, in_company,
                      alone_us, batched_us, gains, printed
-                 FROM tests WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3 AND name = ?4",
+                 FROM tests WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3",
             )?,
             put: change.prepare_cached(
                 "INSERT INTO tests (triple, cargo_profile, binary, name,
-                     mean_us, spread_us, runs, last, last_us, seen_s,
-                     streak, failed_before, kept_out, only_in_company, in_company,
-                     alone_us, batched_us, gains, printed)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-                     ?16, ?17, ?18, ?19)
-                 ON CONFLICT (triple, cargo_profile, binary, name) DO UPDATE SET
-                     mean_us = excluded.mean_us, spread_us = excluded.spread_us,
-                     runs = excluded.runs, last = excluded.last,
-                     last_us = excluded.last_us, seen_s = excluded.seen_s,
-                     streak = excluded.streak, failed_before = excluded.failed_before,
-                     kept_out = excluded.kept_out, only_in_company = excluded.only_in_company,
-                     in_company = excluded.in_company, alone_us = excluded.alone_us,
-                     batched_us = excluded.batched_us,
-                     gains = excluded.gains, printed = excluded.printed
-                 RETURNING id",
+                     mean_us, spread_us, runs, last, last_us, seen_s)
+                 VALUES (?1, ?2, ?3, ?4, 0, 0, 0, '', 0, 0)",
+            )?,
+            change: change.prepare_cached(
+                "UPDATE tests SET
+                     mean_us = ?2, spread_us = ?3, runs = ?4, last = ?5, last_us = ?6, seen_s = ?7,
+                     streak = ?8, failed_before = ?9, kept_out = ?10, only_in_company = ?11,
+                     in_company = ?12, alone_us = ?13, batched_us = ?14, gains = ?15, printed = ?16
+                 WHERE id = ?1",
             )?,
             outcome: change.prepare_cached(
                 "INSERT OR REPLACE INTO outcomes (run, test, verdict, attempts, duration_us)
@@ -238,43 +241,66 @@ impl<'a> Statements<'a> {
         })
     }
 
-    fn write_test(&mut self, run: &RunRecord, id: i64, test: &TestRecord) -> rusqlite::Result<()> {
-        let (triple, profile) = (&*test.triple.0, &run.cargo_profile);
-        let (binary, name) = (&*test.case.binary.0, &*test.case.name.0);
-        let key = params![triple, profile, binary, name];
-        let before =
-            self.find.query_row(key, |row| Ok((past(row, 0)?, standing(row, 4)?))).optional()?;
-        let (before, stood) = before.unzip();
+    /// What is known of a binary's tests: one pass over its rows costs less than a search for
+    /// each.
+    fn known(
+        &mut self,
+        triple: &Triple,
+        profile: &str,
+        binary: &BinaryId,
+    ) -> rusqlite::Result<Known> {
+        let rows = self.find.query_map(params![&*triple.0, profile, &*binary.0], |row| {
+            Ok((row.get(0)?, (row.get(1)?, Some(past(row, 2)?), standing(row, 6)?)))
+        })?;
+        rows.collect()
+    }
+
+    fn write_test(
+        &mut self,
+        run: &RunRecord,
+        id: i64,
+        test: &TestRecord,
+        known: &mut Known,
+    ) -> rusqlite::Result<()> {
+        let name = &*test.case.name.0;
+        let (row, before, stood) = match known.get(name) {
+            Some(known) => *known,
+            None => {
+                let row = self.insert_test(run, test)?;
+                // A custom harness may have several tests of one name.
+                known.insert(name.to_owned(), (row, None, Standing::default()));
+                (row, None, Standing::default())
+            }
+        };
         let now = test.merge(before);
-        let stands = stood.unwrap_or_default().after(&test.ran);
-        let test_id: i64 = self.put.query_row(
-            params![
-                triple,
-                profile,
-                binary,
-                name,
-                micros(now.mean),
-                micros(now.spread),
-                now.runs,
-                now.last.as_str(),
-                micros(test.duration),
-                run.seen_s(),
-                stands.streak,
-                stands.failed_before,
-                stands.kept_out,
-                stands.only_in_company,
-                stands.in_company,
-                stands.alone.map(micros),
-                stands.batched.map(micros),
-                stands.gains,
-                i64::try_from(stands.printed).unwrap_or(i64::MAX)
-            ],
-            |row| row.get(0),
-        )?;
+        let stands = stood.after(&test.ran);
+        self.change.execute(params![
+            row,
+            micros(now.mean),
+            micros(now.spread),
+            now.runs,
+            now.last.as_str(),
+            micros(test.duration),
+            run.seen_s(),
+            stands.streak,
+            stands.failed_before,
+            stands.kept_out,
+            stands.only_in_company,
+            stands.in_company,
+            stands.alone.map(micros),
+            stands.batched.map(micros),
+            stands.gains,
+            i64::try_from(stands.printed).unwrap_or(i64::MAX)
+        ])?;
         let verdict = test.verdict.as_str();
-        let outcome = params![id, test_id, verdict, test.attempts, micros(test.duration)];
+        let outcome = params![id, row, verdict, test.attempts, micros(test.duration)];
         self.outcome.execute(outcome)?;
         Ok(())
+    }
+
+    fn insert_test(&mut self, run: &RunRecord, test: &TestRecord) -> rusqlite::Result<i64> {
+        let TestCase { binary, name } = &test.case;
+        self.put.insert(params![&*test.triple.0, run.cargo_profile, &*binary.0, &*name.0])
     }
 }
 

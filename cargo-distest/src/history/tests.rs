@@ -223,6 +223,18 @@ fn damage_that_is_found_late_is_set_aside_too() {
 }
 
 #[test]
+fn tests_of_one_name_share_a_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut history = open(&folder.path().join("h"));
+    let mut record = run("1", &case("one", "twice"), Verdict::Pass, 10);
+    record.tests.push(record.tests[0].clone());
+    assert_eq!(history.record(&record), None);
+    record.name = "2".to_owned();
+    assert_eq!(history.record(&record), None);
+    assert_eq!(timings(&mut history).iter().count(), 1);
+}
+
+#[test]
 fn a_place_that_cannot_be_used_is_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();

@@ -140,6 +140,8 @@ impl ClientStore {
         }
         self.place(&copy, digest)?;
         self.touch(digest);
+        // Renaming one hard link over another leaves both, so that one goes with its folder now.
+        temp.close()?;
         // Linking has changed the file's change time.
         let after = fs::metadata(path)?;
         self.stats.remember(path, &after, digest, hashed);
@@ -234,6 +236,23 @@ mod tests {
         fs::write(&built, "second").unwrap();
         assert_eq!(store.take(&built).unwrap().digest, Digest::of(b"second"));
         assert_eq!(fs::read_to_string(blob.path).unwrap(), "first");
+    }
+
+    #[test]
+    fn what_was_old_enough_when_it_was_taken_is_not_read_again() {
+        let Bench { dir, store, built } = bench();
+        fs::write(&built, "built").unwrap();
+        // Too young to be remembered, so that it is taken once more when a copy lies there already.
+        store.take(&built).unwrap();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::options().write(true).open(&built).unwrap().set_modified(hour_ago).unwrap();
+        for _ in 0..2 {
+            let copies = Arc::clone(&store.copies);
+            let next = ClientStore::open(dir.path(), copies).unwrap();
+            let blob = next.take(&built).unwrap();
+            let known = next.stats.lookup(&built, &fs::metadata(&built).unwrap());
+            assert_eq!(known, Some(blob.digest));
+        }
     }
 
     #[test]
