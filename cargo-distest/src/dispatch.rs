@@ -672,7 +672,7 @@ impl Dispatch {
         }
         let mut specs = Vec::with_capacity(grants.len());
         for grant in grants {
-            let Grant { attempt, test, number, alone, company: _ } = grant;
+            let Grant { attempt, test, number, alone, places, company: _ } = grant;
             let gather = Gather::default();
             if let Some((spec, batch)) = self.batch_spec(&grant) {
                 specs.push(spec);
@@ -692,6 +692,7 @@ impl Dispatch {
                 progress: false,
                 unset: testenv::unset(&planned.runnable.binary.package).collect(),
                 network: planned.network(),
+                places,
             });
             let flight = InFlight { worker, test, number, started: None, gather, batch: None };
             self.in_flight.insert(attempt, flight);

@@ -314,6 +314,8 @@ pub struct Grant {
     pub number: u32,
     /// As the test itself counts: from 1, without its attempts in batches.
     pub alone: u32,
+    /// Places on the worker that it takes, of whichever client's; more than there are: all.
+    pub places: u32,
     /// With whom it runs.
     pub company: Company,
 }
@@ -706,7 +708,7 @@ impl Scheduler {
             let with = company.clone();
             self.workers.grant(worker, attempt, Live::new(test, number, company));
             let alone = number - batched;
-            grants.push(Grant { attempt, test, number, alone, company: with });
+            grants.push(Grant { attempt, test, number, alone, places: 1, company: with });
         }
         grants
     }

@@ -392,7 +392,8 @@ pub struct AttemptSpec {
     pub streams: Streams,
     /// It does several things one after the other, and writes a line to descriptor
     /// [`PROGRESS_DESCRIPTOR`] when each is done. The lines are reported, and the clocks of
-    /// [`Limits`] begin anew with each.
+    /// [`Limits`] begin anew with each. While other clients wait for places, it is ended after
+    /// [`crate::session::YIELD_AFTER`]: whoever wants to be interrupted nowhere leases one thing.
     #[serde(default)]
     pub progress: bool,
     /// Variables that it must not have, whoever set them.
@@ -402,6 +403,10 @@ pub struct AttemptSpec {
     /// its greeting, and refuses a lease that asks for one.
     #[serde(default)]
     pub network: Network,
+    /// Places on the worker that it takes, of whichever client's: one at least, all there are at
+    /// most. For tests that need several processors, or nobody beside them.
+    #[serde(default)]
+    pub places: u32,
 }
 
 /// What of the network an attempt sees.

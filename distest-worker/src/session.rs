@@ -4,7 +4,7 @@
 //! perform. Every leased attempt is answered exactly once by [`Report::Finished`] or
 //! [`Report::Lost`], unless it comes back from a revoke. This module never reads a clock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::protocol::{
@@ -33,6 +33,13 @@ pub const LEASE: Duration = Duration::from_secs(4);
 /// has taken it back.
 pub const DRAIN_WAIT: Duration = Duration::from_secs(2);
 
+/// An attempt that does several things one after the other is expected to take no more than 1 s
+/// while other clients wait for places. Expectations are the client's: by the worker's clock it
+/// is ended after this long.
+pub const YIELD_AFTER: Duration = Duration::from_secs(2);
+/// How often whether others wait is looked at from then on.
+const YIELD_AGAIN: Duration = Duration::from_millis(250);
+
 /// Attempts that may wait in a session.
 pub const QUEUED_MAX: usize = 16 * 1024;
 
@@ -60,8 +67,13 @@ pub enum Input {
     Heard,
     /// The client pinged: from now on it is expected to keep saying something.
     Pinged,
-    /// This machine has room for one more process. The number is unique among all that run.
-    Permit(u32),
+    /// This machine has room for what was asked for.
+    Permit {
+        /// Unique among all that run.
+        number: u32,
+        /// As many as were asked for.
+        places: u32,
+    },
     /// A slot's helper is there.
     Ready(SlotId),
     /// An attempt's process runs.
@@ -111,7 +123,10 @@ pub enum Input {
         detail: String,
     },
     /// Time has passed.
-    Woken,
+    Woken {
+        /// Other clients wait for places here.
+        crowded: bool,
+    },
 }
 
 /// How an attempt's process ended. Its output is the driver's.
@@ -139,7 +154,10 @@ pub enum Effect {
     /// These were taken back. Answers [`Input::Revoke`].
     Revoked(Vec<AttemptId>),
     /// Wait for room on this machine. Answered by [`Input::Permit`], once for each.
-    AskPermit,
+    AskPermit {
+        /// So many at once.
+        places: u32,
+    },
     /// Give back a permit. Not answered.
     ReturnPermit(u32),
     /// Start an attempt. Answered by [`Input::Spawned`], [`Input::CouldNotSpawn`],
@@ -184,8 +202,8 @@ pub enum EndReason {
 pub struct Session {
     slots: Vec<Slot>,
     queue: VecDeque<AttemptSpec>,
-    /// Permits asked for and not yet granted.
-    asked: usize,
+    /// Permits asked for and not yet granted, by their places.
+    asked: BTreeMap<u32, usize>,
     phase: Phase,
     /// Nothing more is started, and what still waits then is dropped.
     draining: Option<Tick>,
@@ -235,7 +253,7 @@ impl Session {
         Self {
             slots: (0..slots).map(|_| Slot::Down).collect(),
             queue: VecDeque::new(),
-            asked: 0,
+            asked: BTreeMap::new(),
             phase: Phase::Open,
             draining: None,
             last_word: Tick::default(),
@@ -269,8 +287,12 @@ impl Session {
     /// Takes in what happened at `now`, which never goes back, and says what is to be done.
     pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
         let first = effects.len();
+        let crowded = match input {
+            Input::Woken { crowded } => Some(crowded),
+            _ => None,
+        };
         self.take(now, input, effects);
-        self.watch_clocks(now, effects);
+        self.watch_clocks(now, crowded, effects);
         self.drop_what_can_never_run(effects);
         self.ask(effects);
         self.end_if_idle(effects);
@@ -293,7 +315,8 @@ impl Session {
                 Some(Mutation::FenceByAnyWord) | None => leased,
             };
             assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
-            assert!(self.asked <= self.slots.len(), "no more permits than slots");
+            let asked: usize = self.asked.values().sum();
+            assert!(asked <= self.slots.len(), "no more permits than slots");
             if self.phase != Phase::Open {
                 assert!(self.queue.is_empty(), "nothing waits in a session that ends");
             }
@@ -328,7 +351,7 @@ impl Session {
                 self.answered = now;
                 self.fenced = true;
             }
-            Input::Permit(permit) => self.permitted(permit, effects),
+            Input::Permit { number, places } => self.permitted(number, places, effects),
             Input::Ready(slot) => {
                 if let Some(slot @ Slot::Down) = self.slot(slot) {
                     *slot = Slot::Free;
@@ -355,7 +378,7 @@ impl Session {
                 }
             }
             Input::Gone { slot, detail } => self.gone(slot, detail, effects),
-            Input::Woken => {}
+            Input::Woken { crowded: _ } => {}
         }
     }
 
@@ -425,15 +448,18 @@ impl Session {
         }
     }
 
-    fn permitted(&mut self, permit: u32, effects: &mut Vec<Effect>) {
-        self.asked = self.asked.saturating_sub(1);
+    fn permitted(&mut self, permit: u32, places: u32, effects: &mut Vec<Effect>) {
+        if let Some(asked) = self.asked.get_mut(&places) {
+            *asked = asked.saturating_sub(1);
+        }
         if self.draining.is_some() {
             effects.push(Effect::ReturnPermit(permit));
             return;
         }
         let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
-        let Some((number, spec)) = free.and_then(|slot| Some((slot, self.queue.pop_front()?)))
-        else {
+        let next = self.queue.iter().position(|spec| spec.places == places);
+        let next = next.filter(|_| free.is_some()).and_then(|next| self.queue.remove(next));
+        let (Some(number), Some(spec)) = (free, next) else {
             effects.push(Effect::ReturnPermit(permit));
             return;
         };
@@ -456,7 +482,7 @@ impl Session {
         let Some(busy) = self.release(slot, attempt, Slot::Free, effects) else { return };
         // A stop that came after the timeout doesn't unmake it.
         effects.push(Effect::Report(if busy.stopped && !busy.timed_out {
-            let detail = "it was stopped while it ran".to_owned();
+            let detail = busy.stopped_because().to_owned();
             Report::Lost { attempt, reason: LossReason::Stopped, detail }
         } else {
             Report::Finished(Finished {
@@ -523,7 +549,7 @@ impl Session {
         }
     }
 
-    fn watch_clocks(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+    fn watch_clocks(&mut self, now: Tick, crowded: Option<bool>, effects: &mut Vec<Effect>) {
         if self.fence_at().is_some_and(|at| at <= now) {
             self.end(EndReason::Silent, now, Stop::Kill, effects);
         }
@@ -533,6 +559,30 @@ impl Session {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Slot::Busy(busy) = slot {
                 busy.watch_clocks(now, SlotId(number as u32), effects);
+            }
+        }
+        if let Some(crowded) = crowded {
+            self.make_room(now, crowded, effects);
+        }
+    }
+
+    /// Ends the attempt that does several things and is overdue the longest, if others wait.
+    fn make_room(&mut self, now: Tick, crowded: bool, effects: &mut Vec<Effect>) {
+        let slots = self.slots.iter_mut().enumerate();
+        let mut overdue: Vec<_> = slots
+            .filter_map(|(number, slot)| match slot {
+                Slot::Busy(busy) if busy.yield_at.is_some_and(|at| at <= now) => {
+                    Some((SlotId(number as u32), busy))
+                }
+                _ => None,
+            })
+            .collect();
+        overdue.sort_by_key(|(slot, busy)| (busy.began, *slot));
+        for (index, (slot, busy)) in overdue.into_iter().enumerate() {
+            if crowded && index == 0 {
+                busy.make_room(slot, effects);
+            } else {
+                busy.yield_at = Some(now.after(YIELD_AGAIN));
             }
         }
     }
@@ -559,10 +609,18 @@ impl Session {
             return;
         }
         let free = self.slots.iter().filter(|slot| matches!(slot, Slot::Free)).count();
-        while self.asked < free.min(self.queue.len()) {
-            self.asked += 1;
-            effects.push(Effect::AskPermit);
+        let mut left = self.slots.len() - self.asked.values().sum::<usize>();
+        let mut wanted: BTreeMap<u32, usize> = BTreeMap::new();
+        for spec in self.queue.iter().take(free) {
+            let (places, wanted) = (spec.places, wanted.entry(spec.places).or_default());
+            *wanted += 1;
+            let asked = self.asked.entry(places).or_default();
+            if *asked < *wanted && left > 0 {
+                (*asked, left) = (*asked + 1, left - 1);
+                effects.push(Effect::AskPermit { places });
+            }
         }
+        self.asked.retain(|_, asked| *asked > 0);
     }
 
     fn end_if_idle(&mut self, effects: &mut Vec<Effect>) {

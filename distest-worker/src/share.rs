@@ -1,75 +1,188 @@
-//! Whose turn it is when a place on a worker comes free. Pure.
+//! Whose turn it is when places on a worker come free. Pure.
 //!
-//! A place goes to the client that holds the fewest of those that wait; of several, to the one that
-//! has waited longest. What a client can gain by asking often, by several connections or by long
-//! queues is nothing: it is counted by its key, and a place is for one attempt.
+//! A place goes to the client that would hold the fewest of those that wait; of several, to the one
+//! that was served least; of those, to the one that has waited longest. Served is what a client held,
+//! in places times time by the worker's own clock, so nobody gains by saying little of what it wants
+//! or by long attempts; who lags by more than [`LAG`] comes first whatever it holds. What a client can
+//! gain by asking often, by several connections or by long queues is nothing.
+//!
+//! An attempt may want several places. When it is its turn, nobody else gets any until there are
+//! enough, and those that stand empty meanwhile count as its client's.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A client, however many connections it has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ClientId(pub u64);
 
-/// Someone who waits for a place. Never used twice, and in the order of asking.
+/// Someone who waits for places. Never used twice, and in the order of asking.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ticket(pub u64);
+
+/// Who was served so much less than another comes first.
+pub const LAG: Duration = Duration::from_secs(1);
+/// Who wanted nothing for a while is owed no more than this: places times time.
+const OWED_MAX: Duration = Duration::from_secs(10);
 
 /// A worker's places.
 #[derive(Debug)]
 pub struct Share {
     places: u32,
-    held: BTreeMap<ClientId, u32>,
-    waiting: BTreeMap<Ticket, ClientId>,
+    clients: BTreeMap<ClientId, Account>,
+    waiting: BTreeMap<Ticket, Wish>,
+    /// Whose turn it is, though there are not enough places yet.
+    kept_for: Option<ClientId>,
+    now: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    held: u32,
+    served: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    client: ClientId,
+    places: u32,
 }
 
 impl Share {
     /// So many places, all free.
     pub fn new(places: u32) -> Self {
-        Self { places, held: BTreeMap::new(), waiting: BTreeMap::new() }
+        let (clients, waiting) = (BTreeMap::new(), BTreeMap::new());
+        Self { places, clients, waiting, kept_for: None, now: Duration::ZERO }
     }
 
-    /// A client wants one more place. Answers whose turn it is now.
-    pub fn ask(&mut self, ticket: Ticket, client: ClientId) -> Option<Ticket> {
-        self.waiting.insert(ticket, client);
-        self.next()
-    }
-
-    /// Somebody doesn't want to wait any longer.
-    pub fn withdraw(&mut self, ticket: Ticket) {
-        self.waiting.remove(&ticket);
-    }
-
-    /// A client gives a place back. Answers whose turn it is now.
-    pub fn give_back(&mut self, client: ClientId) -> Option<Ticket> {
-        if let Some(held) = self.held.get_mut(&client) {
-            *held -= 1;
-            if *held == 0 {
-                self.held.remove(&client);
-            }
+    /// A client wants so many places at once: one at least, all there are at most. Answers whose
+    /// turn it is now. `now` is any clock that never goes back.
+    pub fn ask(
+        &mut self,
+        now: Duration,
+        ticket: Ticket,
+        client: ClientId,
+        places: u32,
+    ) -> Vec<Ticket> {
+        self.charge(now);
+        if !self.waiting.values().any(|wish| wish.client == client) {
+            self.begin(client);
         }
-        self.next()
+        let places = self.width(places);
+        self.waiting.insert(ticket, Wish { client, places });
+        self.turns()
+    }
+
+    /// Somebody doesn't want to wait any longer. Answers whose turn it is now.
+    pub fn withdraw(&mut self, now: Duration, ticket: Ticket) -> Vec<Ticket> {
+        self.charge(now);
+        self.waiting.remove(&ticket);
+        self.turns()
+    }
+
+    /// A client gives places back, as many as it asked for. Answers whose turn it is now.
+    pub fn give_back(&mut self, now: Duration, client: ClientId, places: u32) -> Vec<Ticket> {
+        self.charge(now);
+        let places = self.width(places);
+        if let Some(account) = self.clients.get_mut(&client) {
+            account.held = account.held.saturating_sub(places);
+        }
+        self.turns()
+    }
+
+    /// Nobody is known any more who neither holds nor wants anything.
+    pub fn forget(&mut self) {
+        let waits = |client: &ClientId| self.waiting.values().any(|wish| wish.client == *client);
+        let kept = self.clients.iter().filter(|(client, it)| it.held > 0 || waits(client));
+        self.clients = kept.map(|(client, account)| (*client, *account)).collect();
     }
 
     /// Places that are held.
     pub fn in_use(&self) -> u32 {
-        self.held.values().sum()
+        self.clients.values().map(|account| account.held).sum()
     }
 
     /// Places that a client holds.
     pub fn held_by(&self, client: ClientId) -> u32 {
-        self.held.get(&client).copied().unwrap_or(0)
+        self.clients.get(&client).map_or(0, |account| account.held)
     }
 
-    fn next(&mut self) -> Option<Ticket> {
-        if self.in_use() >= self.places {
-            return None;
+    /// Whether others wait.
+    pub fn others_wait(&self, client: ClientId) -> bool {
+        self.waiting.values().any(|wish| wish.client != client)
+    }
+
+    fn width(&self, places: u32) -> u32 {
+        places.clamp(1, self.places.max(1))
+    }
+
+    /// Time has passed.
+    fn charge(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.now);
+        self.now = self.now.max(now);
+        let free = self.places.saturating_sub(self.in_use());
+        for (client, account) in &mut self.clients {
+            let kept = if self.kept_for == Some(*client) { free } else { 0 };
+            account.served += passed.saturating_mul(account.held + kept);
         }
-        let fewest = |(ticket, client): &(&Ticket, &ClientId)| (self.held_by(**client), **ticket);
-        let (ticket, client) = self.waiting.iter().min_by_key(fewest)?;
-        let (ticket, client) = (*ticket, *client);
-        self.waiting.remove(&ticket);
-        *self.held.entry(client).or_default() += 1;
-        Some(ticket)
+    }
+
+    /// A client that wanted nothing wants something: it is owed what it did not get from others
+    /// that are here, but not for long; who is new is owed nothing.
+    fn begin(&mut self, client: ClientId) {
+        let busy = |id: &ClientId, account: &Account| {
+            account.held > 0 || self.waiting.values().any(|wish| wish.client == *id)
+        };
+        let others =
+            self.clients.iter().filter(|(id, account)| **id != client && busy(id, account));
+        let least = others.map(|(_, account)| account.served).min();
+        match self.clients.get_mut(&client) {
+            Some(account) => {
+                let owed = least.unwrap_or_default().saturating_sub(OWED_MAX);
+                account.served = account.served.max(owed);
+            }
+            None => {
+                let served = least.unwrap_or_default();
+                self.clients.insert(client, Account { held: 0, served });
+            }
+        }
+    }
+
+    /// Hands out what is free.
+    fn turns(&mut self) -> Vec<Ticket> {
+        let mut turns = Vec::new();
+        self.kept_for = None;
+        while let Some((ticket, wish)) = self.next() {
+            let free = self.places.saturating_sub(self.in_use());
+            if free == 0 {
+                break;
+            }
+            if wish.places > free {
+                self.kept_for = Some(wish.client);
+                break;
+            }
+            self.waiting.remove(&ticket);
+            if let Some(account) = self.clients.get_mut(&wish.client) {
+                account.held += wish.places;
+            }
+            turns.push(ticket);
+        }
+        turns
+    }
+
+    fn next(&self) -> Option<(Ticket, Wish)> {
+        let account = |wish: &Wish| self.clients.get(&wish.client).copied().unwrap_or_default();
+        let mut firsts: BTreeMap<ClientId, (Ticket, Wish)> = BTreeMap::new();
+        for (ticket, wish) in &self.waiting {
+            firsts.entry(wish.client).or_insert((*ticket, *wish));
+        }
+        let least = firsts.values().min_by_key(|(ticket, wish)| (account(wish).served, *ticket))?;
+        let fewest = firsts.values().min_by_key(|(ticket, wish)| {
+            let Account { held, served } = account(wish);
+            (held.saturating_add(wish.places), served, *ticket)
+        })?;
+        let lag = account(&fewest.1).served.saturating_sub(account(&least.1).served);
+        Some(if lag > LAG { *least } else { *fewest })
     }
 }
 
@@ -85,35 +198,83 @@ mod tests {
     const B: ClientId = ClientId(1);
     const C: ClientId = ClientId(2);
 
+    fn at(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
     #[test]
     fn a_free_place_goes_to_whoever_has_fewest() {
         let mut share = Share::new(2);
-        assert_eq!(share.ask(Ticket(0), A), Some(Ticket(0)));
-        assert_eq!(share.ask(Ticket(1), A), Some(Ticket(1)));
+        assert_eq!(share.ask(at(0), Ticket(0), A, 1), [Ticket(0)]);
+        assert_eq!(share.ask(at(0), Ticket(1), A, 1), [Ticket(1)]);
         // A came first, and has both.
-        assert_eq!(share.ask(Ticket(2), A), None);
-        assert_eq!(share.ask(Ticket(3), B), None);
-        assert_eq!(share.give_back(A), Some(Ticket(3)));
+        assert_eq!(share.ask(at(0), Ticket(2), A, 1), []);
+        assert!(!share.others_wait(A));
+        assert_eq!(share.ask(at(0), Ticket(3), B, 1), []);
+        assert!(share.others_wait(A) && share.others_wait(B));
+        assert_eq!(share.give_back(at(0), A, 1), [Ticket(3)]);
         assert_eq!((share.held_by(A), share.held_by(B)), (1, 1));
-        assert_eq!(share.give_back(A), Some(Ticket(2)));
+        assert_eq!(share.give_back(at(0), A, 1), [Ticket(2)]);
         assert_eq!(share.in_use(), 2);
     }
 
     #[test]
     fn among_equals_it_goes_to_whoever_waits_longest() {
         let mut share = Share::new(1);
-        assert_eq!(share.ask(Ticket(0), A), Some(Ticket(0)));
-        assert_eq!(share.ask(Ticket(1), C), None);
-        assert_eq!(share.ask(Ticket(2), B), None);
-        assert_eq!(share.ask(Ticket(3), A), None);
-        assert_eq!(share.give_back(A), Some(Ticket(1)));
-        share.withdraw(Ticket(2));
-        assert_eq!(share.give_back(C), Some(Ticket(3)));
-        assert_eq!(share.give_back(A), None);
+        assert_eq!(share.ask(at(0), Ticket(0), A, 1), [Ticket(0)]);
+        assert_eq!(share.ask(at(0), Ticket(1), C, 1), []);
+        assert_eq!(share.ask(at(0), Ticket(2), B, 1), []);
+        assert_eq!(share.ask(at(0), Ticket(3), A, 1), []);
+        assert_eq!(share.give_back(at(0), A, 1), [Ticket(1)]);
+        assert_eq!(share.withdraw(at(0), Ticket(2)), []);
+        assert_eq!(share.give_back(at(0), C, 1), [Ticket(3)]);
+        assert_eq!(share.give_back(at(0), A, 1), []);
         assert_eq!(share.in_use(), 0);
     }
 
-    /// A client's backlog: how long each of its attempts takes, how many it asks for at once.
+    #[test]
+    fn an_attempt_that_wants_all_places_gets_its_turn_and_pays_for_what_stands_empty() {
+        let mut share = Share::new(4);
+        for number in 0..4 {
+            assert_eq!(share.ask(at(0), Ticket(number), B, 1), [Ticket(number)]);
+        }
+        // More than there are: all.
+        assert_eq!(share.ask(at(0), Ticket(4), A, u32::MAX), []);
+        assert_eq!(share.ask(at(0), Ticket(5), B, 1), []);
+        assert_eq!(share.give_back(at(1000), B, 1), [], "A was served less, and waits for all");
+        assert_eq!(share.give_back(at(1000), B, 1), []);
+        assert_eq!(share.give_back(at(2000), B, 1), []);
+        assert_eq!(share.give_back(at(2000), B, 1), [Ticket(4)]);
+        assert_eq!(share.held_by(A), 4);
+        assert_eq!(share.clients[&A].served, at(2000), "two stood empty for a second");
+        // Whoever does not wait any longer keeps nothing.
+        assert_eq!(share.give_back(at(2000), A, u32::MAX), [Ticket(5)]);
+        assert_eq!(share.ask(at(2000), Ticket(7), A, 4), []);
+        assert_eq!(share.ask(at(2000), Ticket(8), C, 4), []);
+        assert_eq!(share.withdraw(at(2000), Ticket(7)), []);
+        assert_eq!(share.give_back(at(2000), B, 1), [Ticket(8)]);
+    }
+
+    #[test]
+    fn who_comes_new_or_comes_back_does_not_keep_others_waiting() {
+        let mut share = Share::new(1);
+        assert_eq!(share.ask(at(0), Ticket(0), A, 1), [Ticket(0)]);
+        assert_eq!(share.give_back(at(100_000), A, 1), []);
+        // A had all for long, with nobody else there.
+        assert_eq!(share.ask(at(100_000), Ticket(1), A, 1), [Ticket(1)]);
+        assert_eq!(share.ask(at(100_000), Ticket(2), B, 1), []);
+        assert_eq!(share.clients[&B].served, share.clients[&A].served);
+        assert_eq!(share.withdraw(at(100_000), Ticket(2)), []);
+        // B wanted nothing for as long.
+        assert_eq!(share.ask(at(200_000), Ticket(3), B, 1), []);
+        assert_eq!(share.clients[&A].served - share.clients[&B].served, OWED_MAX);
+        assert_eq!(share.withdraw(at(200_000), Ticket(3)), []);
+        share.forget();
+        assert_eq!(share.clients.len(), 1);
+    }
+
+    /// A client's backlog: how many milliseconds each of its attempts takes, how many it asks for at
+    /// once.
     #[derive(Clone, Debug)]
     struct Backlog {
         client: ClientId,
@@ -138,7 +299,7 @@ mod tests {
                     while asking[index] < backlog.asks.min(left[index].len() as u32) {
                         tickets.insert(Ticket(next), index);
                         asking[index] += 1;
-                        granted.extend(share.ask(Ticket(next), backlog.client));
+                        granted.extend(share.ask(at(now), Ticket(next), backlog.client, 1));
                         next += 1;
                     }
                 }
@@ -153,17 +314,35 @@ mod tests {
                 }
                 assert!(running.len() as u32 <= places, "more run than there are places");
             }
-            let Some(at) = running.iter().map(|(end, _)| *end).min() else { return got };
+            let Some(next_end) = running.iter().map(|(end, _)| *end).min() else { return got };
             if left.iter().all(|left| !left.is_empty()) {
                 for (_, index) in &running {
-                    *got.entry(backlogs[*index].client).or_default() += at - now;
+                    *got.entry(backlogs[*index].client).or_default() += next_end - now;
                 }
             }
-            now = at;
-            let ended = running.iter().position(|(end, _)| *end == at).expect("the minimum");
+            now = next_end;
+            let ended = running.iter().position(|(end, _)| *end == now).expect("the minimum");
             let (_, index) = running.swap_remove(ended);
-            // Whoever has room asks again a moment after the place was given back.
-            granted.extend(share.give_back(backlogs[index].client));
+            // Whoever has more to do asks for it before the place is given back.
+            if asking[index] < left[index].len() as u32 {
+                tickets.insert(Ticket(next), index);
+                asking[index] += 1;
+                granted.extend(share.ask(at(now), Ticket(next), backlogs[index].client, 1));
+                next += 1;
+            }
+            granted.extend(share.give_back(at(now), backlogs[index].client, 1));
+        }
+    }
+
+    /// Who runs attempts of seconds beside somebody's of milliseconds gets no more.
+    #[test]
+    fn long_attempts_gain_nothing() {
+        for places in [1, 2, 3] {
+            let long = Backlog { client: A, durations: vec![2_000; 100], asks: places };
+            let short = Backlog { client: B, durations: vec![10; 20_000], asks: places };
+            let got = simulate(places, &[long, short]);
+            let (a, b) = (got[&A] as f64, got[&B] as f64);
+            assert!((a / b - 1.0).abs() < 0.1, "{got:?} on {places} places");
         }
     }
 
@@ -176,14 +355,13 @@ mod tests {
     }
 
     proptest! {
-        /// Two clients with any mix of durations share an even number of places evenly.
+        /// Two clients with any mix of durations share any number of places evenly.
         #[test]
         fn two_backlogged_clients_share_evenly(
-            half in 1_u32..8,
+            places in 1_u32..16,
             durations in proptest::collection::vec((1_u64..50, 1_u64..50), 400..500),
             asks in 1_u32..4,
         ) {
-            let places = half * 2;
             let (a, b) = durations.into_iter().unzip();
             let backlogs = [
                 Backlog { client: A, durations: a, asks: places },

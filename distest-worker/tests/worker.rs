@@ -26,6 +26,8 @@ use tokio::task::JoinHandle;
 
 #[path = "worker/blobs.rs"]
 mod blobs;
+#[path = "worker/sharing.rs"]
+mod sharing;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_distest-worker");
 /// The key of `/bin/sh`, which every session here prepares.
@@ -491,6 +493,23 @@ impl Served {
     }
 }
 
+/// A key that the worker lets in, and a session of its own.
+async fn client(served: &Served, name: &str) -> (PrivateKey, Peer) {
+    let key = PrivateKey::generate().unwrap();
+    let path = served.authorized_keys();
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    std::fs::write(&path, format!("{before}{} run {name}\n", key.public())).unwrap();
+    let peer = session_of(served, &key).await;
+    (key, peer)
+}
+
+async fn session_of(served: &Served, key: &PrivateKey) -> Peer {
+    let peer = connect(served.stream_of(key).await).await;
+    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer
+}
+
 impl Drop for Served {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -594,6 +613,7 @@ fn attempt(id: u64, script: &str, streams: Streams) -> AttemptSpec {
         progress: false,
         unset: Vec::new(),
         network: Network::Host,
+        places: 1,
     }
 }
 

@@ -18,7 +18,15 @@ use libtest_mimic::Trial;
 use crate::case;
 
 pub(crate) fn cases() -> Vec<Trial> {
-    vec![case("sharing::two_clients_at_once_get_the_same", two_clients)]
+    let per_test = [(100, 100), (60, 180)];
+    vec![
+        case("sharing::two_clients_at_once_get_the_same", move |scratch| {
+            two_clients(scratch, 2, per_test[0]);
+        }),
+        case("sharing::longer_tests_and_an_odd_number_of_slots_gain_nothing", move |scratch| {
+            two_clients(scratch, 3, per_test[1]);
+        }),
+    ]
 }
 
 const TESTS: u32 = 60;
@@ -48,7 +56,7 @@ fn listen() -> (u16, Receiver<(String, Span)>) {
 }
 
 /// A workspace whose tests make sure that they see their own files.
-fn subject(scratch: &Scratch, owner: &str, port: u16) -> PathBuf {
+fn subject(scratch: &Scratch, owner: &str, port: u16, milliseconds: u64) -> PathBuf {
     let manifest = format!(
         "[workspace]\n[package]\nname = \"{owner}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n"
     );
@@ -69,7 +77,7 @@ fn subject(scratch: &Scratch, owner: &str, port: u16) -> PathBuf {
         fn ran(number: u64) {{
             let start = now();
             assert_eq!(std::fs::read_to_string("owner").unwrap(), "{owner}");
-            std::thread::sleep(Duration::from_millis(100 + number % 5 * 10));
+            std::thread::sleep(Duration::from_millis({milliseconds} + number % 5 * 10));
             let mut harness = std::net::TcpStream::connect(("127.0.0.1", {port})).unwrap();
             write!(harness, "{owner} {{start}} {{}}", now()).unwrap();
         }}
@@ -82,17 +90,19 @@ fn subject(scratch: &Scratch, owner: &str, port: u16) -> PathBuf {
 }
 
 #[expect(clippy::print_stderr, reason = "a figure to be shown")]
-fn two_clients(scratch: &Scratch) {
+fn two_clients(scratch: &Scratch, slots: u32, milliseconds: (u64, u64)) {
     let colleague = Scratch::new();
-    let worker = Worker::start(scratch, "w1", 2);
+    let worker = Worker::start(scratch, "w1", slots);
     let key = Client::call(&colleague, colleague.path(), &["key", "show"]).finish().stdout;
     let line = format!("{} run bob\n", key.trim());
     let list = scratch.write("config/distest/authorized_keys", &line);
     fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
     let (port, said) = listen();
     let clients = [scratch, &colleague];
-    let subjects: Vec<_> =
-        OWNERS.iter().zip(clients).map(|(owner, scratch)| subject(scratch, owner, port)).collect();
+    let subjects = [
+        subject(clients[0], OWNERS[0], port, milliseconds.0),
+        subject(clients[1], OWNERS[1], port, milliseconds.1),
+    ];
     let call = |index: usize| Client::call(clients[index], &subjects[index], &["run", "--offline"]);
     for index in [0, 1] {
         let built = call(index).args(["--no-run"]).finish();

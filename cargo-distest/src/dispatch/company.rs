@@ -54,6 +54,7 @@ impl Dispatch {
             unset: batch::UNSET.iter().copied().map(OsText::from).chain(unset).collect(),
             // Tests with networks of their own have no company.
             network: Network::Host,
+            places: 1,
         };
         self.batches += 1;
         let acceptance = Acceptance::new(names);

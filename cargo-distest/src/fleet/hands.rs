@@ -138,6 +138,7 @@ fn attempt(command: &[OsString]) -> AttemptSpec {
         progress: false,
         unset: Vec::new(),
         network: Network::Host,
+        places: 1,
     }
 }
 

@@ -300,6 +300,7 @@ impl Running<'_> {
             progress: false,
             unset: Vec::new(),
             network: self.site.network(),
+            places: 1,
         };
         let lease = Lease { attempts: vec![attempt] };
         let why = match connection.worker.lease(link::context(ANSWER), lease).await {

@@ -207,6 +207,7 @@ impl Scheduler {
             return;
         };
         let solo = wish.solo && !self.has(Mutation::CrowdExclusive);
+        let places = if solo { u32::MAX } else { wish.threads.max(1) };
         self.special.remove(group, &key);
         self.special.entered(group);
         let Story { number, batched, .. } = self.stories[test.0 as usize];
@@ -215,7 +216,8 @@ impl Scheduler {
         self.workers.unreserve(test);
         let attempt = self.next_attempt();
         self.workers.grant(worker, attempt, live);
-        let grants = vec![Grant { attempt, test, number, alone: number - batched, company }];
+        let alone = number - batched;
+        let grants = vec![Grant { attempt, test, number, alone, places, company }];
         effects.push(Effect::Lease { worker, grants });
     }
 }

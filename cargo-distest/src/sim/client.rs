@@ -523,6 +523,7 @@ impl World {
             progress: grant.company != Company::Alone,
             unset: Vec::new(),
             network: Network::Host,
+            places: grant.places,
         }
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Host {
     pub(super) sessions: BTreeMap<ConnId, Serving>,
     processes: BTreeMap<AttemptId, Process>,
     permits: Vec<u32>,
-    waiting: VecDeque<ConnId>,
+    waiting: VecDeque<(ConnId, u32)>,
     pub(super) stalled_until: u64,
     pub(super) disk_full_until: u64,
     pub(super) slow_until: u64,
@@ -345,7 +345,7 @@ impl World {
         if let Some(serving) = self.hosts[host].sessions.get_mut(&conn) {
             serving.wake = None;
         }
-        self.step(host, conn, Input::Woken).map(|_| ())
+        self.step(host, conn, Input::Woken { crowded: false }).map(|_| ())
     }
 
     /// Steps a session through an input and performs what it wants.
@@ -386,22 +386,26 @@ impl World {
         match effect {
             Effect::Leased(result) => answers.leased = Some(result),
             Effect::Revoked(attempts) => answers.revoked = attempts,
-            Effect::AskPermit => match self.hosts[host].permits.pop() {
-                Some(permit) => inputs.push_back((conn, Input::Permit(permit))),
-                None => self.hosts[host].waiting.push_back(conn),
+            Effect::AskPermit { places } => match self.hosts[host].permits.pop() {
+                Some(number) => inputs.push_back((conn, Input::Permit { number, places })),
+                None => self.hosts[host].waiting.push_back((conn, places)),
             },
-            Effect::ReturnPermit(permit) => {
+            Effect::ReturnPermit(number) => {
                 let machine = &mut self.hosts[host];
                 let next = loop {
                     match machine.waiting.pop_front() {
-                        Some(conn) if machine.sessions.contains_key(&conn) => break Some(conn),
+                        Some((conn, places)) if machine.sessions.contains_key(&conn) => {
+                            break Some((conn, places));
+                        }
                         Some(_) => {}
                         None => break None,
                     }
                 };
                 match next {
-                    Some(conn) => inputs.push_back((conn, Input::Permit(permit))),
-                    None => machine.permits.push(permit),
+                    Some((conn, places)) => {
+                        inputs.push_back((conn, Input::Permit { number, places }));
+                    }
+                    None => machine.permits.push(number),
                 }
             }
             Effect::Spawn { slot, attempt, .. } => {

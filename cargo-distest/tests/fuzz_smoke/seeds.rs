@@ -122,6 +122,7 @@ fn digest() -> Digest {
 
 fn to_worker() -> Vec<(&'static str, Vec<u8>)> {
     let attempt = AttemptSpec {
+        places: 1,
         id: AttemptId(7),
         binary: BinaryKey(1),
         args: vec!["--exact".into(), "a::b".into()],

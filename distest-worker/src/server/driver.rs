@@ -444,9 +444,9 @@ impl Driver {
     fn permitted(&mut self, permit: Permit) {
         // Without a session it goes back by being dropped.
         if let Some(opened) = &mut self.opened {
-            let number = permit.number();
+            let (number, places) = (permit.number(), permit.places());
             opened.permits.insert(number, permit);
-            self.step(Input::Permit(number));
+            self.step(Input::Permit { number, places });
         }
     }
 
@@ -458,14 +458,14 @@ impl Driver {
             return;
         }
         self.wake = None;
-        self.step(Input::Woken);
+        self.step(Input::Woken { crowded: self.sharer.others_wait() });
     }
 
     /// Steps the session through an input, performs what it wants, and answers what was asked.
     fn step(&mut self, input: Input) -> Answers {
         let mut answers = Answers { leased: Ok(()), revoked: Vec::new() };
         let mut inputs = VecDeque::from([input]);
-        let mut effects = Vec::new();
+        let (mut effects, mut returned) = (Vec::new(), Vec::new());
         while let Some(input) = inputs.pop_front() {
             let Some(opened) = &mut self.opened else { break };
             opened.session.step(Tick(self.began.elapsed()), input, &mut effects);
@@ -473,14 +473,17 @@ impl Driver {
                 match effect {
                     Effect::Leased(result) => answers.leased = result,
                     Effect::Revoked(attempts) => answers.revoked = attempts,
-                    Effect::AskPermit => match self.sharer.ask().now() {
+                    Effect::AskPermit { places } => match self.sharer.ask(places).now() {
                         Ok(permit) => {
-                            inputs.push_back(Input::Permit(permit.number()));
-                            opened.permits.insert(permit.number(), permit);
+                            let number = permit.number();
+                            inputs.push_back(Input::Permit { number, places });
+                            opened.permits.insert(number, permit);
                         }
                         Err(waiting) => _ = self.asking.spawn(waiting),
                     },
-                    Effect::ReturnPermit(permit) => _ = opened.permits.remove(&permit),
+                    Effect::ReturnPermit(permit) => {
+                        returned.extend(opened.permits.remove(&permit));
+                    }
                     Effect::Spawn { slot, permit, attempt } => {
                         inputs.extend(opened.spawn(self.worker.config(), slot, permit, *attempt));
                     }
@@ -496,6 +499,9 @@ impl Driver {
                     Effect::End(reason) => opened.ended = Some(reason),
                 }
             }
+            // After what was asked for: whoever gives a place back and wants another is among those
+            // whose turn it may be.
+            returned.clear();
             opened.listed.set(opened.session.running(), opened.session.queued());
         }
         answers

@@ -59,6 +59,7 @@ mod tests {
             progress: false,
             unset: Vec::new(),
             network: Network::Host,
+            places: 1,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -15,24 +16,36 @@ use crate::share::{ClientId, Share, Ticket};
 #[derive(Debug)]
 pub(super) struct Permits {
     state: Mutex<State>,
+    began: Instant,
 }
 
 #[derive(Debug)]
 struct State {
     share: Share,
     idle: BTreeMap<u32, MachineSlot>,
-    waiting: BTreeMap<Ticket, (ClientId, oneshot::Sender<Permit>)>,
+    waiting: BTreeMap<Ticket, Wanted>,
     tickets: u64,
     clients: u64,
-    /// Who has connections: a key, its number, and how many.
+    /// A key's number, and how many connections it has. Keys stay as long as any client is here, so
+    /// that nobody is counted anew by connecting again.
     keys: BTreeMap<PublicKey, (ClientId, u32)>,
+    /// Connections of all.
+    connections: u32,
 }
 
-/// A place, held while an attempt runs. Its number is unique on this machine while it is held.
+#[derive(Debug)]
+struct Wanted {
+    client: ClientId,
+    places: u32,
+    permit: oneshot::Sender<Permit>,
+}
+
+/// Places, held while an attempt runs. Their number is unique on this machine while they are held.
 #[derive(Debug)]
 pub(super) struct Permit {
     pool: Arc<Permits>,
     client: ClientId,
+    places: u32,
     slot: Option<MachineSlot>,
 }
 
@@ -64,8 +77,9 @@ impl Permits {
             tickets: 0,
             clients: 0,
             keys: BTreeMap::new(),
+            connections: 0,
         };
-        Arc::new(Self { state: Mutex::new(state) })
+        Arc::new(Self { state: Mutex::new(state), began: Instant::now() })
     }
 
     /// A connection of a client's: connections of one key are one client.
@@ -81,6 +95,7 @@ impl Permits {
             None => fresh,
         };
         state.clients += u64::from(id == fresh);
+        state.connections += 1;
         drop(state);
         Sharer { pool: Arc::clone(self), key, id }
     }
@@ -90,24 +105,34 @@ impl Permits {
         self.state().share.in_use()
     }
 
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Sharer {
-    /// A place, when it is this client's turn.
-    pub(super) fn ask(&self) -> Waiting {
+    /// So many places at once, when it is this client's turn.
+    pub(super) fn ask(&self, places: u32) -> Waiting {
         let (sender, permit) = oneshot::channel();
-        let mut state = self.pool.state();
+        let (mut state, now) = (self.pool.state(), self.pool.now());
         let ticket = Ticket(state.tickets);
         state.tickets += 1;
-        state.waiting.insert(ticket, (self.id, sender));
-        let turn = state.share.ask(ticket, self.id);
-        let granted = turn.and_then(|turn| state.grant(turn, &self.pool));
+        let wanted = Wanted { client: self.id, places, permit: sender };
+        state.waiting.insert(ticket, wanted);
+        let turns = state.share.ask(now, ticket, self.id, places);
+        let granted = state.grant(turns, &self.pool);
         drop(state);
         send(granted);
         Waiting { pool: Arc::clone(&self.pool), ticket, permit }
+    }
+
+    /// Whether other clients wait for places.
+    pub(super) fn others_wait(&self) -> bool {
+        self.pool.state().share.others_wait(self.id)
     }
 }
 
@@ -118,21 +143,23 @@ impl Waiting {
     }
 }
 
+/// Permits on their way.
+type Granted = Vec<(oneshot::Sender<Permit>, Permit)>;
+
 impl State {
-    fn grant(
-        &mut self,
-        turn: Ticket,
-        pool: &Arc<Permits>,
-    ) -> Option<(oneshot::Sender<Permit>, Permit)> {
-        let (client, sender) = self.waiting.remove(&turn)?;
-        let slot = self.idle.pop_first().map(|(_, slot)| slot);
-        Some((sender, Permit { pool: Arc::clone(pool), client, slot }))
+    fn grant(&mut self, turns: Vec<Ticket>, pool: &Arc<Permits>) -> Granted {
+        let granted = turns.into_iter().filter_map(|turn| {
+            let Wanted { client, places, permit } = self.waiting.remove(&turn)?;
+            let slot = self.idle.pop_first().map(|(_, slot)| slot);
+            Some((permit, Permit { pool: Arc::clone(pool), client, places, slot }))
+        });
+        granted.collect()
     }
 }
 
 /// Without the lock: who has gone gives the place back by dropping it.
-fn send(granted: Option<(oneshot::Sender<Permit>, Permit)>) {
-    if let Some((sender, permit)) = granted {
+fn send(granted: Granted) {
+    for (sender, permit) in granted {
         let _ = sender.send(permit);
     }
 }
@@ -147,10 +174,15 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut state = self.pool.state();
-        state.share.withdraw(self.ticket);
-        let sender = state.waiting.remove(&self.ticket);
-        drop((state, sender));
+        let (mut state, now) = (self.pool.state(), self.pool.now());
+        let wanted = state.waiting.remove(&self.ticket);
+        let turns = match wanted {
+            Some(_) => state.share.withdraw(now, self.ticket),
+            None => Vec::new(),
+        };
+        let granted = state.grant(turns, &self.pool);
+        drop((state, wanted));
+        send(granted);
     }
 }
 
@@ -160,17 +192,22 @@ impl Permit {
         // As many numbers as places: one was there.
         self.slot.as_ref().map_or(u32::MAX, MachineSlot::number)
     }
+
+    /// So many.
+    pub(super) fn places(&self) -> u32 {
+        self.places
+    }
 }
 
 impl Drop for Permit {
     /// The number goes back before the place does.
     fn drop(&mut self) {
-        let mut state = self.pool.state();
+        let (mut state, now) = (self.pool.state(), self.pool.now());
         if let Some(slot) = self.slot.take() {
             state.idle.insert(slot.number(), slot);
         }
-        let turn = state.share.give_back(self.client);
-        let granted = turn.and_then(|turn| state.grant(turn, &self.pool));
+        let turns = state.share.give_back(now, self.client, self.places);
+        let granted = state.grant(turns, &self.pool);
         drop(state);
         send(granted);
     }
@@ -178,13 +215,14 @@ impl Drop for Permit {
 
 impl Drop for Sharer {
     fn drop(&mut self) {
-        let Some(key) = self.key else { return };
         let mut state = self.pool.state();
-        if let Some((_, connections)) = state.keys.get_mut(&key) {
+        if let Some((_, connections)) = self.key.and_then(|key| state.keys.get_mut(&key)) {
             *connections -= 1;
-            if *connections == 0 {
-                state.keys.remove(&key);
-            }
+        }
+        state.connections -= 1;
+        if state.connections == 0 {
+            state.keys.clear();
+            state.share.forget();
         }
     }
 }
@@ -198,16 +236,16 @@ mod tests {
     async fn places_go_in_turn_and_come_back_with_their_numbers() {
         let pool = Permits::new(1);
         let [a, b] = [(); 2].map(|()| pool.sharer(None));
-        let first = a.ask().now().unwrap();
-        let (second, third) = (a.ask(), b.ask());
+        let first = a.ask(1).now().unwrap();
+        let (second, third) = (a.ask(1), b.ask(1));
         let number = first.number();
         drop(first);
-        let second = second.now().unwrap();
-        assert_eq!(second.number(), number, "both have none, and it asked first");
-        drop(third);
+        let third = third.now().unwrap();
+        assert_eq!(third.number(), number, "both have none, and it was served less");
         drop(second);
+        drop(third);
         assert!(pool.state().waiting.is_empty() && pool.in_use() == 0);
-        assert!(b.ask().now().is_ok());
+        assert!(b.ask(1).now().is_ok());
         assert_eq!(pool.in_use(), 0, "a place that nobody keeps is free again");
     }
 
@@ -215,8 +253,8 @@ mod tests {
     async fn a_turn_that_nobody_waits_for_is_the_next_ones() {
         let pool = Permits::new(1);
         let client = pool.sharer(None);
-        let held = client.ask().now().unwrap();
-        let (gone, waits) = (client.ask(), client.ask());
+        let held = client.ask(1).now().unwrap();
+        let (gone, waits) = (client.ask(1), client.ask(1));
         drop(held);
         // It was its turn, and it goes without having looked.
         drop(gone);
@@ -229,8 +267,8 @@ mod tests {
         let [alice, bob] = [(); 2].map(|()| Some(PrivateKey::generate().unwrap().public()));
         let connections = [(); 3].map(|()| pool.sharer(alice));
         let other = pool.sharer(bob);
-        let held = [&connections[0], &connections[1]].map(|it| it.ask().now().unwrap());
-        let (hers, his) = (connections[2].ask(), other.ask());
+        let held = [&connections[0], &connections[1]].map(|it| it.ask(1).now().unwrap());
+        let (hers, his) = (connections[2].ask(1), other.ask(1));
         drop(held);
         // Both places came back; she has three connections and asked first.
         let (hers, his) = (hers.now().unwrap(), his.now().unwrap());

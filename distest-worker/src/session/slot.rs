@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Effect, Tick};
+use super::{Effect, Tick, YIELD_AFTER};
 use crate::protocol::{AttemptId, AttemptSpec, Limits, Report, SlotId, Stop};
 
 /// A slot.
@@ -27,6 +27,11 @@ pub(super) struct Busy {
     pub(super) timed_out: bool,
     /// It was ended by a stop.
     pub(super) stopped: bool,
+    /// It does several things, and is looked at then, whether others wait for its place.
+    pub(super) yield_at: Option<Tick>,
+    pub(super) began: Option<Tick>,
+    several: bool,
+    yielded: bool,
     limits: Limits,
     since: Option<Tick>,
     slow_at: Option<Tick>,
@@ -54,6 +59,10 @@ impl Busy {
             permit,
             timed_out: false,
             stopped: false,
+            yield_at: None,
+            began: None,
+            several: spec.progress,
+            yielded: false,
             limits: spec.limits,
             since: None,
             slow_at: None,
@@ -64,6 +73,8 @@ impl Busy {
     /// Its process runs from now on.
     pub(super) fn started(&mut self, now: Tick, slot: SlotId, effects: &mut Vec<Effect>) {
         self.since = Some(now);
+        self.began = Some(now);
+        self.yield_at = self.several.then(|| now.after(YIELD_AFTER));
         let notice = self.limits.slow_after;
         self.slow_at = (notice > Duration::ZERO).then(|| now.after(notice));
         // A signal needs a process: what was ordered before is done now.
@@ -74,6 +85,23 @@ impl Busy {
                 effects.push(Effect::Terminate(slot));
             }
             Ladder::Killed => effects.push(Effect::Kill(slot)),
+        }
+    }
+
+    /// Ends it, because others wait.
+    pub(super) fn make_room(&mut self, slot: SlotId, effects: &mut Vec<Effect>) {
+        self.yield_at = None;
+        if self.ladder == Ladder::Left {
+            (self.stopped, self.yielded) = (true, true);
+            self.kill(slot, effects);
+        }
+    }
+
+    /// Why it was stopped.
+    pub(super) fn stopped_because(&self) -> &'static str {
+        match self.yielded {
+            true => "other clients of the worker wait, and it had done several things already",
+            false => "it was stopped while it ran",
         }
     }
 
@@ -134,7 +162,7 @@ impl Busy {
         match self.ladder {
             Ladder::Left => {
                 let timeout = self.limits.timeout.map(|limit| since.after(limit));
-                self.slow_at.into_iter().chain(timeout).min()
+                self.slow_at.into_iter().chain(timeout).chain(self.yield_at).min()
             }
             Ladder::Terminated { kill_at } => Some(kill_at),
             Ladder::Killed => None,

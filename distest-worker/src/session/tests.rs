@@ -27,6 +27,7 @@ fn spec(id: u64) -> AttemptSpec {
         progress: false,
         unset: Vec::new(),
         network: Network::Host,
+        places: 1,
     }
 }
 
@@ -41,6 +42,10 @@ fn exited(slot: u32, id: u64) -> Input {
     })
 }
 
+fn permit(number: u32) -> Input {
+    Input::Permit { number, places: 1 }
+}
+
 fn spawned(slot: u32, id: u64) -> Input {
     Input::Spawned { slot: SlotId(slot), attempt: AttemptId(id) }
 }
@@ -53,7 +58,8 @@ fn short(effect: &Effect) -> String {
         Effect::Revoked(attempts) => {
             format!("revoked {:?}", attempts.iter().map(|a| a.0).collect::<Vec<_>>())
         }
-        Effect::AskPermit => "ask".to_owned(),
+        Effect::AskPermit { places: 1 } => "ask".to_owned(),
+        Effect::AskPermit { places } => format!("ask for {places}"),
         Effect::ReturnPermit(permit) => format!("return {permit}"),
         Effect::Spawn { slot, permit, attempt } => {
             format!("spawn {} in {} by {permit}", attempt.id.0, slot.0)
@@ -99,13 +105,13 @@ fn attempts_run_in_order_as_far_as_there_are_slots_and_permits() {
         2,
         &[
             (0.0, Input::Lease(vec![spec(1), spec(2), spec(3)]), "leased, ask, ask"),
-            (0.0, Input::Permit(7), "spawn 1 in 0 by 7"),
+            (0.0, permit(7), "spawn 1 in 0 by 7"),
             (0.1, spawned(0, 1), "started 1, wake 60.1s"),
-            (0.2, Input::Permit(4), "spawn 2 in 1 by 4"),
+            (0.2, permit(4), "spawn 2 in 1 by 4"),
             (0.3, spawned(1, 2), "started 2"),
             (0.4, exited(1, 2), "return 4, finished 2, ask"),
             (0.5, Input::Revoke(vec![AttemptId(3), AttemptId(1)]), "revoked [3]"),
-            (0.6, Input::Permit(4), "return 4"),
+            (0.6, permit(4), "return 4"),
             (0.7, exited(0, 1), "return 7, finished 1"),
             (0.8, exited(0, 1), ""),
         ],
@@ -130,13 +136,13 @@ fn a_worker_that_drains_finishes_what_runs_and_starts_nothing() {
         1,
         &[
             (0.0, Input::Lease(vec![spec(1), spec(2), spec(3)]), "leased, ask"),
-            (0.0, Input::Permit(7), "spawn 1 in 0 by 7"),
+            (0.0, permit(7), "spawn 1 in 0 by 7"),
             (0.0, spawned(0, 1), "started 1, wake 60s"),
             (1.0, Input::Drain, "draining, wake 3s"),
             (1.1, Input::Revoke(vec![AttemptId(1), AttemptId(2)]), "revoked [2]"),
             (1.2, Input::Drain, ""),
             // What the client doesn't take back waits no longer than that.
-            (3.0, Input::Woken, "lost 3 Dropped, wake 60s"),
+            (3.0, Input::Woken { crowded: false }, "lost 3 Dropped, wake 60s"),
             // What was on its way comes too late.
             (3.1, Input::Lease(vec![spec(4)]), "leased, lost 4 Dropped"),
             (9.0, exited(0, 1), "return 7, finished 1, end Drained"),
@@ -153,7 +159,7 @@ fn an_idle_session_of_a_worker_that_drains_is_over_at_once() {
             (0.0, Input::Lease(vec![spec(1)]), "leased, ask"),
             (0.1, Input::Revoke(vec![AttemptId(1)]), "revoked [1]"),
             (0.2, Input::Drain, "draining, end Drained"),
-            (0.3, Input::Permit(7), "return 7"),
+            (0.3, permit(7), "return 7"),
         ],
     );
 }
@@ -164,11 +170,11 @@ fn who_falls_silent_is_fenced_while_its_worker_drains() {
         1,
         &[
             (0.0, Input::Lease(vec![spec(1)]), "leased, ask"),
-            (0.0, Input::Permit(7), "spawn 1 in 0 by 7"),
+            (0.0, permit(7), "spawn 1 in 0 by 7"),
             (0.0, spawned(0, 1), "started 1, wake 60s"),
             (0.5, Input::Pinged, "wake 3.5s"),
             (1.0, Input::Drain, "draining"),
-            (3.5, Input::Woken, "kill 0"),
+            (3.5, Input::Woken { crowded: false }, "kill 0"),
             (3.6, exited(0, 1), "return 7, lost 1 Stopped, end Silent"),
         ],
     );
@@ -189,13 +195,13 @@ fn clocks_begin_anew_with_each_line_of_progress() {
         1,
         &[
             (0.0, Input::Lease(vec![spec]), "leased, ask"),
-            (0.0, Input::Permit(1), "spawn 1 in 0 by 1"),
+            (0.0, permit(1), "spawn 1 in 0 by 1"),
             (1.0, spawned(0, 1), "started 1, wake 3s"),
             (2.5, progressed(1), "progress 1 by 2, wake 4.5s"),
             (2.5, progressed(9), ""),
-            (4.5, Input::Woken, "slow 1 2s, wake 6.5s"),
-            (6.5, Input::Woken, "slow 1 4s, wake 7.5s"),
-            (7.5, Input::Woken, "terminate 0, wake 17.5s"),
+            (4.5, Input::Woken { crowded: false }, "slow 1 2s, wake 6.5s"),
+            (6.5, Input::Woken { crowded: false }, "slow 1 4s, wake 7.5s"),
+            (7.5, Input::Woken { crowded: false }, "terminate 0, wake 17.5s"),
             (8.0, progressed(1), "progress 1 by 2"),
             (9.0, exited(0, 1), "return 1, finished 1 timed out"),
         ],
@@ -211,13 +217,13 @@ fn a_timeout_terminates_then_kills() {
         1,
         &[
             (0.0, Input::Lease(vec![slow]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (1.0, spawned(0, 1), "started 1, wake 3s"),
-            (3.0, Input::Woken, "slow 1 2s, wake 5s"),
+            (3.0, Input::Woken { crowded: false }, "slow 1 2s, wake 5s"),
             // Late: one notice, and the next one where it belongs.
-            (5.5, Input::Woken, "slow 1 4.5s, wake 6s"),
-            (6.0, Input::Woken, "terminate 0, wake 16s"),
-            (15.9, Input::Woken, ""),
+            (5.5, Input::Woken { crowded: false }, "slow 1 4.5s, wake 6s"),
+            (6.0, Input::Woken { crowded: false }, "terminate 0, wake 16s"),
+            (15.9, Input::Woken { crowded: false }, ""),
             (16.0, Input::Stop(Stop::Kill), "kill 0"),
             (16.1, exited(0, 1), "return 0, finished 1 timed out"),
         ],
@@ -234,9 +240,9 @@ fn without_grace_a_timeout_kills_at_once() {
         1,
         &[
             (0.0, Input::Lease(vec![hasty]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (0.0, spawned(0, 1), "started 1, wake 5s"),
-            (5.0, Input::Woken, "kill 0"),
+            (5.0, Input::Woken { crowded: false }, "kill 0"),
             (5.0, exited(0, 1), "return 0, finished 1 timed out"),
         ],
     );
@@ -248,7 +254,7 @@ fn stops_end_what_runs_and_drop_what_waits() {
         1,
         &[
             (0.0, Input::Lease(vec![spec(1), spec(2)]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (1.0, Input::Stop(Stop::Drain), "lost 2 Dropped"),
             // Not started yet: the signal waits for the process.
             (1.0, Input::Stop(Stop::Terminate), ""),
@@ -271,7 +277,7 @@ fn a_lost_helper_is_our_loss_and_the_slot_waits_for_the_next() {
         1,
         &[
             (0.0, Input::Lease(vec![spec(1), spec(2)]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (0.1, died(None), ""),
             (0.2, Input::Ready(SlotId(0)), ""),
             (0.3, spawned(0, 1), "started 1, wake 60.3s"),
@@ -292,7 +298,7 @@ fn words_prove_nothing_while_answers_are_not_heard() {
             // Says only that the answer at 1 s was heard: the client's own clock runs since then.
             (3.9, Input::Pinged, "wake 5s"),
             (4.5, Input::Heard, ""),
-            (5.0, Input::Woken, "end Silent"),
+            (5.0, Input::Woken { crowded: false }, "end Silent"),
         ],
     );
 }
@@ -303,12 +309,12 @@ fn silence_ends_a_session_that_was_pinged() {
         1,
         &[
             (0.0, Input::Lease(vec![spec(1), spec(2)]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (0.0, spawned(0, 1), "started 1, wake 60s"),
             (1.0, Input::Pinged, "wake 4s"),
             (2.0, Input::Pinged, "wake 5s"),
-            (4.9, Input::Woken, ""),
-            (5.0, Input::Woken, "lost 2 Dropped, kill 0"),
+            (4.9, Input::Woken { crowded: false }, ""),
+            (5.0, Input::Woken { crowded: false }, "lost 2 Dropped, kill 0"),
             (5.1, exited(0, 1), "return 0, lost 1 Stopped, end Silent"),
             (5.2, Input::Lease(vec![spec(3)]), "refused Closed"),
         ],
@@ -323,10 +329,10 @@ fn a_lost_peer_and_a_close_end_the_session_once() {
         &[
             (0.0, Input::Lease(vec![spec(1), spec(1)]), "refused Invalid"),
             (0.0, Input::Lease(vec![spec(1)]), "leased, ask"),
-            (0.0, Input::Permit(0), "spawn 1 in 0 by 0"),
+            (0.0, permit(0), "spawn 1 in 0 by 0"),
             (0.0, spawned(0, 1), "started 1, wake 60s"),
             (1.0, Input::Close(Stop::Terminate), "terminate 0, wake 11s"),
-            (11.0, Input::Woken, "kill 0"),
+            (11.0, Input::Woken { crowded: false }, "kill 0"),
             (11.0, exited(0, 1), "return 0, lost 1 Stopped, end Closed"),
         ],
     );
@@ -411,7 +417,7 @@ impl World {
                 Effect::Leased(Ok(())) => self.leased.extend(&leasing),
                 Effect::Leased(Err(_)) => {}
                 Effect::Revoked(attempts) => attempts.iter().for_each(|id| self.answer(id.0)),
-                Effect::AskPermit => self.asked += 1,
+                Effect::AskPermit { .. } => self.asked += 1,
                 Effect::ReturnPermit(permit) => assert!(self.permits.remove(&permit)),
                 Effect::Spawn { slot, attempt, .. } => {
                     let before = self.slots.insert(slot.0, (attempt.id.0, false, None));
@@ -479,7 +485,7 @@ impl World {
                 self.asked -= 1;
                 let free = (0..).find(|permit| !self.permits.contains(permit)).expect("one");
                 self.permits.insert(free);
-                self.step(Input::Permit(free));
+                self.step(permit(free));
             }
             Move::Grant => {}
             Move::Start(slot) => {
@@ -518,7 +524,7 @@ impl World {
                 // A driver wakes when it was told to.
                 while let Some(wake) = self.session.wake.filter(|wake| *wake <= until) {
                     self.now = wake.max(self.now);
-                    self.step(Input::Woken);
+                    self.step(Input::Woken { crowded: false });
                     assert!(self.session.wake != Some(wake), "woken for nothing, for ever");
                 }
                 self.now = until;
@@ -536,13 +542,13 @@ impl World {
         }
         while self.asked > 0 {
             self.asked -= 1;
-            let permit = 1000 + self.asked;
-            self.permits.insert(permit);
+            let number = 1000 + self.asked;
+            self.permits.insert(number);
             // Permits may still come after the end, and go back.
             let mut effects = Vec::new();
-            self.session.step(self.now, Input::Permit(permit), &mut effects);
-            assert_eq!(effects, [Effect::ReturnPermit(permit)]);
-            self.permits.remove(&permit);
+            self.session.step(self.now, permit(number), &mut effects);
+            assert_eq!(effects, [Effect::ReturnPermit(number)]);
+            self.permits.remove(&number);
         }
         assert!(self.over && self.permits.is_empty());
         assert_eq!(self.leased, self.answered);
@@ -566,4 +572,55 @@ proptest! {
             world.finish();
         }
     }
+}
+
+fn several(id: u64) -> AttemptSpec {
+    AttemptSpec { progress: true, ..spec(id) }
+}
+
+fn woken(crowded: bool) -> Input {
+    Input::Woken { crowded }
+}
+
+#[test]
+fn what_does_several_things_makes_room_once_others_wait() {
+    check(
+        2,
+        &[
+            (0.0, Input::Lease(vec![several(1), several(2), spec(3)]), "leased, ask, ask"),
+            (0.0, permit(7), "spawn 1 in 0 by 7"),
+            (0.0, permit(8), "spawn 2 in 1 by 8"),
+            (0.0, spawned(0, 1), "started 1, wake 2s"),
+            (0.5, spawned(1, 2), "started 2"),
+            (2.0, woken(false), "wake 2.25s"),
+            (2.25, woken(false), "wake 2.5s"),
+            // Both are overdue: one place is wanted.
+            (2.5, woken(true), "kill 0, wake 2.75s"),
+            (2.6, exited(0, 1), "return 7, lost 1 Stopped, ask"),
+            (2.75, woken(false), "wake 3s"),
+            (2.8, exited(1, 2), "return 8, finished 2"),
+            (2.8, permit(7), "spawn 3 in 0 by 7"),
+            (2.8, spawned(0, 3), "started 3, wake 62.8s"),
+            // One thing takes as long as it takes.
+            (9.0, woken(true), ""),
+        ],
+    );
+}
+
+#[test]
+fn an_attempt_waits_for_as_many_places_as_it_takes() {
+    let wide = |id, places| AttemptSpec { places, ..spec(id) };
+    check(
+        2,
+        &[
+            (0.0, Input::Lease(vec![wide(1, 4), wide(2, 1)]), "leased, ask for 4, ask"),
+            (0.0, permit(7), "spawn 2 in 0 by 7"),
+            (0.0, Input::Permit { number: 8, places: 4 }, "spawn 1 in 1 by 8"),
+            (0.1, spawned(1, 1), "started 1, wake 60.1s"),
+            (0.2, Input::Lease(vec![wide(3, 2)]), "leased"),
+            (0.2, exited(1, 1), "return 8, finished 1, ask for 2"),
+            (0.2, Input::Revoke(vec![AttemptId(3)]), "revoked [3]"),
+            (0.3, Input::Permit { number: 8, places: 2 }, "return 8"),
+        ],
+    );
 }

@@ -11,23 +11,6 @@ fn secret() -> Vec<u8> {
         .collect()
 }
 
-/// A key that the worker lets in, and a session of its own.
-async fn client(served: &Served, name: &str) -> (PrivateKey, Peer) {
-    let key = PrivateKey::generate().unwrap();
-    let path = served.authorized_keys();
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
-    std::fs::write(&path, format!("{before}{} run {name}\n", key.public())).unwrap();
-    let peer = session_of(served, &key).await;
-    (key, peer)
-}
-
-async fn session_of(served: &Served, key: &PrivateKey) -> Peer {
-    let peer = connect(served.stream_of(key).await).await;
-    let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
-    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
-    peer
-}
-
 impl Peer {
     async fn missing(&self, digest: Digest) -> bool {
         let answer = self.worker.missing(link::context(DEADLINE), vec![digest]).await;
