@@ -72,6 +72,7 @@ fn main() {
             failures_end_running: false,
             flaky_fails: false,
             threads: None,
+            hedge: false,
         };
         let question = Question {
             rules,

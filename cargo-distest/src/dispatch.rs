@@ -8,7 +8,7 @@ mod hints;
 pub(crate) mod judge;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -230,6 +230,8 @@ pub struct Dispatch {
     hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
     gate: Gate,
+    /// When running attempts are overdue.
+    watches: BTreeSet<(tokio::time::Instant, WorkerId, AttemptId)>,
     /// Workers that joined and that the user was waiting for.
     waited_for: u32,
     fell_back: bool,
@@ -265,6 +267,7 @@ impl Dispatch {
                 Some(message) = messages.recv() => this.on_message(message, &mut inputs).await,
                 Some(order) = orders.recv() => this.on_order(order, &mut inputs).await,
                 () = &mut wait, if !this.gate.workers => this.gate.workers = true,
+                () = next(&this.watches), if !this.watches.is_empty() => this.look(&mut inputs),
             }
             for _ in 0..BURST {
                 let Ok(message) = messages.try_recv() else { break };
@@ -298,12 +301,22 @@ impl Dispatch {
             tree: watch::Sender::new(None),
             hints,
             outcomes,
+            watches: BTreeSet::new(),
             gate: Gate { planned: false, workers: false, opened: false },
             waited_for: 0,
             fell_back: false,
             unplaceable: None,
             done: false,
         }
+    }
+
+    /// Tells of attempts that are overdue by now.
+    fn look(&mut self, inputs: &mut Vec<Input>) {
+        let later = (tokio::time::Instant::now(), WorkerId(u32::MAX), AttemptId(u64::MAX));
+        let later = self.watches.split_off(&later);
+        let due = std::mem::replace(&mut self.watches, later).into_iter();
+        let due = due.filter(|(_, _, attempt)| self.in_flight.contains_key(attempt));
+        inputs.extend(due.map(|(_, worker, attempt)| Input::Overdue { worker, attempt }));
     }
 
     async fn tell(&self, event: RunEvent) {
@@ -628,6 +641,19 @@ impl Dispatch {
                     connected.prepare(Arc::clone(runnable));
                 }
             }
+            Effect::Watch { worker, attempt, after } => {
+                // What is never due is not watched.
+                let due = tokio::time::Instant::now().checked_add(after);
+                self.watches.extend(due.map(|due| (due, worker, attempt)));
+            }
+            Effect::Kill { worker, attempt } => {
+                if let Some(connected) = self.workers.get(&worker) {
+                    connected.kill(attempt);
+                }
+            }
+            Effect::Hedged { test, number: attempt, overdue, worker } => {
+                self.tell(RunEvent::Hedged { test, attempt, overdue, worker }).await;
+            }
             Effect::Revoke { worker, attempts } => {
                 if let Some(connected) = self.workers.get(&worker) {
                     connected.revoke(attempts);
@@ -822,6 +848,14 @@ impl Dispatch {
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
         Dispatched { cancelled, fleet, unplaceable: self.unplaceable }
+    }
+}
+
+/// Waits for the next watch.
+async fn next(watches: &BTreeSet<(tokio::time::Instant, WorkerId, AttemptId)>) {
+    match watches.first() {
+        Some((due, ..)) => tokio::time::sleep_until(*due).await,
+        None => std::future::pending().await,
     }
 }
 

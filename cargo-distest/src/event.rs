@@ -91,6 +91,18 @@ pub enum RunEvent {
         /// Since it started.
         elapsed: Duration,
     },
+    /// An attempt runs far longer than expected, and is started once more elsewhere: the first of
+    /// the two that ends decides.
+    Hedged {
+        /// Of which test.
+        test: TestIndex,
+        /// From 1; both have it.
+        attempt: u32,
+        /// Where it is overdue.
+        overdue: WorkerId,
+        /// Where else it runs now.
+        worker: WorkerId,
+    },
     /// A piece of output of an attempt that is shown as it is written (`--no-capture`).
     LiveOutput {
         /// Of which test.

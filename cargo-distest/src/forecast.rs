@@ -179,7 +179,10 @@ impl Play<'_> {
             | Effect::Cancelling { .. }
             | Effect::TookDown { .. }
             | Effect::Quarantined { .. }
-            | Effect::Unplaceable { .. } => {}
+            | Effect::Unplaceable { .. }
+            | Effect::Watch { .. }
+            | Effect::Kill { .. }
+            | Effect::Hedged { .. } => {}
         }
     }
 

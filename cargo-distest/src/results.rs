@@ -167,6 +167,7 @@ impl Summary {
                 self.running.insert(*test);
             }
             RunEvent::AttemptSlow { test, .. } => self.test_mut(*test).slow = true,
+            RunEvent::Hedged { test, .. } => self.test_mut(*test).hedged = true,
             RunEvent::AttemptEnded(ended) => self.end_attempt(ended),
             RunEvent::BatchEnded(batch) => self.end_batch(batch),
             RunEvent::RunsAgainAlone { test } => {
@@ -263,6 +264,11 @@ impl Summary {
     /// Test cases that were in a batch and ran again alone.
     pub fn rerun_alone(&self) -> u32 {
         self.tests.iter().filter(|test| test.again_alone).count() as u32
+    }
+
+    /// Tests that were started once more while an attempt of theirs was overdue.
+    pub fn hedged(&self) -> u32 {
+        self.tests.iter().filter(|test| test.hedged).count() as u32
     }
 
     /// Test cases of which an attempt runs now.
@@ -397,6 +403,7 @@ impl Summary {
             trouble_in_company: false,
             only_in_company: false,
             slow: false,
+            hedged: false,
             verdict: None,
             place: 0,
         });

@@ -32,7 +32,8 @@ use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{
-    self, ConfigFiles, Doctests, Facts, Fallback, LocalSlots, MaxFail, Settings, Warning, Writes,
+    self, ConfigFiles, Doctests, Facts, Fallback, Hedge, LocalSlots, MaxFail, Settings, Warning,
+    Writes,
 };
 use crate::testenv::RunFacts;
 use crate::travel::{self, Travel};
@@ -385,6 +386,7 @@ impl Line {
                 failures_end_running,
                 flaky_fails: execute.flaky_fails,
                 threads: if execute.no_capture { Some(1) } else { execute.test_threads },
+                hedge: execute.hedge == Hedge::Tail && !execute.no_capture,
             },
             groups: self.constraints.groups().to_vec(),
             facts: self.facts.clone(),

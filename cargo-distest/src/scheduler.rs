@@ -11,6 +11,7 @@
 
 mod blame;
 mod company;
+mod hedge;
 mod mutation;
 mod needs;
 mod queue;
@@ -30,12 +31,13 @@ use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::{Rank, Urgency};
 pub use company::{Batch, Company, InBatch, Returned, Rotated};
+use hedge::Hedges;
 pub(crate) use mutation::Mutation;
 pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
 use queue::Queue;
 pub use special::LOSSES_ALONE_MAX;
 use special::Special;
-use state::{Depth, FailedAlone, Live, Story, Workers};
+use state::{Depth, FailedAlone, Live, Role, Story, Workers};
 
 /// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
 pub const LOSSES_MAX: u32 = 5;
@@ -55,6 +57,8 @@ pub struct Rules {
     pub flaky_fails: bool,
     /// Attempts at once over all workers; none: as many as there are slots.
     pub threads: Option<u32>,
+    /// When nothing waits, an overdue attempt is also started on another worker that is idle.
+    pub hedge: bool,
 }
 
 /// A test to run.
@@ -115,6 +119,13 @@ pub enum Input {
     },
     /// An attempt's process runs.
     Started {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// Answers [`Effect::Watch`], if the attempt has not ended before.
+    Overdue {
         /// Where.
         worker: WorkerId,
         /// Which.
@@ -223,6 +234,24 @@ pub enum Effect {
         /// Which.
         attempts: Vec<AttemptId>,
     },
+    /// Say so when this attempt, whose process runs since now, has run for so long. Answered by
+    /// [`Input::Overdue`].
+    Watch {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+        /// How long.
+        after: Duration,
+    },
+    /// End a running attempt: nobody waits for it any more. Answered as [`Effect::Lease`] is, and
+    /// whatever that says does not count.
+    Kill {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        attempt: AttemptId,
+    },
     /// Drop what is queued there and treat what runs like this. Answered by [`Input::Ended`] for
     /// each attempt.
     Stop {
@@ -252,6 +281,17 @@ pub enum Effect {
         test: TestIndex,
         /// How it came out of the batch.
         outcome: InBatch,
+    },
+    /// Tell that an overdue attempt is started once more elsewhere. No answer.
+    Hedged {
+        /// Of which test.
+        test: TestIndex,
+        /// From 1; both attempts have it.
+        number: u32,
+        /// Where it is overdue.
+        overdue: WorkerId,
+        /// Where else it runs now.
+        worker: WorkerId,
     },
     /// Tell of a test's verdict. No answer.
     Verdict {
@@ -328,6 +368,7 @@ pub struct Scheduler {
     queue: Queue,
     special: Special,
     workers: Workers,
+    hedges: Hedges,
     attempts_made: u64,
     failures: u32,
     done: usize,
@@ -369,6 +410,7 @@ impl Scheduler {
             stories: Vec::new(),
             queue: Queue::default(),
             workers: Workers::default(),
+            hedges: Hedges::default(),
             attempts_made: 0,
             failures: 0,
             done: 0,
@@ -398,7 +440,11 @@ impl Scheduler {
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
             Input::Ready { worker, binary } => self.workers.answer(worker, binary, true),
             Input::Refused { worker, binary } => self.workers.answer(worker, binary, false),
-            Input::Started { worker, attempt } => self.workers.started(worker, attempt),
+            Input::Started { worker, attempt } => {
+                self.workers.started(worker, attempt);
+                self.watch(worker, attempt, effects);
+            }
+            Input::Overdue { worker, attempt } => self.overdue(worker, attempt),
             Input::Ended { worker, attempt, result, duration } => {
                 self.end(worker, attempt, result, duration, effects);
             }
@@ -455,6 +501,9 @@ impl Scheduler {
     ) {
         // A lost worker's late result, or a lie: the attempt has no say any more.
         let Some(live) = self.take_live(worker, attempt) else { return };
+        if live.role == Role::Abandoned {
+            return;
+        }
         let Live { test, number, company, started, .. } = live;
         if company != Company::Alone {
             // A batch that is answered like a test: nothing is known of its tests.
@@ -467,7 +516,9 @@ impl Scheduler {
                 self.quarantine(worker, false, effects);
             }
             self.lost_attempt(attempt, test, number, effects);
-            self.requeue(test, started, effects);
+            if !self.goes_on(attempt) {
+                self.requeue(test, started, effects);
+            }
             return;
         }
         self.workers.learn(worker, duration);
@@ -493,10 +544,13 @@ impl Scheduler {
             story.number += 1;
             story.failed_before = true;
             self.avoid(test, worker);
-            self.queue_again(test);
+            if !self.goes_on(attempt) {
+                self.queue_again(test);
+            }
             return;
         }
         let verdict = story.verdict_after(result);
+        self.abandon_twin(attempt, effects);
         self.decide(test, verdict, effects);
     }
 
@@ -543,12 +597,13 @@ impl Scheduler {
     fn take_back(&mut self, worker: WorkerId, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
         self.workers.revoking(worker, false);
         for attempt in attempts {
-            match self.take_live(worker, *attempt) {
-                Some(Live { test, company: Company::Alone, .. }) => {
-                    self.requeue(test, false, effects);
-                }
-                Some(Live { test, company, .. }) => self.requeue_batch(test, company, effects),
-                None => {}
+            let Some(live) = self.take_live(worker, *attempt) else { continue };
+            if live.role == Role::Abandoned || self.goes_on(*attempt) {
+                continue;
+            }
+            match live {
+                Live { test, company: Company::Alone, .. } => self.requeue(test, false, effects),
+                Live { test, company, .. } => self.requeue_batch(test, company, effects),
             }
         }
     }
@@ -562,8 +617,12 @@ impl Scheduler {
         for (attempt, live) in had {
             #[cfg(test)]
             self.late.insert(attempt, live.clone());
+            self.hedges.gone(attempt);
             if !self.has(Mutation::ReleaseGroupEarly) {
                 self.special.left(live.group);
+            }
+            if live.role == Role::Abandoned {
+                continue;
             }
             if !live.started && self.has(Mutation::SkipRequeue) {
                 continue;
@@ -581,7 +640,9 @@ impl Scheduler {
                 }
                 self.lost_attempt(attempt, live.test, live.number, effects);
             }
-            self.requeue(live.test, live.started, effects);
+            if !self.goes_on(attempt) {
+                self.requeue(live.test, live.started, effects);
+            }
         }
     }
 
@@ -658,6 +719,7 @@ impl Scheduler {
         }
         if self.queue.len() == 0 {
             self.place_special(false, effects);
+            self.hedge(effects);
             self.rebalance(effects);
         }
     }
@@ -672,7 +734,10 @@ impl Scheduler {
             let binaries = waiting.map(|(_, live)| self.stories[live.test.0 as usize].binary);
             wanted = BTreeSet::from_iter(binaries).into_iter().collect();
         }
-        for (worker, binary) in self.workers.ask(&wanted, PREPARING_MAX) {
+        // Nobody has to have these: who runs them now does.
+        let overdue = self.overdue_binaries().filter(|binary| !wanted.contains(binary));
+        let asked: Vec<_> = wanted.iter().copied().chain(BTreeSet::from_iter(overdue)).collect();
+        for (worker, binary) in self.workers.ask(&asked, PREPARING_MAX) {
             effects.push(Effect::Prepare { worker, binary });
         }
         let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
@@ -684,9 +749,7 @@ impl Scheduler {
     }
 
     fn grants(&mut self, worker: WorkerId, depth: Depth) -> Vec<Grant> {
-        let threads = self.rules.threads.unwrap_or(u32::MAX);
-        let permits = threads.saturating_sub(self.workers.load());
-        let mut room = self.workers.room(worker, depth).min(permits);
+        let mut room = self.workers.room(worker, depth).min(self.permits());
         if depth == Depth::Prefetch {
             // What is left is for all: nobody takes more ahead than an equal share.
             let share = self.queue.len().div_ceil(self.workers.len().max(1));
@@ -711,6 +774,11 @@ impl Scheduler {
             grants.push(Grant { attempt, test, number, alone, places: 1, company: with });
         }
         grants
+    }
+
+    /// Slots that may yet be taken, wherever they are.
+    fn permits(&self) -> u32 {
+        self.rules.threads.map_or(u32::MAX, |max| max.saturating_sub(self.workers.load()))
     }
 
     /// Numbers are never used twice, so a late word about an old attempt is never one about a new.

@@ -181,6 +181,8 @@ pub struct ExecuteSettings {
     pub retries: u32,
     /// A flaky test counts as a failure.
     pub flaky_fails: bool,
+    /// The profile's `hedge`.
+    pub hedge: Hedge,
     /// When to stop starting tests.
     pub max_fail: MaxFail,
     /// Tests at once over the whole run; none (also `num-cpus`): as many as there are slots.
@@ -209,6 +211,16 @@ pub enum Isolation {
     Process,
     /// As many of a binary in one as can be.
     Batch,
+}
+
+/// Whether overdue attempts are started once more on a worker that is idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Hedge {
+    /// Never.
+    #[default]
+    Off,
+    /// At the end of a run, when nothing else waits.
+    Tail,
 }
 
 /// Which tests of a slot see what others wrote, where that is discarded in the end: on workers with

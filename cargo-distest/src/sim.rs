@@ -6,7 +6,7 @@
 //! verdicts, and of who was alive beside whom. After every step it checks that
 //! - queued + leased + done = known, no test has two verdicts, each verdict is the outcome of an
 //!   attempt that really ran to its end;
-//! - no test is alive twice, no more of a group than it may, nothing beside an exclusive test or a
+//! - no test is alive twice, unless it is hedged and may be, no more of a group than it may, nothing beside an exclusive test or a
 //!   suspect on its worker, under any partition;
 //! - nothing outlives its worker's loss, no innocent test is to blame for one;
 //! - the run ends in bounded simulated time, and nothing runs when it has ended.
@@ -38,6 +38,8 @@ struct Outcome {
     coverage: Coverage,
     verdicts: BTreeMap<&'static str, u64>,
     steps: u64,
+    /// Overdue attempts that were started once more.
+    hedges: u64,
 }
 
 /// Runs a seed to its end.

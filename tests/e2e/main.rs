@@ -21,6 +21,7 @@ mod faults;
 mod fleet;
 mod forward;
 mod hands;
+mod hedge;
 mod hermetic;
 mod hostile;
 mod illegal;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         batches::cases(),
         constraints::cases(),
         faults::cases(),
+        hedge::cases(),
         blackhole::cases(),
         hermetic::cases(),
         hostile::cases(),

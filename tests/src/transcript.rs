@@ -119,6 +119,8 @@ pub struct Summary {
     pub lost: u32,
     pub batched: u32,
     pub rerun_alone: u32,
+    #[serde(default)]
+    pub hedged: u32,
     pub elapsed_s: f64,
     pub build_s: f64,
     pub ship_s: f64,

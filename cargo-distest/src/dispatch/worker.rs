@@ -8,7 +8,7 @@ use bytes::Bytes;
 use distest_worker::hello::Hello;
 use distest_worker::link;
 use distest_worker::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk, Stop,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk, Stop,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -150,6 +150,15 @@ impl Connected {
                 }
             };
             let _ = outcomes.send(outcome).await;
+        });
+    }
+
+    /// Ends a running attempt. Its report answers, or nothing if it has just ended.
+    pub(super) fn kill(&self, attempt: AttemptId) {
+        let client = self.connection.worker.clone();
+        tokio::spawn(async move {
+            // A worker that doesn't answer is found out by its heartbeat.
+            let _ = client.signal(link::context(ANSWER), attempt, AttemptSignal::Kill).await;
         });
     }
 

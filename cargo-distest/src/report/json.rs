@@ -63,6 +63,7 @@ struct SummaryLine<'a> {
     lost: u32,
     batched: u32,
     rerun_alone: u32,
+    hedged: u32,
     elapsed_s: f64,
     build_s: f64,
     ship_s: f64,
@@ -125,6 +126,7 @@ impl Reporter for Json {
             | RunEvent::Shipped { .. }
             | RunEvent::AttemptStarted { .. }
             | RunEvent::AttemptSlow { .. }
+            | RunEvent::Hedged { .. }
             | RunEvent::LiveOutput { .. }
             | RunEvent::BatchEnded(_)
             | RunEvent::RunsAgainAlone { .. }
@@ -186,6 +188,7 @@ fn summary_line<'a>(finished: &'a RunFinished, summary: &Summary) -> SummaryLine
         lost: counts.lost,
         batched: summary.batched(),
         rerun_alone: summary.rerun_alone(),
+        hedged: summary.hedged(),
         elapsed_s: seconds(finished.elapsed),
         build_s: seconds(finished.build),
         ship_s: seconds(finished.ship),

@@ -79,6 +79,12 @@ impl Terminal {
                     self.status((label, Tone::Odd), time, 0, *test, Some(*worker), summary);
                 }
             }
+            RunEvent::Hedged { test, worker, .. } => {
+                if self.settings.status_level >= StatusLevel::Slow {
+                    let label = ("HEDGED".to_owned(), Tone::Odd);
+                    self.status(label, Time::None, 0, *test, Some(*worker), summary);
+                }
+            }
             RunEvent::LiveOutput { test, stream, data } => self.live(*test, *stream, data, summary),
             RunEvent::AttemptEnded(ended) => self.attempt_ended(ended, summary),
             RunEvent::Verdict { test, verdict } => self.verdict(*test, *verdict, summary),

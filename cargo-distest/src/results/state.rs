@@ -40,6 +40,8 @@ pub struct TestState {
     pub only_in_company: bool,
     /// Some attempt was told to be slow.
     pub slow: bool,
+    /// Some attempt was overdue, and it was started once more.
+    pub hedged: bool,
     /// Its verdict, when it has one.
     pub verdict: Option<Verdict>,
     /// Its place in the order of verdicts, from 1; 0 until it has one.

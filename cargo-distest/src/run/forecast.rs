@@ -184,6 +184,7 @@ impl Basis {
             failures_end_running: false,
             flaky_fails: false,
             threads: self.threads,
+            hedge: false,
         };
         let question = Question {
             rules,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use distest_worker::protocol::{AttemptId, Stop};
 
 use super::special::LOSSES_ALONE_MAX;
-use super::state::Live;
+use super::state::{Live, Role};
 use super::{Effect, Mutation, Scheduler};
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, WorkerId};
@@ -15,6 +15,7 @@ impl Scheduler {
     pub(super) fn take_live(&mut self, worker: WorkerId, attempt: AttemptId) -> Option<Live> {
         let Some(live) = self.workers.take(worker, attempt) else { return self.late(attempt) };
         self.special.left(live.group);
+        self.hedges.gone(attempt);
         #[cfg(test)]
         self.late.insert(attempt, live.clone());
         Some(live)
@@ -74,15 +75,20 @@ impl Scheduler {
         let Some(test) = test.filter(|test| self.may_run_elsewhere(*test, worker)) else {
             return self.end(worker, attempt, AttemptResult::Crashed, duration, effects);
         };
-        let Some(Live { number, .. }) = self.take_live(worker, attempt) else { return };
+        let Some(live) = self.take_live(worker, attempt) else { return };
+        if live.role == Role::Abandoned {
+            return;
+        }
         self.workers.trouble(worker, true);
         // Who passes it elsewhere speaks against this worker.
         self.compare(test, worker, AttemptResult::Crashed, effects);
         let story = &mut self.stories[test.0 as usize];
         story.avoid = Some(worker);
         story.only_elsewhere = true;
-        effects.push(Effect::lost(attempt, test, number));
-        self.queue_again(test);
+        effects.push(Effect::lost(attempt, test, live.number));
+        if !self.goes_on(attempt) {
+            self.queue_again(test);
+        }
     }
 
     fn may_run_elsewhere(&self, test: TestIndex, worker: WorkerId) -> bool {

@@ -23,6 +23,12 @@ pub(crate) enum Mutation {
     CrowdExclusive,
     /// What comes back after a cancel is queued again.
     RequeueCancelled,
+    /// Tests of groups, exclusive ones and those of batches are hedged too.
+    HedgeAnybody,
+    /// Both attempts of a hedged test decide.
+    HeedBoth,
+    /// A test is queued again although another attempt of it is under way.
+    ForgetTwin,
     /// The client takes a worker for lost as soon as its connection is gone.
     LoseAtOnce,
     /// The worker never arms its fence.
@@ -35,7 +41,7 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -44,6 +50,9 @@ impl Mutation {
         Self::BlamePresence,
         Self::CrowdExclusive,
         Self::RequeueCancelled,
+        Self::HedgeAnybody,
+        Self::HeedBoth,
+        Self::ForgetTwin,
         Self::LoseAtOnce,
         Self::ForgetFence,
         Self::FenceByAnyWord,

@@ -127,7 +127,7 @@ impl Story {
         self.needs.as_ref().and_then(|needs| needs.group)
     }
 
-    fn threads(&self) -> u32 {
+    pub(super) fn threads(&self) -> u32 {
         self.needs.as_ref().map_or(1, |needs| needs.threads.max(1))
     }
 }
@@ -183,8 +183,7 @@ impl Scheduler {
     fn place(&mut self, key: Key, group: Option<GroupIndex>, effects: &mut Vec<Effect>) {
         let (Reverse(priority), _, test) = key;
         let story = &self.stories[test.0 as usize];
-        let permits =
-            self.rules.threads.map_or(u32::MAX, |max| max.saturating_sub(self.workers.load()));
+        let permits = self.permits();
         let threads = story.threads().min(self.rules.threads.unwrap_or(u32::MAX).max(1));
         let wish = Wish {
             test,
@@ -246,7 +245,7 @@ impl Wish<'_> {
 
 impl super::state::Workers {
     /// Where a wish can be met now: the emptiest such worker, and what it takes there.
-    fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
+    pub(super) fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
         let suits = || self.all().filter(|(_, worker)| worker.suits(wish.binary, wish.needs));
         let elsewhere = self.is_elsewhere(wish);
         suits()

@@ -101,16 +101,34 @@ pub(super) struct Live {
     pub(super) solo: bool,
     /// Whose bounds it obeys.
     pub(super) group: Option<GroupIndex>,
+    /// What its end means.
+    pub(super) role: Role,
+}
+
+/// What an attempt's end means for its tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It decides, and its tests count as being here.
+    Only,
+    /// It decides if it ends first: another attempt of its test is under way, and counts.
+    Second,
+    /// Nothing: another attempt has decided.
+    Abandoned,
 }
 
 impl Live {
     pub(super) fn new(test: TestIndex, number: u32, company: Company) -> Self {
         let (started, finished, weight, solo, group) = (false, 0, 1, false, None);
-        Self { test, number, company, started, finished, weight, solo, group }
+        let role = Role::Only;
+        Self { test, number, company, started, finished, weight, solo, group, role }
     }
 
+    /// Tests that count as being here.
     fn tests(&self) -> usize {
-        self.company.counted(&self.test).len()
+        match self.role {
+            Role::Only => self.company.counted(&self.test).len(),
+            Role::Second | Role::Abandoned => 0,
+        }
     }
 }
 
@@ -403,7 +421,34 @@ impl Workers {
 
     /// The test of an attempt that is live there.
     pub(super) fn test_of(&self, id: WorkerId, attempt: AttemptId) -> Option<TestIndex> {
-        Some(self.by_id.get(&id)?.live.get(&attempt)?.test)
+        Some(self.live(id, attempt)?.test)
+    }
+
+    /// An attempt that is live there.
+    pub(super) fn live(&self, id: WorkerId, attempt: AttemptId) -> Option<&Live> {
+        self.by_id.get(&id)?.live.get(&attempt)
+    }
+
+    /// Changes what an attempt's end means.
+    pub(super) fn set_role(&mut self, id: WorkerId, attempt: AttemptId, role: Role) {
+        let worker = self.by_id.get_mut(&id);
+        let Some(live) = worker.and_then(|worker| worker.live.get_mut(&attempt)) else { return };
+        self.tests -= live.tests();
+        live.role = role;
+        self.tests += live.tests();
+    }
+
+    /// Gives an attempt that is live another number.
+    pub(super) fn renumber(&mut self, id: WorkerId, attempt: AttemptId, number: u32) {
+        let worker = self.by_id.get_mut(&id);
+        if let Some(live) = worker.and_then(|worker| worker.live.get_mut(&attempt)) {
+            live.number = number;
+        }
+    }
+
+    /// What tests are expected to take, divided by what they take there.
+    pub(super) fn speed(&self, id: WorkerId) -> f64 {
+        self.by_id.get(&id).map_or(1.0, |worker| worker.speed.clamp(SPEED_MIN, SPEED_MAX))
     }
 
     pub(super) fn started(&mut self, id: WorkerId, attempt: AttemptId) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 
 mod batches;
+mod hedge;
 mod illegal;
 mod special;
 
@@ -15,6 +16,7 @@ const RULES: Rules = Rules {
     failures_end_running: false,
     flaky_fails: false,
     threads: None,
+    hedge: false,
 };
 const W0: WorkerId = WorkerId(0);
 const W1: WorkerId = WorkerId(1);
@@ -345,6 +347,9 @@ impl Fleet {
             | Effect::RunsAgainAlone { .. }
             | Effect::TookDown { .. } => {}
             Effect::Quarantined { .. } | Effect::Unplaceable { .. } => {}
+            Effect::Watch { .. } | Effect::Kill { .. } | Effect::Hedged { .. } => {
+                panic!("{effect:?}, and nobody wants hedges")
+            }
             Effect::AttemptEnded { test, result, .. } => {
                 if result.passed() {
                     self.passed.insert(test);

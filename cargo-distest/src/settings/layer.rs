@@ -10,7 +10,7 @@ use distest_worker::protocol::Forward;
 
 use super::travel::TravelLayer;
 use super::{
-    Color, Isolation, LocalSlots, MaxFail, MessageFormat, Network, NoTests, OutputWhen,
+    Color, Hedge, Isolation, LocalSlots, MaxFail, MessageFormat, Network, NoTests, OutputWhen,
     ShowProgress, StatusLevel, TestThreads, Writes,
 };
 
@@ -19,6 +19,7 @@ use super::{
 pub(super) struct Layer {
     pub(super) retries: Option<u32>,
     pub(super) flaky_fails: Option<bool>,
+    pub(super) hedge: Option<Hedge>,
     pub(super) max_fail: Option<MaxFail>,
     pub(super) test_threads: Option<TestThreads>,
     pub(super) slow_timeout: Option<Duration>,
@@ -56,6 +57,7 @@ impl Layer {
         Self {
             retries: self.retries.or(lower.retries),
             flaky_fails: self.flaky_fails.or(lower.flaky_fails),
+            hedge: self.hedge.or(lower.hedge),
             max_fail: self.max_fail.or(lower.max_fail),
             test_threads: self.test_threads.or(lower.test_threads),
             slow_timeout: self.slow_timeout.or(lower.slow_timeout),

@@ -240,6 +240,7 @@ fn flags_layer(args: &RunArgs, facts: &Facts) -> Layer {
         overrides: Vec::new(),
         retries: execute.retries,
         flaky_fails: execute.flaky_result.map(|result| result == FlakyResult::Fail),
+        hedge: None,
         max_fail,
         test_threads: execute.test_threads.or(select.libtest.test_threads),
         slow_timeout: execute.slow_timeout,
@@ -393,6 +394,7 @@ fn execute_settings(
         },
         retries: layer.retries.unwrap_or(0),
         flaky_fails: layer.flaky_fails.unwrap_or(false),
+        hedge: layer.hedge.unwrap_or_default(),
         max_fail: layer.max_fail.unwrap_or(MaxFail::Count { failures: 1, immediate: false }),
         test_threads: match no_capture {
             true => Some(1),

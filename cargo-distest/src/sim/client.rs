@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use distest_worker::link::codec::{self, Message};
 use distest_worker::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, BinarySpec, ClientRequest, ClientResponse, Lease, Limits,
-    Network, Report, SessionSpec, Stop, Streams, WorkerRequest, WorkerResponse,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientRequest, ClientResponse,
+    Lease, Limits, Network, Report, SessionSpec, Stop, Streams, WorkerRequest, WorkerResponse,
 };
 
 use super::scenario::{MILLI, SECOND, Scenario};
@@ -34,6 +34,7 @@ pub(super) enum Timer {
     Unanswered(ConnId, u64),
     Fenced(WorkerId, ConnId),
     Interrupt(Stop),
+    Overdue(WorkerId, AttemptId),
     Hang(ConnId),
 }
 
@@ -167,6 +168,9 @@ impl World {
             Timer::Interrupt(how) => {
                 let reason = CancelReason::Interrupt;
                 self.client.inputs.push_back(Input::Cancel { reason, how });
+            }
+            Timer::Overdue(worker, attempt) => {
+                self.client.inputs.push_back(Input::Overdue { worker, attempt });
             }
             Timer::Hang(conn) => self.close(conn, Side::Client, Some(true)),
         }
@@ -459,6 +463,20 @@ impl World {
             Effect::Revoke { worker, attempts } => {
                 let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };
                 self.ask(conn, &WorkerRequest::Revoke { attempts }, Asked::Revoke)
+            }
+            Effect::Watch { worker, attempt, after } => {
+                let after = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+                self.after(after, Event::Client(Timer::Overdue(worker, attempt)));
+                Ok(())
+            }
+            Effect::Kill { worker, attempt } => {
+                let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };
+                let signal = AttemptSignal::Kill;
+                self.ask(conn, &WorkerRequest::Signal { attempt, signal }, Asked::Other)
+            }
+            Effect::Hedged { test, .. } => {
+                self.judge.hedged(test);
+                Ok(())
             }
             Effect::Stop { worker, how } => {
                 let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };

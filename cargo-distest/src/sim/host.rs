@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use distest_worker::link::codec::{self, Message};
 use distest_worker::protocol::{
-    AttemptId, AttemptSpec, BinaryKey, ClientRequest, ClientResponse, Exit, Finished, LossReason,
-    Output, Pong, ProgressLine, Refusal, RefusalKind, Report, SessionReady, SlotId, Stop, Usage,
-    WorkerRequest, WorkerResponse,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, ClientRequest, ClientResponse, Exit,
+    Finished, LossReason, Output, Pong, ProgressLine, Refusal, RefusalKind, Report, SessionReady,
+    SlotId, Stop, Usage, WorkerRequest, WorkerResponse,
 };
 use distest_worker::session::{Effect, EndReason, Exited, Input, Session, Tick};
 
@@ -98,6 +98,8 @@ struct Process {
     witness: Option<TestIndex>,
     failed: bool,
     orphan: bool,
+    /// The client has it killed: whatever it ends with is no end of its own.
+    abandoned: bool,
 }
 
 impl Host {
@@ -229,6 +231,12 @@ impl World {
             WorkerRequest::Revoke { attempts } => {
                 let answers = self.step(host, conn, Input::Revoke(attempts))?;
                 WorkerResponse::Revoke(answers.revoked)
+            }
+            WorkerRequest::Signal { attempt, signal } => {
+                if signal != AttemptSignal::Kill {
+                    return Err(format!("nobody sends {signal:?} here"));
+                }
+                WorkerResponse::Signal(self.abandoned(host, attempt))
             }
             WorkerRequest::Stop { how } => {
                 self.step(host, conn, Input::Stop(how))?;
@@ -446,6 +454,16 @@ impl World {
         }
     }
 
+    fn abandoned(&mut self, host: usize, attempt: AttemptId) -> Result<(), Refusal> {
+        let Some(process) = self.hosts[host].processes.get_mut(&attempt) else {
+            return Err(Refusal::new(RefusalKind::Invalid, "no such attempt runs"));
+        };
+        process.abandoned = true;
+        let takes = self.random.below(20) * MILLI;
+        self.after(takes, Event::Host(host, Happening::Signalled(attempt, 9)));
+        Ok(())
+    }
+
     fn report(&mut self, host: usize, conn: ConnId, report: Report) {
         let machine = &mut self.hosts[host];
         let Some(serving) = machine.sessions.get_mut(&conn) else { return };
@@ -540,6 +558,7 @@ impl World {
             witness,
             failed: false,
             orphan: false,
+            abandoned: false,
         };
         self.hosts[host].processes.insert(attempt, process);
         self.test_begins(host, attempt);
@@ -628,7 +647,7 @@ impl World {
             return Ok(());
         }
         let ended_by_us = matches!(exit, Exit::Signal(9 | 15));
-        if ended_by_us && process.tests.len() == 1 {
+        if ended_by_us && process.tests.len() == 1 && !process.abandoned {
             // Only a timeout is an end that counts, and the session knows whether it was one.
             self.judge.ends(process.tests[0], attempt, AttemptResult::Timeout);
         }

@@ -28,6 +28,8 @@ pub(super) struct Judge {
     /// Workers that were lost when they had nothing but this test.
     lost_alone: BTreeMap<TestIndex, u32>,
     culprits: BTreeSet<AttemptId>,
+    /// Tests that were started once more while they ran.
+    hedged: BTreeMap<TestIndex, u32>,
     cancelled: bool,
     /// Sessions of which nothing may be alive any more.
     dead: BTreeSet<ConnId>,
@@ -49,6 +51,15 @@ impl Judge {
 
     pub(super) fn cancelled(&mut self) {
         self.cancelled = true;
+    }
+
+    pub(super) fn hedged(&mut self, test: TestIndex) {
+        *self.hedged.entry(test).or_default() += 1;
+    }
+
+    /// How often tests were started once more.
+    pub(super) fn hedges(&self) -> u32 {
+        self.hedged.values().sum()
     }
 
     pub(super) fn blamed(&mut self, attempt: AttemptId) {
@@ -129,13 +140,21 @@ impl Judge {
 
     /// Who may be alive beside whom.
     pub(super) fn check(&self, scenario: &Scenario) -> Result<(), String> {
-        let mut tests = BTreeSet::new();
+        let mut tests: BTreeMap<TestIndex, ConnId> = BTreeMap::new();
+        let mut twice = BTreeSet::new();
         let mut groups: BTreeMap<_, u32> = BTreeMap::new();
         let mut hosts: BTreeMap<ConnId, (u32, bool)> = BTreeMap::new();
         for alive in self.alive.values() {
             let test = alive.test;
-            if !tests.insert(test) {
-                return Err(format!("{test:?} is alive twice"));
+            if let Some(other) = tests.insert(test, alive.conn) {
+                // Only a hedge is two, on two workers, and nobody but who may be hedged.
+                let task = &scenario.tests[test.0 as usize].task;
+                let needs = task.needs.as_deref();
+                let may = needs.is_none_or(|needs| needs.group.is_none() && !needs.exclusive);
+                let hedged = scenario.rules.hedge && self.hedged.contains_key(&test);
+                if !hedged || !may || alive.in_batch || other == alive.conn || !twice.insert(test) {
+                    return Err(format!("{test:?} is alive twice"));
+                }
             }
             if self.dead.contains(&alive.conn) {
                 return Err(format!("{test:?} outlives its worker's loss on {:?}", alive.conn));

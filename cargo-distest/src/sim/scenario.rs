@@ -91,6 +91,7 @@ impl Scenario {
                 failures_end_running: random.one_in(2),
                 flaky_fails: random.one_in(2),
                 threads: random.one_in(5).then(|| random.between(1, 4) as u32),
+                hedge: random.one_in(2),
             },
             falls_back: random.one_in(2),
             peace_at: random.between(5, 40) * SECOND,

@@ -75,6 +75,7 @@ fn many(seeds: std::ops::Range<u64>) -> Result<(Coverage, Outcome), String> {
 impl Outcome {
     fn add(&mut self, other: Outcome) {
         self.steps += other.steps;
+        self.hedges += other.hedges;
         for (key, count) in other.coverage {
             *self.coverage.entry(key).or_default() += count;
         }
@@ -120,10 +121,12 @@ fn seeds_break_no_invariant() {
     let (coverage, outcome) = many(seeds).unwrap_or_else(|why| panic!("{why}"));
     let took = began.elapsed().as_secs_f64();
     println!("{count} seeds, {} steps, {took:.1} s: no broken invariant", outcome.steps);
-    println!("verdicts: {:?}\n{}", outcome.verdicts, table(&coverage));
+    let (verdicts, hedges) = (&outcome.verdicts, outcome.hedges);
+    println!("verdicts: {verdicts:?}, {hedges} hedges\n{}", table(&coverage));
     if count < SEEDS {
         return;
     }
+    assert!(outcome.hedges > 0, "no seed hedges");
     for fault in FAULTS {
         let met = coverage.keys().filter(|(met, _)| *met == fault).count();
         assert!(met >= 3, "{fault:?} meets too few states");

@@ -136,7 +136,8 @@ impl World {
         for verdict in self.judge.verdicts().values() {
             *verdicts.entry(verdict.as_str()).or_default() += 1;
         }
-        Outcome { coverage: self.coverage, verdicts, steps: self.steps }
+        let hedges = u64::from(self.judge.hedges());
+        Outcome { coverage: self.coverage, verdicts, steps: self.steps, hedges }
     }
 
     fn take(&mut self, event: Event) -> Result<(), String> {

@@ -57,6 +57,7 @@ fn lines_have_the_promised_fields() {
         "lost",
         "batched",
         "rerun_alone",
+        "hedged",
         "listed",
         "shipped_bytes",
     ];

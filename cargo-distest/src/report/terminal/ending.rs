@@ -71,7 +71,7 @@ fn thousands(number: u32) -> String {
     text
 }
 
-/// ` (1 slow, 1 flaky, 1 leaky, batched 1,940 · again alone 2)`: of the tests that passed, and of
+/// ` (1 slow, 1 flaky, 1 leaky, hedged 1, batched 1,940 · again alone 2)`: of the tests that passed, and of
 /// all that shared a process.
 fn oddities(paint: Paint, summary: &Summary) -> String {
     let passed = |test: &&TestState| test.verdict.is_some_and(|v| !summary.is_failure(v));
@@ -84,6 +84,9 @@ fn oddities(paint: Paint, summary: &Summary) -> String {
     let told = numbers.iter().filter(|(number, _)| *number > 0);
     let mut told: Vec<_> =
         told.map(|(number, word)| paint.put(Tone::Odd, &format!("{number} {word}"))).collect();
+    if summary.hedged() > 0 {
+        told.push(format!("hedged {}", thousands(summary.hedged())));
+    }
     if summary.batched() > 0 {
         let again = match summary.rerun_alone() {
             0 => String::new(),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::failure::ExitCode;
-use crate::settings::{LocalSlots, Network, OutputWhen, StatusLevel};
+use crate::settings::{Hedge, LocalSlots, Network, OutputWhen, StatusLevel};
 
 fn file(name: &str, text: &str) -> ConfigText {
     ConfigText { path: PathBuf::from(name), text: text.to_owned() }
@@ -30,6 +30,7 @@ list = "whole"
 inherits = "default"
 retries = { count = 2, backoff = "fixed" }
 flaky-result = "fail"
+hedge = "tail"
 fail-fast = { max-fail = 5, terminate = "immediate" }
 test-threads = -1
 slow-timeout = { period = "20s", terminate-after = 3, grace-period = "1s", on-timeout = "fail" }
@@ -84,6 +85,7 @@ fn every_suggested_key_is_understood() {
     let layer = &ci.layer;
     assert_eq!(layer.retries, Some(2));
     assert_eq!(layer.flaky_fails, Some(true));
+    assert_eq!(layer.hedge, Some(Hedge::Tail));
     assert_eq!(layer.max_fail, Some(MaxFail::Count { failures: 5, immediate: true }));
     assert_eq!(layer.test_threads, Some(TestThreads::AllBut(1)));
     assert_eq!(layer.slow_timeout, Some(Duration::from_secs(20)));

@@ -80,6 +80,7 @@ fn defaults() {
             seed: None,
             retries: 0,
             flaky_fails: false,
+            hedge: Off,
             max_fail: Count {
                 failures: 1,
                 immediate: false,

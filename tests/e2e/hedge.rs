@@ -1,0 +1,113 @@
+//! Overdue attempts that are started once more at the end of a run.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use distest_tests::client::Client;
+use distest_tests::scratch::Scratch;
+use distest_tests::transcript::{Case, Transcript};
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+
+use crate::case;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![
+        case("hedge::the_first_of_two_decides_and_the_other_is_killed", first_decides),
+        case("hedge::nobody_is_hedged_by_default_or_in_a_group", never),
+    ]
+}
+
+/// A package with one test, which ends when it is told to, and says that it was.
+fn subject(scratch: &Scratch, port: u16, config: &str) -> PathBuf {
+    let manifest =
+        "[workspace]\n[package]\nname = \"subject\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    scratch.write("subject/Cargo.toml", manifest);
+    let source = format!(
+        r#"
+        #[test]
+        fn asks() {{
+            use std::io::{{Read, Write}};
+            let mut who = std::net::TcpStream::connect(("127.0.0.1", {port})).unwrap();
+            who.read_exact(&mut [0]).unwrap();
+            who.write_all(b"!").unwrap();
+        }}
+        "#
+    );
+    scratch.write("subject/tests/it.rs", &source);
+    scratch.write("subject/src/lib.rs", "");
+    scratch.write("subject/.config/distest.toml", config);
+    scratch.join("subject")
+}
+
+fn run(scratch: &Scratch, folder: &Path, workers: &[Worker]) -> Client {
+    let args = ["run", "--offline", "--isolation", "process"];
+    Client::call(scratch, folder, &args).json().only_on(workers)
+}
+
+fn let_go(process: &mut TcpStream) {
+    process.write_all(b"!").expect("a test waits");
+    process.read_exact(&mut [0]).expect("the test says that it was told");
+}
+
+/// Lets as many processes go as come.
+fn let_all_go(listener: &TcpListener, count: usize) -> JoinHandle<()> {
+    let listener = listener.try_clone().expect("a listener can be shared");
+    std::thread::spawn(move || {
+        for _ in 0..count {
+            let_go(&mut listener.accept().expect("a test comes").0);
+        }
+    })
+}
+
+/// The run once more, now that the test's time is known; the first process is kept waiting.
+fn stalled(
+    scratch: &Scratch,
+    config: &str,
+    while_waiting: impl FnOnce(&TcpListener, TcpStream),
+) -> Transcript {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let folder = subject(scratch, port, config);
+    let workers = Worker::fleet(scratch, 2, 1);
+    let letting = let_all_go(&listener, 1);
+    let first = run(scratch, &folder, &workers).finish().transcript(0);
+    assert_eq!((first.summary.passed, first.summary.hedged), (1, 0));
+    letting.join().expect("the test came");
+    let running = run(scratch, &folder, &workers).start();
+    let (process, _) = listener.accept().expect("the test comes");
+    while_waiting(&listener, process);
+    running.finish().transcript(0)
+}
+
+fn first_decides(scratch: &Scratch) {
+    let config = "[profile.default]\nhedge = \"tail\"\n";
+    let transcript = stalled(scratch, config, |listener, mut stalled| {
+        let (mut second, _) = listener.accept().expect("the test comes again");
+        let_go(&mut second);
+        // It was never told to go on.
+        assert_eq!(stalled.read(&mut [0]).unwrap_or(0), 0, "the first process is killed");
+    });
+    let asks = Case::new("subject::it", "asks");
+    assert_eq!(transcript.attempts_of(&asks).len(), 1, "{:?}", transcript.attempts);
+    assert_eq!((transcript.summary.passed, transcript.summary.hedged), (1, 1));
+}
+
+fn never(scratch: &Scratch) {
+    // Longer than it would take until it is overdue.
+    const OVERDUE: std::time::Duration = std::time::Duration::from_millis(1_500);
+    let grouped = "[test-groups]\nlone = { max-threads = 1 }\n\
+                   [profile.default]\nhedge = \"tail\"\n\
+                   [[profile.default.overrides]]\nfilter = \"all()\"\ntest-group = \"lone\"\n";
+    for config in ["", grouped] {
+        let transcript = stalled(scratch, config, |listener, mut stalled| {
+            std::thread::sleep(OVERDUE);
+            let_go(&mut stalled);
+            listener.set_nonblocking(true).expect("a listener can be asked");
+            assert!(listener.accept().is_err(), "nobody comes a second time");
+        });
+        assert_eq!((transcript.summary.passed, transcript.summary.hedged), (1, 0));
+    }
+}
