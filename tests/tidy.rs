@@ -84,6 +84,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("hello", &["packed", "protocol"]),
     ("identity", &[]),
     ("packed", &[]),
+    ("memory", &[]),
     ("message", &["packed"]),
     ("tls", &["identity"]),
     ("invitation", &["digest", "identity", "message", "tls"]),
@@ -101,8 +102,8 @@ const WORKER: &[(&str, &[&str])] = &[
         "server",
         &[
             "accept", "compat", "digest", "executor", "globs", "hello", "identity", "link",
-            "output", "proof", "protocol", "sandbox", "serve", "session", "share", "store",
-            "tools", "zygote",
+            "memory", "output", "proof", "protocol", "sandbox", "serve", "session", "share",
+            "store", "tools", "zygote",
         ],
     ),
     ("probe", &["sandbox", "zygote"]),

@@ -372,6 +372,15 @@ impl Dispatch {
                 let hopeless = self.settings.fallback == Fallback::Fail && self.waited_for == 0;
                 inputs.extend(hopeless.then_some(Input::NoWorker));
             }
+            FleetMessage::Memory { worker, short } => {
+                if let Some(connected) = self.workers.get(&worker).filter(|_| short) {
+                    let name = connected.name();
+                    let text = format!("worker {name} is short of memory: it gets no new tests");
+                    let hint = "give it fewer slots, or more memory".to_owned();
+                    self.tell(RunEvent::Warning { text, hint: Some(hint) }).await;
+                }
+                inputs.push(Input::Memory { worker, short });
+            }
             FleetMessage::Reports { worker, reports, taken } => {
                 for report in reports {
                     self.on_report(worker, report, inputs).await;

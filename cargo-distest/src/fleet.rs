@@ -64,6 +64,13 @@ const MESSAGES_MAX: usize = 256;
 pub enum FleetMessage {
     /// A worker can be used.
     Joined(Connection),
+    /// A worker is short of memory, or not any more.
+    Memory {
+        /// Which.
+        worker: WorkerId,
+        /// It is short now.
+        short: bool,
+    },
     /// An address yields no usable worker.
     Unusable {
         /// As it was given.

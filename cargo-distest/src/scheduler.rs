@@ -186,6 +186,14 @@ pub enum Input {
         /// Which.
         worker: WorkerId,
     },
+    /// A worker is short of memory, or not any more: until then it is given nothing, and what it has
+    /// not started is taken back.
+    Memory {
+        /// Which.
+        worker: WorkerId,
+        /// It is short now.
+        short: bool,
+    },
     /// A worker's connection is gone. What it has may still run: it is given nothing more, and
     /// [`Input::Lost`] follows when it has certainly fenced itself.
     Cut {
@@ -461,6 +469,12 @@ impl Scheduler {
             Input::Leaving { worker } => {
                 self.workers.leave(worker);
                 self.phase.quarantined = true;
+            }
+            Input::Memory { worker, short } => {
+                if !self.has(Mutation::LeaseWhenShort) {
+                    self.workers.short(worker, short);
+                }
+                self.phase.quarantined |= short;
             }
             Input::Cut { worker } => self.cut(worker),
             Input::Lost { worker } => self.lose(worker, effects),

@@ -16,6 +16,7 @@ pub mod invitation;
 pub mod link;
 #[cfg(feature = "mdns")]
 pub mod mdns;
+mod memory;
 pub mod message;
 pub mod metrics;
 pub mod output;

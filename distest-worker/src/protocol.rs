@@ -142,6 +142,8 @@ pub struct Pong {
     pub running: u32,
     /// Attempts queued now.
     pub queued: u32,
+    /// The machine is short of memory: nothing is started beside what runs here.
+    pub short_of_memory: bool,
 }
 
 /// A piece of a file of the worker's user.
@@ -574,6 +576,9 @@ pub struct Finished {
     pub duration: Duration,
     /// What it left behind, if anything; all of it has been killed.
     pub leak: Option<Leak>,
+    /// The kernel ended it for lack of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
     /// Processor time and memory.
     #[serde(default)]
     pub usage: Usage,

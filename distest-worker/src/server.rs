@@ -41,6 +41,7 @@ use self::sessions::Sessions;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer};
 use crate::link::{self, LinkEnd};
+use crate::memory::Memory;
 use crate::protocol::{Labels, Report, WorkerStatus};
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
@@ -71,6 +72,7 @@ pub struct WorkerShared {
     /// For output that is too long for memory: files without names.
     scratch: PathBuf,
     permits: Arc<Permits>,
+    memory: Memory,
     draining: watch::Sender<bool>,
     /// Why nothing is to be started now.
     paused: watch::Sender<Option<String>>,
@@ -129,6 +131,7 @@ impl WorkerShared {
             host,
             scratch,
             permits,
+            memory: Memory::of_this_machine(),
             draining,
             paused: watch::Sender::new(None),
             shutting_down,
@@ -141,6 +144,11 @@ impl WorkerShared {
     /// What it is.
     pub fn config(&self) -> &WorkerConfig {
         &self.config
+    }
+
+    /// Looks how much memory is left; answers whether that keeps others from being started.
+    fn look_at_memory(&self) -> bool {
+        self.permits.alone(self.memory.look().short)
     }
 
     /// Takes nothing more, and ends each session when what runs in it has ended.

@@ -144,6 +144,8 @@ pub struct Exited {
     pub usage: Usage,
     /// What it left behind.
     pub leak: Option<Leak>,
+    /// The kernel ended it for lack of memory.
+    pub out_of_memory: bool,
 }
 
 /// What is to be done.
@@ -478,7 +480,7 @@ impl Session {
     }
 
     fn exited(&mut self, exited: Exited, effects: &mut Vec<Effect>) {
-        let Exited { slot, attempt, exit, duration, usage, leak } = exited;
+        let Exited { slot, attempt, exit, duration, usage, leak, out_of_memory } = exited;
         let Some(busy) = self.release(slot, attempt, Slot::Free, effects) else { return };
         // A stop that came after the timeout doesn't unmake it.
         effects.push(Effect::Report(if busy.stopped && !busy.timed_out {
@@ -491,6 +493,7 @@ impl Session {
                 timed_out: busy.timed_out,
                 duration,
                 leak,
+                out_of_memory: out_of_memory && !busy.timed_out,
                 usage,
                 stdout: Output::default(),
                 stderr: Output::default(),

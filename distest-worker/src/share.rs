@@ -29,6 +29,8 @@ const OWED_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Share {
     places: u32,
+    /// No place is given beside another for now.
+    alone: bool,
     clients: BTreeMap<ClientId, Account>,
     waiting: BTreeMap<Ticket, Wish>,
     /// Whose turn it is, though there are not enough places yet.
@@ -52,7 +54,7 @@ impl Share {
     /// So many places, all free.
     pub fn new(places: u32) -> Self {
         let (clients, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Self { places, clients, waiting, kept_for: None, now: Duration::ZERO }
+        Self { places, alone: false, clients, waiting, kept_for: None, now: Duration::ZERO }
     }
 
     /// A client wants so many places at once: one at least, all there are at most. Answers whose
@@ -88,6 +90,18 @@ impl Share {
             account.held = account.held.saturating_sub(places);
         }
         self.turns()
+    }
+
+    /// Nothing is given beside what is held, or that is over. Answers whose turn it is now.
+    pub fn alone(&mut self, now: Duration, alone: bool) -> Vec<Ticket> {
+        self.charge(now);
+        self.alone = alone;
+        self.turns()
+    }
+
+    /// Whether nothing is given beside what is held.
+    pub fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// Nobody is known any more who neither holds nor wants anything.
@@ -153,6 +167,9 @@ impl Share {
         let mut turns = Vec::new();
         self.kept_for = None;
         while let Some((ticket, wish)) = self.next() {
+            if self.alone && self.in_use() > 0 {
+                break;
+            }
             let free = self.places.saturating_sub(self.in_use());
             if free == 0 {
                 break;
@@ -200,6 +217,20 @@ mod tests {
 
     fn at(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn alone_one_is_enough_and_what_is_held_comes_to_its_end() {
+        let mut share = Share::new(3);
+        assert_eq!(share.ask(at(0), Ticket(0), A, 1), [Ticket(0)]);
+        assert_eq!(share.ask(at(0), Ticket(1), B, 1), [Ticket(1)]);
+        assert_eq!(share.alone(at(0), true), []);
+        assert_eq!(share.ask(at(0), Ticket(2), C, 1), []);
+        assert_eq!(share.ask(at(0), Ticket(3), A, 1), []);
+        assert_eq!(share.give_back(at(0), A, 1), []);
+        assert_eq!(share.give_back(at(0), B, 1), [Ticket(2)]);
+        assert_eq!(share.alone(at(0), true), []);
+        assert_eq!(share.alone(at(0), false), [Ticket(3)]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod hostile;
 mod illegal;
 mod keys;
 mod levels;
+mod memory;
 mod models;
 mod network;
 mod output;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         constraints::cases(),
         faults::cases(),
         hedge::cases(),
+        memory::cases(),
         blackhole::cases(),
         hermetic::cases(),
         hostile::cases(),

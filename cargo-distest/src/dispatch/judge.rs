@@ -11,6 +11,9 @@ pub(crate) fn judge(finished: &Finished) -> (AttemptResult, String) {
         return (AttemptResult::Timeout, format!("timed out after {seconds:.1} s"));
     }
     match finished.exit {
+        Exit::Signal(_) if finished.out_of_memory => {
+            (AttemptResult::Crashed, "out of memory".to_owned())
+        }
         Exit::Signal(number) => (AttemptResult::Crashed, signal(number)),
         Exit::Code(0) => match &finished.leak {
             None => (AttemptResult::Pass, String::new()),
@@ -65,17 +68,23 @@ mod tests {
         expected: AttemptResult,
         why: &str,
     ) {
+        use AttemptResult::Crashed;
         let finished = Finished {
             attempt: AttemptId(0),
             exit,
             timed_out,
             duration: Duration::from_millis(1500),
             leak,
+            out_of_memory: false,
             usage: Usage::default(),
             stdout: Output::default(),
             stderr: Output::default(),
         };
         assert_eq!(judge(&finished), (expected, why.to_owned()));
+        if let Exit::Signal(_) = exit {
+            let finished = Finished { out_of_memory: true, timed_out: false, ..finished };
+            assert_eq!(judge(&finished), (Crashed, "out of memory".to_owned()));
+        }
     }
 
     #[test]

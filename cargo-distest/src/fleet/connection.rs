@@ -272,13 +272,22 @@ async fn attend(
     messages: tokio::sync::mpsc::Sender<FleetMessage>,
 ) {
     let (mut last, embedded) = (Instant::now(), pinged.is_none());
+    let told = messages.clone();
     let silent = async {
+        let mut short = false;
         let Some(worker) = pinged else { return std::future::pending().await };
         loop {
             let asked = Instant::now();
             let answer = worker.ping(link::context(LOST_AFTER));
             match timeout_at(last + LOST_AFTER, answer).await {
-                Ok(Ok(_)) => last = Instant::now(),
+                Ok(Ok(pong)) => {
+                    last = Instant::now();
+                    // If there is no room, the next answer says it again.
+                    let memory = FleetMessage::Memory { worker: id, short: pong.short_of_memory };
+                    if short != pong.short_of_memory && told.try_send(memory).is_ok() {
+                        short = pong.short_of_memory;
+                    }
+                }
                 Ok(Err(_)) | Err(_) => break,
             }
             sleep_until(asked + HEARTBEAT).await;

@@ -29,6 +29,8 @@ pub(crate) enum Mutation {
     HeedBoth,
     /// A test is queued again although another attempt of it is under way.
     ForgetTwin,
+    /// A worker that is short of memory is given more.
+    LeaseWhenShort,
     /// The client takes a worker for lost as soon as its connection is gone.
     LoseAtOnce,
     /// The worker never arms its fence.
@@ -41,7 +43,7 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -53,6 +55,7 @@ impl Mutation {
         Self::HedgeAnybody,
         Self::HeedBoth,
         Self::ForgetTwin,
+        Self::LeaseWhenShort,
         Self::LoseAtOnce,
         Self::ForgetFence,
         Self::FenceByAnyWord,

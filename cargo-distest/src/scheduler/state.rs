@@ -176,6 +176,8 @@ enum Standing {
     Quarantined,
     /// It takes nothing more, by its own word.
     Leaving,
+    /// It takes nothing until it has memory again.
+    Short,
 }
 
 impl Worker {
@@ -202,9 +204,14 @@ impl Worker {
         suits && self.standing == Standing::Good && self.is_ready(binary)
     }
 
-    /// It is there and gets nothing more: what it has not started is taken back.
+    /// It is there and gets nothing more.
     fn is_cleared(&self) -> bool {
         matches!(self.standing, Standing::Quarantined | Standing::Leaving)
+    }
+
+    /// What it has not started is taken back.
+    fn gives_back(&self) -> bool {
+        self.is_cleared() || self.standing == Standing::Short
     }
 
     /// It runs this binary, or may yet say that it does.
@@ -592,10 +599,10 @@ impl Workers {
         bad && self.by_id.iter().any(|(other, worker)| *other != id && good(worker))
     }
 
-    /// What workers have not started that are in quarantine or leave.
+    /// What workers have not started that are in quarantine, leave or are short of memory.
     pub(super) fn held_by_quarantined(&self) -> Vec<(WorkerId, Vec<AttemptId>)> {
         let theirs =
-            self.by_id.iter().filter(|(_, worker)| worker.is_cleared() && !worker.revoking);
+            self.by_id.iter().filter(|(_, worker)| worker.gives_back() && !worker.revoking);
         let held = theirs.map(|(id, worker)| {
             let waiting = worker.live.iter().filter(|(_, live)| !live.started);
             (*id, waiting.map(|(attempt, _)| *attempt).collect::<Vec<_>>())
@@ -621,6 +628,18 @@ impl Workers {
                 worker.standing = Standing::Leaving;
             }
             worker.reserved = None;
+        });
+    }
+
+    /// It is short of memory, or not any more.
+    pub(super) fn short(&mut self, id: WorkerId, short: bool) {
+        self.changing(id, |worker| match (worker.standing, short) {
+            (Standing::Good, true) => {
+                worker.standing = Standing::Short;
+                worker.reserved = None;
+            }
+            (Standing::Short, false) => worker.standing = Standing::Good,
+            (_, true | false) => {}
         });
     }
 

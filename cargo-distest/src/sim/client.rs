@@ -54,6 +54,7 @@ struct Peer {
     asked: BTreeMap<u64, Asked>,
     asked_ever: u64,
     heard: u64,
+    short: bool,
 }
 
 pub(super) struct Client {
@@ -203,8 +204,14 @@ impl World {
             return Ok(());
         }
         let conn = self.connect(host);
-        let peer =
-            Peer { host, worker: None, asked: BTreeMap::new(), asked_ever: 0, heard: self.now };
+        let peer = Peer {
+            host,
+            worker: None,
+            asked: BTreeMap::new(),
+            asked_ever: 0,
+            heard: self.now,
+            short: false,
+        };
         self.client.peers.insert(conn, peer);
         let spec =
             SessionSpec { in_place: self.hosts[host].machine.embedded, ..Default::default() };
@@ -279,8 +286,12 @@ impl World {
                 }
                 self.address_answered();
             }
-            (Asked::Ping(at), WorkerResponse::Ping(_), Some(_)) => {
+            (Asked::Ping(at), WorkerResponse::Ping(pong), Some(worker)) => {
                 peer.heard = now;
+                let short = pong.short_of_memory;
+                if std::mem::replace(&mut peer.short, short) != short {
+                    self.client.inputs.push_back(Input::Memory { worker, short });
+                }
                 self.after(LOST_AFTER, Event::Client(Timer::Silent(id, now)));
                 self.at(at + HEARTBEAT, Event::Client(Timer::Ping(id)));
             }
@@ -448,6 +459,9 @@ impl World {
             }
             Effect::Lease { worker, grants } => {
                 let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };
+                if self.client.peers.get(&conn).is_some_and(|peer| peer.short) {
+                    return Err(format!("{worker:?} is short of memory, and is given more"));
+                }
                 let attempts = grants.iter().map(|grant| self.spec(grant)).collect();
                 for grant in grants {
                     if let Company::Batch(tests) | Company::Witness(tests) = &grant.company {

@@ -38,10 +38,12 @@ pub(super) enum Fault {
     /// The worker has no space left.
     DiskFull,
     Slow,
+    /// The worker has little memory left.
+    MemoryShort,
     HelperDies,
 }
 
-pub(super) const FAULTS: [Fault; 16] = [
+pub(super) const FAULTS: [Fault; 17] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Restart,
@@ -57,6 +59,7 @@ pub(super) const FAULTS: [Fault; 16] = [
     Fault::ClockJump,
     Fault::DiskFull,
     Fault::Slow,
+    Fault::MemoryShort,
     Fault::HelperDies,
 ];
 
@@ -78,7 +81,12 @@ impl World {
         let doing = self.doing(host);
         let harmless = matches!(
             fault,
-            Fault::Restart | Fault::Stall | Fault::DiskFull | Fault::Slow | Fault::HelperDies
+            Fault::Restart
+                | Fault::Stall
+                | Fault::DiskFull
+                | Fault::Slow
+                | Fault::MemoryShort
+                | Fault::HelperDies
         );
         if !harmless && !self.may_lose(host, None) {
             return Ok(());
@@ -138,6 +146,10 @@ impl World {
             }
             Fault::DiskFull => self.hosts[host].disk_full_until = self.now + long,
             Fault::Slow => self.hosts[host].slow_until = self.now + long,
+            Fault::MemoryShort => {
+                self.hosts[host].short_until = self.now + long;
+                self.after(long, Event::Host(host, Happening::Recovers));
+            }
             Fault::HelperDies => self.helper_dies(host)?,
         }
         Ok(())

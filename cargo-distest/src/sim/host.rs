@@ -36,6 +36,8 @@ pub(super) enum Happening {
     /// A test takes the worker down.
     TakesDown(AttemptId),
     Restart,
+    /// It may have memory again.
+    Recovers,
     /// It shuts down in order, and everything has ended.
     ShutDown,
 }
@@ -67,6 +69,8 @@ pub(super) struct Host {
     pub(super) stalled_until: u64,
     pub(super) disk_full_until: u64,
     pub(super) slow_until: u64,
+    /// It has little memory left.
+    pub(super) short_until: u64,
     /// Its clock is ahead by this.
     pub(super) jump: u64,
     /// What it said, for saying it again.
@@ -116,6 +120,7 @@ impl Host {
             stalled_until: 0,
             disk_full_until: 0,
             slow_until: 0,
+            short_until: 0,
             jump: 0,
             said: Vec::new(),
             witnesses: BTreeMap::new(),
@@ -140,6 +145,11 @@ impl Host {
 
     pub(super) fn running(&self) -> usize {
         self.processes.values().filter(|process| !process.orphan).count()
+    }
+
+    /// Nothing is started beside what runs.
+    fn is_short(&self, now: u64) -> bool {
+        self.short_until > now && self.permits.len() < self.machine.slots as usize
     }
 
     pub(super) fn telling(&self) -> bool {
@@ -206,7 +216,10 @@ impl World {
         self.step(host, conn, heard)?;
         let closed = || Refusal::new(RefusalKind::Closed, "no session is open");
         let answer = match request {
-            WorkerRequest::Ping {} => WorkerResponse::Ping(Pong::default()),
+            WorkerRequest::Ping {} => {
+                let short_of_memory = self.hosts[host].is_short(self.now);
+                WorkerResponse::Ping(Pong { short_of_memory, ..Pong::default() })
+            }
             WorkerRequest::Open { .. } => {
                 self.open(host, conn);
                 let slots = self.hosts[host].machine.slots;
@@ -316,6 +329,7 @@ impl World {
                 self.hosts[host].epoch += 1;
                 Ok(())
             }
+            Happening::Recovers => self.recovered(host),
             Happening::ShutDown => self.crash(host, false),
         }
     }
@@ -394,27 +408,13 @@ impl World {
         match effect {
             Effect::Leased(result) => answers.leased = Some(result),
             Effect::Revoked(attempts) => answers.revoked = attempts,
-            Effect::AskPermit { places } => match self.hosts[host].permits.pop() {
+            Effect::AskPermit { places } => match self.free_permit(host) {
                 Some(number) => inputs.push_back((conn, Input::Permit { number, places })),
                 None => self.hosts[host].waiting.push_back((conn, places)),
             },
             Effect::ReturnPermit(number) => {
-                let machine = &mut self.hosts[host];
-                let next = loop {
-                    match machine.waiting.pop_front() {
-                        Some((conn, places)) if machine.sessions.contains_key(&conn) => {
-                            break Some((conn, places));
-                        }
-                        Some(_) => {}
-                        None => break None,
-                    }
-                };
-                match next {
-                    Some((conn, places)) => {
-                        inputs.push_back((conn, Input::Permit { number, places }));
-                    }
-                    None => machine.permits.push(number),
-                }
+                self.hosts[host].permits.push(number);
+                inputs.extend(self.next_permit(host));
             }
             Effect::Spawn { slot, attempt, .. } => {
                 let takes = self.random.between(1, 4) * MILLI;
@@ -441,6 +441,32 @@ impl World {
                     serving.ended = Some(reason);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// A place, unless there is none or memory is short.
+    fn free_permit(&mut self, host: usize) -> Option<u32> {
+        let short = self.hosts[host].is_short(self.now);
+        if short { None } else { self.hosts[host].permits.pop() }
+    }
+
+    /// Who waits for a place and gets it now.
+    fn next_permit(&mut self, host: usize) -> Option<(ConnId, Input)> {
+        let machine = &mut self.hosts[host];
+        machine.waiting.retain(|(conn, _)| machine.sessions.contains_key(conn));
+        if machine.waiting.is_empty() {
+            return None;
+        }
+        let number = self.free_permit(host)?;
+        let (conn, places) = self.hosts[host].waiting.pop_front()?;
+        Some((conn, Input::Permit { number, places }))
+    }
+
+    /// It has memory again.
+    fn recovered(&mut self, host: usize) -> Result<(), String> {
+        while let Some((conn, input)) = self.next_permit(host) {
+            self.step(host, conn, input)?;
         }
         Ok(())
     }
@@ -659,6 +685,7 @@ impl World {
             duration: Duration::from_micros(self.now - process.began),
             usage: Usage::default(),
             leak: None,
+            out_of_memory: false,
         };
         self.step(host, conn, Input::Exited(exited)).map(|_| ())
     }
@@ -751,6 +778,7 @@ fn invented(random: &mut Random, like: &Report) -> Report {
         timed_out: false,
         duration: Duration::ZERO,
         leak: None,
+        out_of_memory: false,
         usage: Usage::default(),
         stdout: Output::default(),
         stderr: Output::default(),

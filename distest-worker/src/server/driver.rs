@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -25,9 +26,9 @@ use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, 
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
 use crate::protocol::{
-    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Lease, Network,
-    Output, OutputChunk, Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec, SlotId,
-    StdinChunk, Stop,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, BinarySpec, ClientClient, Exit, Lease,
+    Network, Output, OutputChunk, Pong, Refusal, RefusalKind, Report, SessionReady, SessionSpec,
+    SlotId, StdinChunk, Stop,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::changes::Written;
@@ -46,6 +47,8 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 const COLLECT_TIME: Duration = Duration::from_secs(60);
 /// A client without a session that asks for nothing for this long keeps the place of another.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Between looks at the memory while something waits for it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Why a worker takes nothing more.
 const DRAINING: &str = "the worker takes no more tests";
 /// Characters of a run's name that are kept.
@@ -97,6 +100,8 @@ struct Opened {
     written: BTreeMap<SlotId, Arc<Written>>,
     /// Services of the client's, for attempts with a network of their own.
     forwarding: Forwarding,
+    /// Processes that had been ended for lack of memory when a slot's attempt began.
+    kills: BTreeMap<SlotId, u64>,
     /// Who waits for the session's end.
     closing: Vec<oneshot::Sender<()>>,
     ended: Option<EndReason>,
@@ -220,6 +225,7 @@ impl Driver {
     /// The next thing that happens here, not at the client's.
     async fn happening(&mut self) {
         let wake = self.wake;
+        let waits = self.worker.permits.is_alone() && !self.asking.is_empty();
         let live = self.live.is_some();
         tokio::select! {
             Some(event) = self.events.recv(), if !live => self.on_event(event),
@@ -240,6 +246,10 @@ impl Driver {
                 }
             }
             () = until(wake) => self.woken(wake),
+            // What waits for memory may have it soon.
+            () = tokio::time::sleep(LOOK_AGAIN), if waits => {
+                self.worker.look_at_memory();
+            }
         }
     }
 
@@ -254,6 +264,7 @@ impl Driver {
                 let _ = answer.send(Pong {
                     running: session.map_or(0, Session::running),
                     queued: session.map_or(0, Session::queued),
+                    short_of_memory: self.worker.look_at_memory(),
                 });
             }
             Request::Open(spec, answer) => _ = answer.send(self.open(&spec)),
@@ -324,6 +335,7 @@ impl Driver {
             collect,
             written: BTreeMap::new(),
             forwarding,
+            kills: BTreeMap::new(),
             closing: Vec::new(),
             ended: None,
         });
@@ -438,7 +450,11 @@ impl Driver {
             }
             opened.outputs.insert(attempt, Outputs { reported, long });
         }
-        Input::Exited(Exited { slot, attempt, exit, duration, usage, leak })
+        let before = self.opened.as_mut().and_then(|opened| opened.kills.remove(&slot));
+        let killed = exit == Exit::Signal(Signal::SIGKILL as i32);
+        let out_of_memory =
+            killed && before.is_some_and(|before| self.worker.memory.look_now().kills > before);
+        Input::Exited(Exited { slot, attempt, exit, duration, usage, leak, out_of_memory })
     }
 
     fn permitted(&mut self, permit: Permit) {
@@ -473,18 +489,22 @@ impl Driver {
                 match effect {
                     Effect::Leased(result) => answers.leased = result,
                     Effect::Revoked(attempts) => answers.revoked = attempts,
-                    Effect::AskPermit { places } => match self.sharer.ask(places).now() {
-                        Ok(permit) => {
-                            let number = permit.number();
-                            inputs.push_back(Input::Permit { number, places });
-                            opened.permits.insert(number, permit);
+                    Effect::AskPermit { places } => {
+                        self.worker.look_at_memory();
+                        match self.sharer.ask(places).now() {
+                            Ok(permit) => {
+                                let number = permit.number();
+                                inputs.push_back(Input::Permit { number, places });
+                                opened.permits.insert(number, permit);
+                            }
+                            Err(waiting) => _ = self.asking.spawn(waiting),
                         }
-                        Err(waiting) => _ = self.asking.spawn(waiting),
-                    },
+                    }
                     Effect::ReturnPermit(permit) => {
                         returned.extend(opened.permits.remove(&permit));
                     }
                     Effect::Spawn { slot, permit, attempt } => {
+                        opened.kills.insert(slot, self.worker.memory.look().kills);
                         inputs.extend(opened.spawn(self.worker.config(), slot, permit, *attempt));
                     }
                     Effect::Terminate(slot) => opened.slots.command(slot, SlotCommand::Terminate),

@@ -39,6 +39,7 @@ fn exited(slot: u32, id: u64) -> Input {
         duration: Duration::from_secs(1),
         usage: Usage::default(),
         leak: None,
+        out_of_memory: false,
     })
 }
 
