@@ -6,6 +6,7 @@ mod company;
 mod gather;
 mod hints;
 pub(crate) mod judge;
+mod local;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,6 +143,8 @@ pub struct DispatchSettings {
     pub wait_workers: u32,
     /// For how long.
     pub wait_for: Duration,
+    /// Wait no longer than the whole run takes on the embedded worker, where that is known.
+    pub may_stay_local: bool,
     /// Where output goes that is too long for memory.
     pub output_folder: PathBuf,
     /// The run's start.
@@ -244,6 +247,15 @@ struct Gate {
     planned: bool,
     workers: bool,
     opened: bool,
+    /// From when on nobody waits for workers, because the run would be over here.
+    local_at: Option<Instant>,
+}
+
+impl Gate {
+    /// Nothing but workers is missing, and it is known for how long.
+    fn waits(&self) -> bool {
+        self.planned && !self.workers && self.local_at.is_some()
+    }
 }
 
 impl Dispatch {
@@ -267,6 +279,7 @@ impl Dispatch {
                 Some(message) = messages.recv() => this.on_message(message, &mut inputs).await,
                 Some(order) = orders.recv() => this.on_order(order, &mut inputs).await,
                 () = &mut wait, if !this.gate.workers => this.gate.workers = true,
+                () = until(this.gate.local_at), if this.gate.waits() => this.stay_local().await,
                 () = next(&this.watches), if !this.watches.is_empty() => this.look(&mut inputs),
             }
             for _ in 0..BURST {
@@ -302,7 +315,7 @@ impl Dispatch {
             hints,
             outcomes,
             watches: BTreeSet::new(),
-            gate: Gate { planned: false, workers: false, opened: false },
+            gate: Gate { planned: false, workers: false, opened: false, local_at: None },
             waited_for: 0,
             fell_back: false,
             unplaceable: None,
@@ -335,6 +348,7 @@ impl Dispatch {
             Order::AllPlanned(plan) => {
                 self.tell(RunEvent::PlanComplete(plan)).await;
                 self.gate.planned = true;
+                self.gate.local_at = self.local_at();
                 if self.settings.streams == Streams::Live && self.tests.len() == 1 {
                     self.settings.streams = Streams::LiveWithStdin;
                 }
@@ -605,6 +619,24 @@ impl Dispatch {
             .unwrap_or_default()
     }
 
+    /// When the run could be over here, had it begun at the start instead of waiting for workers.
+    fn local_at(&self) -> Option<Instant> {
+        let embedded = self.workers.values().find(|worker| worker.embedded());
+        let embedded = embedded.filter(|_| self.settings.may_stay_local)?;
+        let threads = self.settings.rules.threads.unwrap_or(u32::MAX);
+        let slots = embedded.slots().min(threads);
+        let takes = local::time_here(&self.tests, slots, &embedded.traits())?;
+        self.settings.origin.checked_add(takes)
+    }
+
+    /// Waiting for workers has taken as long as the run takes here.
+    async fn stay_local(&mut self) {
+        self.gate.workers = true;
+        if !self.tests.is_empty() {
+            self.tell(RunEvent::StaysLocal).await;
+        }
+    }
+
     fn open_gate(&mut self, inputs: &mut Vec<Input>) {
         if self.gate.planned && self.gate.workers && !self.gate.opened {
             self.gate.opened = true;
@@ -857,6 +889,14 @@ impl Dispatch {
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
         Dispatched { cancelled, fleet, unplaceable: self.unplaceable }
+    }
+}
+
+/// Waits until then.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -44,6 +44,8 @@ pub enum RunEvent {
     PlanComplete(PlanComplete),
     /// A worker can be used.
     WorkerJoined(Arc<WorkerInfo>),
+    /// Nobody waits for workers any longer: the run is as quick here. Who joins later is used.
+    StaysLocal,
     /// An address that was given yields no usable worker.
     WorkerUnusable {
         /// As it was given.

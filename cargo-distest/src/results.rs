@@ -180,6 +180,7 @@ impl Summary {
             }
             RunEvent::Finished(finished) => self.finish(finished),
             RunEvent::WorkerUnusable { .. }
+            | RunEvent::StaysLocal
             | RunEvent::WorkerLost { .. }
             | RunEvent::LiveOutput { .. }
             | RunEvent::Collected { .. }

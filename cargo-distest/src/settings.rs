@@ -259,6 +259,8 @@ pub struct FleetSettings {
     pub wait_workers: u32,
     /// For how long.
     pub wait_for: Duration,
+    /// The user asked to wait.
+    pub wait_given: bool,
     /// Use at most this many.
     pub max_workers: Option<u32>,
     /// `--on NAME`: only this worker.

@@ -31,6 +31,7 @@ pub(crate) fn cases() -> Vec<Trial> {
             let greeting = Manner::Says(WITHOUT_KEYS.to_vec());
             poses(scratch, &Impostor::start(greeting), &["distest peer"]);
         }),
+        case("bad_worker::nobody_waits_for_it_where_the_run_is_short", stays_local),
         case("bad_worker::beside_a_good_one", beside_a_good_one),
         case("bad_worker::fallback_forbidden", fallback_forbidden),
     ]
@@ -53,6 +54,29 @@ fn unusable(scratch: &Scratch, address: &str, texts: &[&str]) {
     finished.complains(0, texts);
     let report = Report::read(&junit).expect("the JUnit file can be read");
     report.check(&fixture.model.verdicts).expect("JUnit says what the model says");
+}
+
+/// A run whose tests are known to be quick waits for workers no longer than it takes, unless told to.
+fn stays_local(scratch: &Scratch) {
+    const STAYS: &str = "Staying local";
+    let fixture = Fixture::named("paths");
+    let silent = Impostor::start(Manner::Silent);
+    let run = |args: &[&str]| {
+        let finished =
+            Client::run_human(scratch, &fixture).args(["--local-slots", "2"]).args(args).finish();
+        finished.complains(0, &["Summary"]);
+        finished.stderr
+    };
+    let on_silent = ["--worker", &silent.address];
+    // Nothing is known of the tests, so it waits to the end.
+    let first = run(&on_silent);
+    assert!(!first.contains(STAYS) && first.contains("can't be used"), "{first}");
+    let known = run(&on_silent);
+    assert!(known.contains(STAYS), "{known}");
+    let told = run(&[on_silent[0], on_silent[1], "--wait-workers", "1"]);
+    assert!(!told.contains(STAYS) && told.contains("can't be used"), "{told}");
+    let alone = run(&[]);
+    assert!(!alone.contains(STAYS), "nobody else is there: {alone}");
 }
 
 fn beside_a_good_one(scratch: &Scratch) {

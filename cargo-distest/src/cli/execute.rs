@@ -77,7 +77,8 @@ pub struct FleetArgs {
     /// there) or `mdns` (those in the local network); may be repeated [env: DISTEST_WORKERS]
     #[arg(long, value_name = "ADDR")]
     pub worker: Vec<WorkerAddress>,
-    /// Workers to wait for before the first test, and for how long [default: 1:30s]
+    /// Workers to wait for before the first test, and for how long [default: 1:30s, and no longer than
+    /// the run takes here]
     #[arg(long, value_name = "N[:DURATION]")]
     pub wait_workers: Option<WaitWorkers>,
     /// Use at most this many workers.

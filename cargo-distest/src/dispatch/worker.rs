@@ -73,6 +73,10 @@ impl Connected {
         &self.connection.name
     }
 
+    pub(super) fn slots(&self) -> u32 {
+        self.connection.slots
+    }
+
     pub(super) fn traits(&self) -> Traits {
         let Connection { hello, embedded, forwards, .. } = &self.connection;
         Traits {

@@ -127,6 +127,7 @@ impl Reporter for Json {
             | RunEvent::AttemptStarted { .. }
             | RunEvent::AttemptSlow { .. }
             | RunEvent::Hedged { .. }
+            | RunEvent::StaysLocal
             | RunEvent::LiveOutput { .. }
             | RunEvent::BatchEnded(_)
             | RunEvent::RunsAgainAlone { .. }

@@ -85,6 +85,10 @@ impl Terminal {
                     self.status(label, Time::None, 0, *test, Some(*worker), summary);
                 }
             }
+            RunEvent::StaysLocal => {
+                let rest = "local: the run is over here before workers answer";
+                self.gate.early(self.paint.labelled(Tone::Good, "Staying", rest));
+            }
             RunEvent::LiveOutput { test, stream, data } => self.live(*test, *stream, data, summary),
             RunEvent::AttemptEnded(ended) => self.attempt_ended(ended, summary),
             RunEvent::Verdict { test, verdict } => self.verdict(*test, *verdict, summary),

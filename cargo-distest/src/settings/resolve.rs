@@ -433,6 +433,7 @@ fn fleet_settings(
         ssh_program: variable(env, "DISTEST_SSH").unwrap_or_else(|| "ssh".to_owned()),
         identity: IdentitySettings::of_environment(env, &facts.cwd),
         wait_workers: count,
+        wait_given: wait_workers.is_some(),
         wait_for: within.unwrap_or(Duration::from_secs(30)),
         max_workers: *max_workers,
         on: on.clone(),

@@ -103,6 +103,7 @@ fn defaults() {
             workers: [],
             wait_workers: 1,
             wait_for: 30s,
+            wait_given: false,
             max_workers: None,
             on: None,
             local_slots: Auto,
