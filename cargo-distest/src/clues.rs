@@ -30,7 +30,8 @@ const COMMON: &[&str] = &[
     "VISUAL",
 ];
 
-/// Paths that a text mentions, as it spells them, each once: what has a slash or a dot in it.
+/// Paths that a text mentions, as it spells them, each once: what has a slash or a dot in it. Where
+/// code panicked or was called is no such path: nobody opened it.
 pub fn paths(text: &[u8]) -> Vec<String> {
     let (head, tail) = match text.len() > 2 * OUTPUT_BYTES_MAX {
         true => (&text[..OUTPUT_BYTES_MAX], &text[text.len() - OUTPUT_BYTES_MAX..]),
@@ -40,6 +41,8 @@ pub fn paths(text: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     for part in [head, tail] {
         let part = String::from_utf8_lossy(part);
+        let lines: Vec<&str> = part.lines().map(without_location).collect();
+        let part = lines.join("\n");
         let quoted = part.lines().flat_map(quoted);
         let words = part.split(|c: char| c.is_whitespace() || "\"'`()[]{}<>,;|=".contains(c));
         for word in quoted.chain(words) {
@@ -54,6 +57,24 @@ pub fn paths(text: &[u8]) -> Vec<String> {
         }
     }
     found
+}
+
+/// Whether a text says that a variable is not set, or names one of these.
+pub fn misses_variable(text: &[u8], name: &str) -> bool {
+    let says = |what: &str| memchr::memmem::find(text, what.as_bytes()).is_some();
+    says(name) || says("NotPresent") || says("environment variable not found")
+}
+
+/// A pattern that stands for this path alone.
+pub fn pattern_of(path: &str) -> String {
+    let mut pattern = String::with_capacity(path.len());
+    for character in path.chars() {
+        if matches!(character, '*' | '?' | '[' | ']' | '{' | '}' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
 }
 
 /// Where a mentioned path may lie here: `roots` are folders that workers lay out, perhaps below a
@@ -121,6 +142,20 @@ fn trimmed(word: &str) -> &str {
     word.strip_prefix("file://").unwrap_or(word)
 }
 
+/// A line without the place in the code that it tells of, as panics and backtraces do:
+/// `thread 'x' panicked at src/x.rs:12:5:`, `   at ./src/x.rs:12:5`.
+fn without_location(line: &str) -> &str {
+    let Some(before) = line.trim_end().trim_end_matches(':').rsplit_once(char::is_whitespace)
+    else {
+        return line;
+    };
+    let (before, place) = before;
+    let numbers = place.rsplitn(3, ':').take(2);
+    let numbers = numbers.filter(|part| part.parse::<u32>().is_ok()).count();
+    let told = before.ends_with("panicked at") || before.trim() == "at" || before.ends_with("',");
+    if numbers == 2 && told { before } else { line }
+}
+
 /// Without `.` and `..`.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
@@ -140,7 +175,10 @@ mod tests {
 
     #[test]
     fn finds_what_looks_like_a_path() {
-        let text = "thread 'a::b' panicked at tests/it.rs:10:5:\n\
+        let text = "thread 'a::b' panicked at src/elsewhere.rs:10:5:\n\
+                    thread 'a::b' panicked at 'old words', src/elsewhere.rs:10:5\n\
+                    \x20  at ./src/elsewhere.rs:10:5\n\
+                    error in tests/it.rs:10:5: unexpected\n\
                     called `unwrap()`: could not open data/model.bin: no such file\n\
                     see \"/w/two words/x.txt\", file:///w/y and (./z). 3.14 took 2s. --conf=a/b";
         let found = paths(text.as_bytes());
@@ -148,9 +186,28 @@ mod tests {
             assert!(found.iter().any(|found| found == path), "{path} in {found:?}");
         }
         assert!(!found.iter().any(|found| found == "2s"), "{found:?}");
+        assert!(!found.iter().any(|found| found.contains("elsewhere")), "{found:?}");
         assert_eq!(paths(&vec![b'/'; 1 << 20]), [""; 0]);
         let many: String = (0..500).map(|number| format!("a/{number} ")).collect();
         assert_eq!(paths(many.as_bytes()).len(), PATHS_MAX);
+    }
+
+    #[test]
+    fn a_pattern_stands_for_its_path_alone() {
+        for (path, other) in [("data/a[1]*?.txt", "data/a1.txt"), ("x{a,b}\\", "xa")] {
+            let globs = distest_worker::globs::Globs::new([pattern_of(path)]).unwrap();
+            assert!(globs.matches(Path::new("/w"), Some(Path::new(path))), "{path}");
+            assert!(!globs.matches(Path::new("/w"), Some(Path::new(other))), "{other}");
+        }
+        assert_eq!(pattern_of("data/model.bin"), "data/model.bin");
+    }
+
+    #[test]
+    fn a_missing_variable_is_named_or_not() {
+        for text in ["called `unwrap()`: NotPresent", "environment variable not found", "URL?"] {
+            assert!(misses_variable(text.as_bytes(), "URL"), "{text}");
+        }
+        assert!(!misses_variable(b"1 != 2", "URL"));
     }
 
     #[test]

@@ -28,10 +28,12 @@ mod dep_info;
 mod harness;
 mod layout;
 mod needed;
+mod plain;
 mod runtime_env;
 mod toolchain;
 
 pub(crate) use needed::libraries as needed_libraries;
+pub(crate) use plain::plain;
 
 use assemble::Assembler;
 use cargo_config::{CargoConfig, ConfigVariable};
@@ -51,7 +53,7 @@ pub struct Workspace {
     pub raw: String,
     /// The workspace's root folder.
     pub root: PathBuf,
-    /// Where cargo puts what it built.
+    /// Where cargo puts what it built, without `..`.
     pub target_dir: PathBuf,
     /// Where cargo puts intermediate files and test binaries: `build.build-dir`, else the same as
     /// [`Self::target_dir`].
@@ -106,11 +108,11 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
     })?;
 
     let cpu_features = cpu::features(&rustc, &config, &targets).await?;
-    let target_dir = metadata.target_directory.clone().into_std_path_buf();
-    let build_dir = metadata.build_directory.clone();
+    let target_dir = plain(metadata.target_directory.as_std_path());
+    let build_dir = metadata.build_directory.as_ref().map(|dir| plain(dir.as_std_path()));
     Ok(Workspace {
         root: metadata.workspace_root.clone().into_std_path_buf(),
-        build_dir: build_dir.map_or_else(|| target_dir.clone(), |dir| dir.into_std_path_buf()),
+        build_dir: build_dir.unwrap_or_else(|| target_dir.clone()),
         target_dir,
         local_roots: local_roots(&metadata),
         cargo: toolchain::cargo_for_tests(&settings.cargo, &sysroot),

@@ -7,6 +7,7 @@ mod gather;
 mod hints;
 pub(crate) mod judge;
 mod local;
+mod refusals;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use crate::tree::statcache::Stamp;
 use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
+use refusals::Refused;
 use worker::{Connected, Outcome};
 
 /// Messages taken at a time before effects are performed.
@@ -212,6 +214,8 @@ struct Ending {
     batch: Option<u32>,
     /// The tests of that batch, where somebody may want to run it again.
     batch_tests: Option<Arc<[TestIndex]>>,
+    /// What it met, as its worker says.
+    notes: Vec<String>,
 }
 
 /// The driver of one run.
@@ -239,6 +243,7 @@ pub struct Dispatch {
     waited_for: u32,
     fell_back: bool,
     unplaceable: Option<Unplaceable>,
+    refused: Refused,
     done: bool,
 }
 
@@ -249,6 +254,8 @@ struct Gate {
     opened: bool,
     /// From when on nobody waits for workers, because the run would be over here.
     local_at: Option<Instant>,
+    /// Nobody takes a test: told when all are planned, so that all reasons can be told.
+    nobody: bool,
 }
 
 impl Gate {
@@ -315,10 +322,17 @@ impl Dispatch {
             hints,
             outcomes,
             watches: BTreeSet::new(),
-            gate: Gate { planned: false, workers: false, opened: false, local_at: None },
+            gate: Gate {
+                planned: false,
+                workers: false,
+                opened: false,
+                local_at: None,
+                nobody: false,
+            },
             waited_for: 0,
             fell_back: false,
             unplaceable: None,
+            refused: Refused::new(),
             done: false,
         }
     }
@@ -353,6 +367,10 @@ impl Dispatch {
                     self.settings.streams = Streams::LiveWithStdin;
                 }
                 inputs.push(Input::AllAdded);
+                if std::mem::take(&mut self.gate.nobody) {
+                    self.tell_other_refusals().await;
+                    inputs.push(Input::NoWorker);
+                }
             }
             Order::Tree(tree) => _ = self.tree.send_replace(Some(tree)),
             Order::Cancel(reason, how) => inputs.push(Input::Cancel { reason, how }),
@@ -424,6 +442,8 @@ impl Dispatch {
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         let traits = connected.traits();
         self.workers.insert(worker, connected);
+        // It is asked first.
+        self.gate.nobody = false;
         if !info.embedded || !self.settings.workers_given {
             self.waited_for += 1;
         }
@@ -550,6 +570,7 @@ impl Dispatch {
             started: None,
             batch: None,
             batch_tests: None,
+            notes: finished.notes,
         };
         let duration = finished.duration;
         self.endings.insert((attempt, flight.test), (flight, ending));
@@ -593,6 +614,7 @@ impl Dispatch {
                     let text = format!("worker {name} takes no tests of {label}: {reason}");
                     self.tell(RunEvent::Warning { text, hint }).await;
                 }
+                self.refused.insert((worker, binary));
                 inputs.push(Input::Refused { worker, binary });
             }
             Outcome::Shipped { worker, bytes, blobs } => {
@@ -701,10 +723,11 @@ impl Dispatch {
                 }
             }
             Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company } => {
-                if let Some((flight, ending)) = self.endings.remove(&(attempt, test)) {
+                if let Some((flight, mut ending)) = self.endings.remove(&(attempt, test)) {
+                    let notes = std::mem::take(&mut ending.notes);
                     let mut ended = self.attempt_ended(flight, ending, result, will_retry);
                     ended.attempt = number;
-                    ended.hints = self.hints_for(&ended).await;
+                    ended.hints = self.hints_for(&ended, notes).await;
                     if only_in_company {
                         self.only_in_company(&mut ended);
                     }
@@ -814,16 +837,21 @@ impl Dispatch {
         }
     }
 
-    /// What a test that failed elsewhere may have lacked there.
-    async fn hints_for(&mut self, ended: &AttemptEnded) -> Vec<String> {
+    /// What a test that failed met, or may have lacked elsewhere.
+    async fn hints_for(&mut self, ended: &AttemptEnded, notes: Vec<String>) -> Vec<String> {
+        if ended.result.passed() || ended.result == AttemptResult::Lost {
+            return Vec::new();
+        }
+        let mut hints = hints::of_notes(notes);
         let failed = matches!(ended.result, AttemptResult::Fail | AttemptResult::Crashed);
         let here = self.workers.get(&ended.worker).is_none_or(Connected::embedded);
         if !failed || here {
-            return Vec::new();
+            return hints;
         }
         let runnable = &self.tests[ended.test.0 as usize].runnable;
         let tree = self.tree.borrow().clone();
-        self.hints.of(runnable, tree, [&ended.stdout, &ended.stderr]).await
+        hints.extend(self.hints.of(runnable, tree, [&ended.stdout, &ended.stderr]).await);
+        hints
     }
 
     async fn quarantined(&self, worker: WorkerId, fails: bool) {
@@ -874,6 +902,11 @@ impl Dispatch {
     }
 
     async fn scheduler_says_no_worker(&mut self) {
+        if !self.refused.is_empty() && !self.gate.planned {
+            self.gate.nobody = true;
+            return;
+        }
+        self.tell_other_refusals().await;
         let mut inputs = vec![Input::NoWorker];
         Box::pin(self.advance(&mut inputs)).await;
     }
@@ -921,6 +954,7 @@ impl Ending {
             orderly: true,
             batch: None,
             batch_tests: None,
+            notes: Vec::new(),
         }
     }
 }

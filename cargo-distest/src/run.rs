@@ -120,6 +120,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     if let Some(junit) = &settings.report.junit {
         settings::check_writable(junit)?;
     }
+    settings::check_services(&settings.constraints.forwards)?;
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
     let constraints = Arc::new(Constraints::new(&settings.constraints, &workspace.raw)?);
     let travel = Travel::new(&settings.travel, &workspace)?;
@@ -361,7 +362,7 @@ impl Line {
         if !files.is_empty() {
             self.tell(RunEvent::Collected { files: files.clone() }).await;
         }
-        let differs = travel::look_back(tree, copies, files, root).await;
+        let differs = travel::look_back(self.travel.clone(), tree, copies, files, root).await;
         if let Some(Warning { text, hint }) = differs {
             self.tell(RunEvent::Warning { text, hint }).await;
         }

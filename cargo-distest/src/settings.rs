@@ -26,7 +26,7 @@ use clap::ValueEnum;
 use distest_worker::identity::PublicKey;
 
 pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
-pub use constraints::{ConstraintSettings, GLOBAL, Network, Override, TestGroup};
+pub use constraints::{ConstraintSettings, GLOBAL, Network, Override, TestGroup, check_services};
 pub use identity::{IdentitySettings, KeySource};
 pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
 pub use travel::TravelSettings;

@@ -102,15 +102,22 @@ impl Travel {
         roots.extend(self.roots.packages.iter().chain(&self.roots.excluded).cloned());
         let names = std::env::vars_os().map(|(name, _)| name);
         let unpassed = names.filter(|name| !testenv::travels(name, &self.pass));
+        let exclude = self.rules.exclude.clone();
         let own_there = |name: &String| !FROM_WORKER.contains(&name.as_str());
         Here {
             roots,
+            exclude,
             foreign: own.into_iter().chain(homes).chain(system).collect(),
             variables: unpassed
                 .filter_map(|name| name.into_string().ok())
                 .filter(own_there)
                 .collect(),
         }
+    }
+
+    /// Files that are here now and would travel. Blocks.
+    fn appeared(&self, tree: &Tree) -> Vec<PathBuf> {
+        tree::appeared(tree, &self.roots, &self.rules)
     }
 
     /// Takes stock of the workspace's files.
@@ -125,6 +132,7 @@ impl Travel {
 
 /// Whether the workspace is still what travelled, in one line if not; then tidies the copies.
 pub async fn look_back(
+    travel: Travel,
     tree: Arc<Tree>,
     copies: Arc<Copies>,
     ours: Vec<PathBuf>,
@@ -132,8 +140,11 @@ pub async fn look_back(
 ) -> Option<Warning> {
     blocking(move || {
         copies.tidy(tree.files.keys().copied());
-        let changed = tree.changed().into_iter().filter(|path| !ours.iter().any(|it| it == path));
-        differs(&changed.collect::<Vec<_>>(), &workspace)
+        let foreign = |path: &&Path| !ours.iter().any(|it| it == path);
+        let changed: Vec<_> = tree.changed().into_iter().filter(foreign).collect();
+        let appeared = travel.appeared(&tree);
+        let appeared: Vec<_> = appeared.iter().map(PathBuf::as_path).filter(foreign).collect();
+        differs(&changed, &appeared, &workspace)
     })
     .await
 }
@@ -146,14 +157,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-fn differs(changed: &[&Path], workspace: &Path) -> Option<Warning> {
-    let first = changed.first()?.strip_prefix(workspace).unwrap_or(changed[0]).display();
-    let others = match changed.len() - 1 {
-        0 => String::new(),
-        1 => " and 1 other file".to_owned(),
-        more => format!(" and {more} other files"),
+fn differs(changed: &[&Path], appeared: &[&Path], workspace: &Path) -> Option<Warning> {
+    let some = |paths: &[&Path]| {
+        let first = paths.first()?;
+        let first = first.strip_prefix(workspace).unwrap_or(first).display();
+        Some(match paths.len() - 1 {
+            0 => first.to_string(),
+            1 => format!("{first} and 1 other file"),
+            more => format!("{first} and {more} other files"),
+        })
     };
-    let text = format!("{first}{others} changed during the run; workers had what was there before");
+    let text = match (some(changed), some(appeared)) {
+        (None, None) => return None,
+        (Some(changed), None) => format!("{changed} changed during the run"),
+        (None, Some(appeared)) => format!("{appeared} appeared during the run"),
+        (Some(changed), Some(appeared)) => {
+            format!("{changed} changed during the run, {appeared} appeared")
+        }
+    };
+    let text = format!("{text}; workers had what was there before");
     Some(Warning { text, hint: None })
 }
 
@@ -170,13 +192,23 @@ mod tests {
 
     #[test]
     fn one_line_names_one_file() {
-        let told = |paths: &[&str]| {
-            let paths: Vec<_> = paths.iter().map(Path::new).collect();
-            differs(&paths, Path::new("/w")).map(|warning| warning.text)
+        fn paths<'a>(paths: &[&'a str]) -> Vec<&'a Path> {
+            paths.iter().map(|path| Path::new(*path)).collect()
+        }
+        let both = |changed: &[&'static str], appeared: &[&'static str]| {
+            let warning = differs(&paths(changed), &paths(appeared), Path::new("/w"));
+            warning.map(|warning| warning.text)
         };
+        let told = |changed: &[&'static str]| both(changed, &[]);
         let rest = " changed during the run; workers had what was there before";
         assert_eq!(told(&[]), None);
         assert_eq!(told(&["/w/a"]), Some(format!("a{rest}")));
         assert_eq!(told(&["/x/a", "/w/b", "/w/c"]), Some(format!("/x/a and 2 other files{rest}")));
+        let rest = "; workers had what was there before";
+        let appeared = both(&[], &["/w/new", "/w/b"]);
+        let expected = "new and 1 other file appeared during the run";
+        assert_eq!(appeared, Some(format!("{expected}{rest}")));
+        let all = "a changed during the run, new appeared";
+        assert_eq!(both(&["/w/a"], &["/w/new"]), Some(format!("{all}{rest}")));
     }
 }

@@ -73,6 +73,8 @@ pub struct Tree {
     pub bytes: u64,
     /// What the files were when they were read.
     seen: Vec<(PathBuf, Stamp)>,
+    /// What stays here although it lies among the files, and why.
+    left_out: BTreeMap<PathBuf, String>,
 }
 
 /// Something that may travel.
@@ -105,6 +107,19 @@ struct Notices {
 /// [`ExitCode::Setup`] if a root can't be read or there are more than [`TreeRules::files_max`]
 /// files. What can't be read below a root is a notice.
 pub fn collect(roots: &TreeRoots, rules: &TreeRules, copies: &Copies) -> Result<Tree, Failure> {
+    let Collector { found, notices, .. } = find(roots, rules)?;
+    assemble::assemble(found, notices, roots, rules, copies)
+}
+
+/// Files that would travel now and did not. Runs git, reads folders, blocks.
+pub fn appeared(tree: &Tree, roots: &TreeRoots, rules: &TreeRules) -> Vec<PathBuf> {
+    // Who can't be asked any more has nothing to add to what is told already.
+    let Ok(Collector { found, .. }) = find(roots, rules) else { return Vec::new() };
+    assemble::appeared(found, tree, roots, rules)
+}
+
+/// What may travel.
+fn find(roots: &TreeRoots, rules: &TreeRules) -> Result<Collector, Failure> {
     let mut collector = Collector { files_max: rules.files_max, ..Collector::default() };
     collector.root(&roots.workspace, roots)?;
     for package in &roots.packages {
@@ -115,20 +130,29 @@ pub fn collect(roots: &TreeRoots, rules: &TreeRules, copies: &Copies) -> Result<
         }
     }
     for include in &rules.include {
-        for path in include.find(&roots.excluded, 5 * rules.files_max) {
+        let found = include.find(&roots.excluded, 5 * rules.files_max);
+        if found.is_empty() {
+            let text = "of `include` in the profile matches nothing here";
+            collector.notices.add(format!("the pattern `{}` {text}", include.pattern()));
+        }
+        for path in found {
             // As if git had it: wherever it lies.
             collector.add(path, true);
         }
         collector.bounded(&roots.workspace)?;
     }
-    let Collector { found, notices, .. } = collector;
-    assemble::assemble(found, notices, roots, rules, copies)
+    Ok(collector)
 }
 
 impl Tree {
     /// Files that are no longer what travelled. Looks at each, blocks.
     pub fn changed(&self) -> Vec<&Path> {
         assemble::changed(&self.seen)
+    }
+
+    /// Why something stays here that lies among the files.
+    pub fn left_out(&self, path: &Path) -> Option<&str> {
+        self.left_out.get(path).map(String::as_str)
     }
 
     /// The entry at a path.

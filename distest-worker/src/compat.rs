@@ -10,7 +10,7 @@ mod cache;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use object::ReadCache;
@@ -104,7 +104,9 @@ impl Loader<'_> {
 
     fn find(&self, name: &str, by: &Loaded, rpath: &[PathBuf], kind: Kind) -> Option<Loaded> {
         let fits = |path: PathBuf| {
-            let elf = read(&(self.on_disk)(&path)).filter(|elf| elf.kind == kind)?;
+            // What a `..` leaves need not be laid out yet.
+            let look = |path: &Path| read(&(self.on_disk)(path)).filter(|elf| elf.kind == kind);
+            let elf = look(&path).or_else(|| look(&plain(&path)?))?;
             Some(Loaded { path, elf })
         };
         if name.contains('/') {
@@ -129,6 +131,19 @@ fn own_folders(file: &Loaded, folders: &[String]) -> Vec<PathBuf> {
         PathBuf::from(folder.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin))
     };
     folders.iter().map(put_in).collect()
+}
+
+/// By its words alone, without `..`; none if there is none.
+fn plain(path: &Path) -> Option<PathBuf> {
+    path.components().find(|component| *component == Component::ParentDir)?;
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => _ = plain.pop(),
+            other => plain.push(other),
+        }
+    }
+    Some(plain)
 }
 
 fn read(path: &Path) -> Option<Elf> {

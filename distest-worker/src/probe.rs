@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
 
-use crate::sandbox::enclosure::{Enclosure, Obstacle, Step};
+use crate::sandbox::enclosure::{Enclosure, Obstacle, Step, can_fence};
 use crate::sandbox::host::{Host, Shortfall};
 use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
@@ -47,7 +47,10 @@ pub fn probe(host: &mut Host, zygote: &ZygoteProgram, scratch: &Path, most: Leve
             Err(failure) => failures.push((level, failure)),
         }
     }
-    host.shortfall = shortfall(&failures);
+    host.shortfall = shortfall(&failures).map(|Shortfall { reason, hint }| {
+        let reason = format!("{reason}{}", consequences(host.level, can_fence()));
+        Shortfall { reason, hint }
+    });
     host.private_network = network.unwrap_or_else(|| private_network(zygote));
 }
 
@@ -194,6 +197,22 @@ fn shortfall(failures: &[(Level, Failure)]) -> Option<Shortfall> {
     Some(Shortfall { reason: format!("{level}: {reason}"), hint })
 }
 
+/// What comes of a level beside that paths are recreated otherwise.
+fn consequences(level: Level, can_fence: bool) -> &'static str {
+    match (level, can_fence) {
+        (Level::Namespaces | Level::Root | Level::Bubblewrap, _) => "",
+        (Level::Mounts, true) => "; leak detection: partial",
+        (Level::Mounts, false) => {
+            "; leak detection: partial; tests can signal this user's processes (from Linux 6.12 on, \
+             Landlock prevents that)"
+        }
+        (Level::SamePath | Level::Variables, _) => {
+            "; leak detection: partial; tests can reach all that is this user's, the worker's own \
+             files and processes included"
+        }
+    }
+}
+
 /// What an administrator can do about an obstacle.
 fn hint(obstacle: &Obstacle) -> Option<String> {
     let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
@@ -282,6 +301,16 @@ mod tests {
         check(Step::Network, Errno::EPERM, &[], Some("seccomp=unconfined"));
         check(Step::Network, Errno::ENOSPC, &[], Some("user.max_net_namespaces"));
         check(Step::Check, Errno::EOVERFLOW, &[], None);
+    }
+
+    #[test]
+    fn what_comes_of_a_level_is_told() {
+        for level in Level::ALL {
+            let told = |can_fence| consequences(level, can_fence);
+            assert_eq!(told(true).contains("leak detection: partial"), !level.has_pid_namespace());
+            assert_eq!(told(false).contains("can signal"), level == Level::Mounts);
+            assert_eq!(told(true).contains("all that is this user's"), !level.is_enclosed());
+        }
     }
 
     #[test]

@@ -586,7 +586,16 @@ pub struct Finished {
     pub stdout: Output,
     /// Standard error.
     pub stderr: Output,
+    /// What it met that was not of its own making: a forwarded service that refused it. At most
+    /// [`NOTES_MAX`], of at most [`NOTE_BYTES_MAX`] each.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
+
+/// The most notes on one attempt.
+pub const NOTES_MAX: usize = 4;
+/// The longest of them, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1024;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

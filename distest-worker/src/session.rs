@@ -497,6 +497,7 @@ impl Session {
                 usage,
                 stdout: Output::default(),
                 stderr: Output::default(),
+                notes: Vec::new(),
             })
         }));
     }

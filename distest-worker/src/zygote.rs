@@ -10,7 +10,7 @@
 //! thread) is entered once, by the first request, for many attempts. In a pid namespace the zygote
 //! is pid 1, and what a test leaves behind has nowhere to go. Linux only.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -28,7 +28,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
-use crate::sandbox::changes::is_nearly_full;
+use crate::sandbox::changes::{Stamp, is_nearly_full};
 use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
 use listen::Places;
 use processes::{descendants, kill_all};
@@ -152,8 +152,17 @@ struct Attempt {
     end: Option<(Exit, Duration)>,
     stage: Stage,
     left: Vec<String>,
+    /// Its executable, as it was before.
+    executable: Executable,
     /// Where it finds the client's services.
     _places: Places,
+}
+
+/// An executable in a sandbox whose writes are discarded.
+struct Executable {
+    path: CString,
+    /// None: it can't be seen.
+    stamp: Option<Stamp>,
 }
 
 /// How far clearing up is.
@@ -257,9 +266,11 @@ impl Zygote {
                         }
                     };
                 let started = Instant::now();
-                match launch::launch(&spawn, descriptors) {
+                let executable = Executable::of(&spawn);
+                let fenced = self.entered.as_ref().is_some_and(|entered| entered.fences);
+                match launch::launch(&spawn, descriptors, fenced) {
                     Ok(pid) => {
-                        self.current = Some(Attempt::new(&spawn, pid, started, places));
+                        self.current = Some(Attempt::new(&spawn, pid, started, executable, places));
                         let pid = (!is_first_process()).then_some(pid.as_raw());
                         let descriptors: Vec<RawFd> =
                             listeners.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
@@ -361,8 +372,8 @@ impl Zygote {
                 }
                 reap::Waited::NoChildren => {
                     return match self.current.take() {
-                        Some(Attempt { end: Some(end), usage, left, .. }) => {
-                            self.answer_exit(end, usage, left)
+                        Some(Attempt { end: Some(end), usage, left, executable, .. }) => {
+                            self.answer_exit(end, usage, left, &executable)
                         }
                         Some(_) => Err(io::Error::other("a child vanished without a trace")),
                         None => Ok(()),
@@ -394,8 +405,8 @@ impl Zygote {
 
     /// Leaves behind what can't be killed. The worker starts a zygote that doesn't know of it.
     fn give_up(&mut self) -> io::Result<()> {
-        if let Some(Attempt { end: Some(end), usage, left, .. }) = self.current.take() {
-            self.answer_exit(end, usage, left)?;
+        if let Some(Attempt { end: Some(end), usage, left, executable, .. }) = self.current.take() {
+            self.answer_exit(end, usage, left, &executable)?;
         }
         self.current = None;
         self.closing = true;
@@ -414,10 +425,11 @@ impl Zygote {
         (exit, duration): (Exit, Duration),
         usage: Usage,
         left: Vec<String>,
+        executable: &Executable,
     ) -> io::Result<()> {
-        let full = self.entered.as_ref().and_then(|entered| entered.written.as_ref());
-        let full = full.is_some_and(is_nearly_full);
-        self.answer(&Answer::Exited(Exited { exit, duration, usage, left, full }))
+        let written = self.entered.as_ref().and_then(|entered| entered.written.as_ref());
+        let spent = written.is_some_and(|it| is_nearly_full(it) || executable.has_changed());
+        self.answer(&Answer::Exited(Exited { exit, duration, usage, left, spent }))
     }
 
     fn answer(&mut self, answer: &Answer) -> io::Result<()> {
@@ -435,9 +447,29 @@ impl Zygote {
     }
 }
 
+impl Executable {
+    fn of(spawn: &wire::Spawn) -> Self {
+        // One with a zero byte has been started by nobody.
+        let path = CStr::from_bytes_with_nul(&spawn.program).unwrap_or_default().to_owned();
+        Self { stamp: Stamp::at(&path), path }
+    }
+
+    /// Who comes next would run what the attempt left, or find nothing to run.
+    fn has_changed(&self) -> bool {
+        Stamp::at(&self.path) != self.stamp
+    }
+}
+
 impl Attempt {
-    fn new(spawn: &wire::Spawn, pid: Pid, started: Instant, places: Places) -> Self {
+    fn new(
+        spawn: &wire::Spawn,
+        pid: Pid,
+        started: Instant,
+        executable: Executable,
+        places: Places,
+    ) -> Self {
         Self {
+            executable,
             id: spawn.attempt,
             pid,
             started,

@@ -15,7 +15,7 @@ use distest_worker::executor::{
 use distest_worker::probe::probe;
 use distest_worker::protocol::{AttemptId, Exit, FORWARDS_MAX, Forward, Network, SlotId, Streams};
 use distest_worker::sandbox::changes::ChangeKind;
-use distest_worker::sandbox::enclosure::Enclosure;
+use distest_worker::sandbox::enclosure::{Enclosure, can_fence};
 use distest_worker::sandbox::host::Host;
 use distest_worker::sandbox::level::Level;
 use distest_worker::zygote::ZygoteProgram;
@@ -99,6 +99,22 @@ fn at_each_level(test: impl AsyncFn(&mut Rig, Level)) {
     for level in [Level::Namespaces, Level::Root, Level::Mounts] {
         at(level, async |rig| test(rig, level).await);
     }
+}
+
+#[test]
+fn nobody_outside_is_within_a_signals_reach() {
+    at_each_level(async |rig, level| {
+        if level == Level::Mounts && !can_fence() {
+            let _ = writeln!(std::io::stderr(), "{level} left out: this kernel fences nobody");
+            return;
+        }
+        let outside = std::process::id();
+        let mut script = format!("! kill -0 {outside} && {{ sleep 60 & }} && kill $! && ! wait $!");
+        if level == Level::Mounts {
+            script.push_str(" && ! kill -0 $PPID");
+        }
+        rig.output(0, &script).await;
+    });
 }
 
 impl Rig {

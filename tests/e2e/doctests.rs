@@ -6,9 +6,11 @@ use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::Verdict;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 
 use crate::case;
+use crate::travel::package;
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -18,6 +20,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("doctests::a_failing_library_keeps_the_next_from_running", fail_fast),
         case("doctests::are_listed", listed),
         case("doctests::an_interrupt_ends_them", interrupted),
+        case("doctests::that_no_worker_takes_run_here_and_this_is_told", no_worker_takes_them),
     ]
 }
 
@@ -45,6 +48,23 @@ fn selected(scratch: &Scratch) {
 
     let half = BTreeMap::from([(Verdict::Pass, 6), (Verdict::Fail, 3), (Verdict::Skipped, 1)]);
     assert_eq!(counts(scratch, &fixture, &["-p", "older", "--no-fail-fast"], 100), half);
+}
+
+/// What rustdoc keeps to itself: a shim's words about where it runs.
+fn no_worker_takes_them(scratch: &Scratch) {
+    let folder = package(scratch, "");
+    let doctest =
+        "//! ```\n//! assert!(std::fs::exists(env!(\"CARGO_MANIFEST_DIR\")).unwrap());\n//! ```\n";
+    scratch.write("subject/src/lib.rs", &[doctest, doctest].join("//!\n"));
+    let (store, executable) = (scratch.join("store-plain"), Executable::Worker);
+    let worker = Worker::start_changed(scratch, "plain", 1, &store, executable, |command| {
+        command.args(["--sandbox", "variables"]);
+    });
+    let run = Client::call(scratch, &folder, &["run", "--offline", "--doc"]);
+    let finished = run.only_on(std::slice::from_ref(&worker)).finish();
+    let told = "doctests run on this machine: worker plain does not take doctests: ";
+    finished.complains(0, &[told, "is compiled into it", "2 passed"]);
+    assert_eq!(finished.stderr.matches(told).count(), 1, "{}", finished.stderr);
 }
 
 fn nextest_configuration(scratch: &Scratch) {

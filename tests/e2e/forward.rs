@@ -13,6 +13,7 @@ use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::hermetic::{self, Denied, Plan};
 use distest_tests::postgres::{self, Postgres};
+use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
@@ -44,12 +45,14 @@ pub(crate) fn cases() -> Vec<Trial> {
             bulk::many_bytes(it, &[Plan::new(it).start(it, "w1", 3)]);
         }),
         case("forward::nobody_listens_and_this_is_told_once", nobody_listens),
+        case("forward::a_failed_test_says_why_it_was_closed", says_why),
         case("forward::more_connections_than_there_may_be", too_many),
         case("forward::a_service_that_goes_is_gone_for_the_test", service_goes),
         case("forward::what_a_test_wrote_last_arrives", last_words),
         case("forward::an_interrupted_run_ends_its_connections", interrupted),
         case("forward::a_worker_that_dies_ends_its_connections", worker_dies),
         case_if("forward::without_sandbox_ports_only", hermetic::possible, without_sandbox),
+        case("forward::the_runner_forwards_what_the_profile_says", runner),
         case("forward::bad_input", bad_input),
     ]
 }
@@ -197,6 +200,69 @@ fn nobody_listens(scratch: &Scratch) {
     // Doctests have another fleet.
     let finished = Client::call(scratch, &folder, &run).args(["--doc"]).finish();
     finished.complains(0, &[&notice, "1 passed"]);
+}
+
+/// What stands below the failed test, and not only above all tests.
+fn says_why(scratch: &Scratch) {
+    let (up, down) = (Service::new(), Service::new());
+    let (upper, lower) = (up.port, down.port);
+    drop(down.listener);
+    let folder = up.tested_by(
+        scratch,
+        &format!(
+            r#"
+            #[test]
+            fn needs_more_than_there_may_be() {{
+                let streams: Vec<_> = (0..101).map(|_| connect()).collect();
+                for mut stream in &streams {{
+                    stream.read_exact(&mut [0]).unwrap();
+                }}
+            }}
+            #[test]
+            fn needs_what_is_down() {{
+                let mut stream = TcpStream::connect(("127.0.0.1", {lower})).unwrap();
+                stream.read_exact(&mut [0]).unwrap();
+            }}
+            "#
+        ),
+    );
+    let (over, is_over) = channel::<()>();
+    let serving = thread::spawn(move || {
+        while is_over.try_recv().is_err() {
+            let mut stream = up.accept();
+            thread::spawn(move || {
+                let _ = stream.write_all(b"!");
+                rest(&mut stream)
+            });
+        }
+    });
+    let worker = Worker::start(scratch, "w1", 1);
+    let args = ["run", "--offline", "--no-fail-fast", "--forward", &upper.to_string()];
+    let client = Client::call(scratch, &folder, &args).args(["--forward", &lower.to_string()]);
+    let finished = client.json().only_on(std::slice::from_ref(&worker)).finish();
+    over.send(()).expect("it serves until told");
+    TcpStream::connect(("127.0.0.1", upper)).expect("the service listens");
+    serving.join().expect("it ends when told");
+    assert_eq!(finished.transcript(100).summary.failed, 2);
+    for (test, hint) in [
+        (
+            "needs_more_than_there_may_be",
+            "have 100 connections to forwarded services open".to_owned(),
+        ),
+        (
+            "needs_what_is_down",
+            format!("could not connect tests to port {lower} of this machine: Connection refused"),
+        ),
+    ] {
+        let (name, hints) = (format!("\"name\":\"{test}\""), "\"hints\":[\"");
+        let told = finished.stdout.lines().any(|line| {
+            line.contains("\"type\":\"test\"")
+                && line.contains(&name)
+                && line.contains(hints)
+                && line.contains(&hint)
+        });
+        assert!(told, "{test}: {}", finished.stdout);
+    }
 }
 
 fn too_many(scratch: &Scratch) {
@@ -378,6 +444,43 @@ fn without_sandbox(scratch: &Scratch) {
     assert_eq!(client.finish().transcript(0).summary.passed, 1);
 }
 
+/// `cargo test` with the runner: the profile's services are found, and one that is down is named.
+fn runner(scratch: &Scratch) {
+    let (up, down) = (Service::new(), Service::new());
+    let (upper, lower) = (up.port, down.port);
+    drop(down.listener);
+    let folder = up.tested_by(
+        scratch,
+        &format!(
+            r#"
+            #[test]
+            fn is_answered() {{
+                let mut answer = String::new();
+                connect().read_to_string(&mut answer).unwrap();
+                assert_eq!(answer, "here");
+                TcpStream::connect(("127.0.0.1", {lower})).unwrap().read_exact(&mut [0]).unwrap();
+            }}
+            "#
+        ),
+    );
+    let profile = format!("[profile.default]\nforward = [{upper}, {lower}]\n");
+    scratch.write("subject/.config/distest.toml", &profile);
+    let worker = Worker::start(scratch, "w1", 1);
+    let mut command = scratch.command(cargo());
+    let runner =
+        format!("target.'cfg(all())'.runner = [\"{}\", \"runner\"]", product().client.display());
+    command.args(["test", "--offline", "--test", "it", "--config", &runner]);
+    command.env("DISTEST_WORKERS", &worker.address).env("DISTEST_RUNNER_IDLE", "1");
+    let serving = thread::spawn(move || {
+        up.accept().write_all(b"here").expect("the test reads");
+    });
+    let output = command.current_dir(&folder).output().expect("cargo can be run");
+    serving.join().expect("it served");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let why = format!("runner: note: could not connect tests to port {lower} of this machine");
+    assert!(told.contains(&why), "{told}\n{}", String::from_utf8_lossy(&output.stdout));
+}
+
 fn bad_input(scratch: &Scratch) {
     let folder = package(scratch, "#[test]\nfn one() {}\n");
     let run = |args: &[&str]| {
@@ -391,9 +494,16 @@ fn bad_input(scratch: &Scratch) {
     ] {
         run(&["--forward", value]).complains(2, &["--forward", why]);
     }
+    let no_socket = folder.join("Cargo.toml");
+    for (path, why) in [(&*folder, "it is a folder"), (&*no_socket, "it is no Unix socket")] {
+        let shown = path.display().to_string();
+        run(&["--forward", &shown]).complains(96, &[&format!("could not forward {shown}"), why]);
+    }
     let twice = run(&["--forward", "5432", "--forward", "05432"]);
     twice.complains(2, &["`--forward 5432` is given twice"]);
     for (config, why) in [
+        ("forward = 5432", "expected an array"),
+        ("forward = 5432", "write `forward = [5432]`"),
         ("forward = [0]", "expected a port from 1 to 65535"),
         ("forward = [5432, '5432']", "`5432` is there before"),
         ("forward = ['database.sock']", "the absolute path of a Unix socket"),

@@ -29,6 +29,7 @@ struct Machine {
 
 const ROOT: u32 = 0;
 const NO_USER_NAMESPACE: &str = "could not create a user namespace";
+const PARTIAL: &str = "leak detection: partial";
 
 const MACHINES: [Machine; 11] = [
     Machine {
@@ -67,7 +68,12 @@ const MACHINES: [Machine; 11] = [
         label: "masked_proc",
         user: NOBODYS_ID,
         plan: |plan| plan.denied(Denied::Proc),
-        told: &["without pids and /proc only", "could not mount /proc", "systempaths=unconfined"],
+        told: &[
+            "without pids and /proc only",
+            "could not mount /proc",
+            "systempaths=unconfined",
+            PARTIAL,
+        ],
         paths: true,
         no_network: "",
     },
@@ -75,7 +81,12 @@ const MACHINES: [Machine; 11] = [
         label: "masked_proc_as_root",
         user: ROOT,
         plan: |plan| plan.contained().denied(Denied::Proc),
-        told: &["without pids and /proc only", "could not mount /proc", "systempaths=unconfined"],
+        told: &[
+            "without pids and /proc only",
+            "could not mount /proc",
+            "systempaths=unconfined",
+            PARTIAL,
+        ],
         paths: true,
         no_network: "",
     },
@@ -83,7 +94,7 @@ const MACHINES: [Machine; 11] = [
         label: "same_path",
         user: NOBODYS_ID,
         plan: |plan| plan.denied(Denied::UserNamespaces).owning_hidden(),
-        told: &["in plain sight only", NO_USER_NAMESPACE, "seccomp"],
+        told: &["in plain sight only", NO_USER_NAMESPACE, "seccomp", PARTIAL],
         paths: true,
         no_network: NO_USER_NAMESPACE,
     },
@@ -91,7 +102,7 @@ const MACHINES: [Machine; 11] = [
         label: "same_path_as_root",
         user: ROOT,
         plan: |plan| plan.contained().denied(Denied::UserNamespaces).owning_hidden(),
-        told: &["in plain sight only", NO_USER_NAMESPACE, "seccomp"],
+        told: &["in plain sight only", NO_USER_NAMESPACE, "seccomp", PARTIAL],
         paths: true,
         no_network: NO_USER_NAMESPACE,
     },
@@ -99,7 +110,7 @@ const MACHINES: [Machine; 11] = [
         label: "variables",
         user: NOBODYS_ID,
         plan: |plan| plan.denied(Denied::UserNamespaces),
-        told: &[NO_USER_NAMESPACE, "seccomp"],
+        told: &[NO_USER_NAMESPACE, "seccomp", PARTIAL],
         paths: false,
         no_network: NO_USER_NAMESPACE,
     },
@@ -107,7 +118,7 @@ const MACHINES: [Machine; 11] = [
         label: "variables_as_root",
         user: ROOT,
         plan: |plan| plan.contained().denied(Denied::UserNamespaces),
-        told: &[NO_USER_NAMESPACE, "seccomp"],
+        told: &[NO_USER_NAMESPACE, "seccomp", PARTIAL],
         paths: false,
         no_network: NO_USER_NAMESPACE,
     },
@@ -144,6 +155,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         }
     }
     trials.push(case_if("level::what_is_refused_runs_here", possible, refused_runs_here));
+    trials.push(case_if("level::all_that_is_refused_is_told", possible, all_refusals));
     trials
 }
 
@@ -178,6 +190,18 @@ impl Machine {
     fn run(scratch: &Scratch, fixture: &Fixture, worker: &Worker) -> Client {
         let client = Client::run(scratch, fixture).args(&fixture.model.args);
         client.only_on(std::slice::from_ref(worker))
+    }
+}
+
+/// A run that ends at the first binary without a place tells of the others, too.
+fn all_refusals(scratch: &Scratch) {
+    let fixture = Fixture::named("paths");
+    let worker = Plan::new(scratch).denied(Denied::UserNamespaces).start(scratch, "w1", 2);
+    let finished = Machine::run(scratch, &fixture, &worker).finish();
+    finished.complains(97, &[COMPILED_IN]);
+    assert!(fixture.model.baked.len() > 1, "of one alone there is nothing to show");
+    for binary in &fixture.model.baked {
+        assert!(finished.stderr.contains(binary), "{binary}: {}", finished.stderr);
     }
 }
 

@@ -34,6 +34,10 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::the_agents_socket_is_private", private_socket),
         case("runner::cargo_test_says_the_same", cargo_test),
         case("runner::cargo_test_of_dynamic_libraries", |scratch| same_verdicts(scratch, "dylib")),
+        case("runner::cargo_test_with_a_relative_target_folder", |scratch| {
+            let fixture = Fixture::copied("paths", scratch);
+            same_verdicts_of(scratch, &Fixture { target_dir: "../elsewhere".into(), ..fixture });
+        }),
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
         case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
@@ -238,10 +242,13 @@ fn cargo_test(scratch: &Scratch) {
 
 /// `cargo test` with and without the runner, on a worker that has never seen these files.
 fn same_verdicts(scratch: &Scratch, fixture: &str) {
-    let fixture = Fixture::named(fixture);
+    same_verdicts_of(scratch, &Fixture::named(fixture));
+}
+
+fn same_verdicts_of(scratch: &Scratch, fixture: &Fixture) {
     let workers = hermetic::fleet(scratch, 1, 2);
     let run = |workers: &[Worker]| {
-        let mut command = cargo_with(scratch, workers, &fixture);
+        let mut command = cargo_with(scratch, workers, fixture);
         command.args(["test", "--workspace", "--no-fail-fast"]).output().unwrap()
     };
     let (here, there) = (run(&[]), run(&workers));

@@ -9,7 +9,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use distest_tests::client::Client;
+use distest_tests::fixture::Fixture;
+use distest_tests::hermetic;
 use distest_tests::scratch::Scratch;
+use distest_tests::transcript::Verdict;
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::stat::Mode;
@@ -20,6 +23,8 @@ use crate::case;
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("travel::odd_files_arrive_or_are_told", odd_files),
+        case("travel::from_a_relative_target_folder", relative_target_folder),
+        case("travel::a_test_that_spoils_its_executable_spoils_its_own", own_executable),
         case("travel::the_user_includes_and_excludes", include_and_exclude),
         case("travel::a_workspace_that_changes_is_told", changing_workspace),
         case("travel::a_failure_names_what_did_not_travel", hints),
@@ -103,6 +108,58 @@ fn odd_files(scratch: &Scratch) {
             "odd/out is a link to",
         ],
     );
+}
+
+fn relative_target_folder(scratch: &Scratch) {
+    let fixture = Fixture::copied("paths", scratch);
+    let workers = hermetic::fleet(scratch, 1, 2);
+    let client = || Client::call(scratch, &fixture.root, &["run", "--no-fail-fast"]).json();
+    // A test that compares the folder with its own path finds another spelling, with cargo, too.
+    let verdicts = |client: Client| client.finish().transcript(100).verdicts;
+    let here = verdicts(client().env("CARGO_TARGET_DIR", "../elsewhere"));
+    let failed = here.iter().filter(|(_, verdict)| **verdict == Verdict::Fail);
+    let failed: Vec<_> = failed.map(|(case, _)| &*case.name).collect();
+    assert_eq!(failed, ["run_time_and_compile_time_agree"]);
+    let there = client().only_on(&workers).env("CARGO_TARGET_DIR", "../elsewhere");
+    assert_eq!(verdicts(there), here);
+    let there = client().only_on(&workers).args(["--target-dir", "src/../../elsewhere"]);
+    assert_eq!(verdicts(there), here);
+}
+
+fn own_executable(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        use std::{env, fs};
+        #[test]
+        fn a_deletes_it() {
+            fs::remove_file(env::current_exe().unwrap()).unwrap();
+        }
+        #[test]
+        fn b_passes() {}
+        #[test]
+        fn c_replaces_it() {
+            let own = env::current_exe().unwrap();
+            let other = own.with_extension("new");
+            fs::write(&other, "nonsense").unwrap();
+            fs::rename(other, own).unwrap();
+        }
+        #[test]
+        fn d_passes() {}
+        #[test]
+        fn e_may_not_execute_it() {
+            let own = env::current_exe().unwrap();
+            fs::set_permissions(own, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+        }
+        #[test]
+        fn f_passes() {}
+        "#,
+    );
+    let workers = Worker::fleet(scratch, 1, 1);
+    let client = on_a_worker(scratch, &folder, &workers).args(["--isolation", "process"]);
+    let transcript = client.finish().transcript(0);
+    assert_eq!(transcript.summary.passed, 6);
+    assert!(transcript.attempts.iter().all(|attempt| attempt.attempt == 1));
 }
 
 fn include_and_exclude(scratch: &Scratch) {

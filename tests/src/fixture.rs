@@ -120,7 +120,10 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if !entry.file_type()?.is_dir() {
+        let kind = entry.file_type()?;
+        if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, target)?;
+        } else if !kind.is_dir() {
             fs::copy(entry.path(), target)?;
         } else if entry.file_name() != "target" {
             copy(&entry.path(), &target)?;

@@ -18,6 +18,7 @@ use super::dep_info;
 use super::harness::CustomHarnesses;
 use super::layout::Layout;
 use super::needed;
+use super::plain::plain;
 use super::runtime_env::{self, Inputs, link_search_folder, package_root};
 use crate::model::{BinaryId, BinaryKind, BinaryNeeds, TestBinary, Triple};
 
@@ -184,7 +185,7 @@ impl Assembler {
         let key = (package_id.clone(), layout.clone());
         let programs = starts_programs(kind).then(|| self.programs.get(&key).unwrap_or(&none));
         let writable_dirs =
-            if starts_programs(kind) { vec![layout.tmp.clone()] } else { Vec::new() };
+            if starts_programs(kind) { vec![plain(&layout.tmp)] } else { Vec::new() };
         let env = runtime_env::compose(&Inputs {
             workspace: &self.workspace,
             package,
@@ -211,7 +212,7 @@ impl Assembler {
             companion_dirs: self.companion_dirs(script, &dependencies, &layout, &native_dirs),
             triple,
             for_host,
-            executable,
+            executable: plain(&executable),
             cwd: package_root(package).to_path_buf(),
             env,
             writable_dirs,
@@ -245,7 +246,7 @@ impl Assembler {
             .filter(|file| file.is_file())
             .collect();
         files.extend(needed);
-        files.into_iter().collect()
+        files.iter().map(|file| plain(file)).collect()
     }
 
     /// Folders of build scripts: of the package and of other local ones, whose code may name them
@@ -267,7 +268,7 @@ impl Assembler {
             .map(|script| script.out_dir.clone().into_std_path_buf())
             .collect();
         folders.extend(native_dirs.iter().filter(|folder| has_dynamic_library(folder)).cloned());
-        folders.into_iter().filter(|folder| folder.is_dir()).collect()
+        folders.iter().filter(|folder| folder.is_dir()).map(|folder| plain(folder)).collect()
     }
 
     /// The runs of a package's build script for the target that `layout` belongs to.
@@ -329,8 +330,11 @@ impl Assembler {
         self.packages.get(id).map(|&i| &self.workspace.metadata.packages[i])
     }
 
+    /// As cargo spells its folders, `..` included: so does all that it says of them.
     fn layout(&self, artifact: &Path) -> Layout {
-        Layout::of(artifact, &self.workspace.target_dir, &self.workspace.build_dir)
+        let target_dir = self.workspace.metadata.target_directory.as_std_path();
+        let build_dir = self.workspace.metadata.build_directory.as_ref();
+        Layout::of(artifact, target_dir, build_dir.map_or(target_dir, |dir| dir.as_std_path()))
     }
 }
 

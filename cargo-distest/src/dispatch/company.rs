@@ -259,6 +259,7 @@ impl Story<'_> {
                 started + begun.or(before).unwrap_or_default()
             }),
             batch_tests: None,
+            notes: Vec::new(),
         };
         match returned.outcome {
             InBatch::Passed => ending.exit = Some(Exit::Code(0)),

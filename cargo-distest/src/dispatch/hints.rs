@@ -1,12 +1,13 @@
 //! Why a test may have failed on a worker that would pass here: a path that did not travel, a
 //! variable that was not passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use distest_worker::protocol::BinaryKey;
+use distest_worker::globs::Globs;
+use distest_worker::protocol::{BinaryKey, NOTE_BYTES_MAX, NOTES_MAX};
 use object::{Object, ObjectSection};
 
 use super::Runnable;
@@ -27,6 +28,8 @@ pub struct Here {
     pub roots: Vec<PathBuf>,
     /// Folders that no test of the workspace reads from: tools and what they keep.
     pub foreign: Vec<PathBuf>,
+    /// Patterns of files that the user wants to stay here.
+    pub exclude: Globs,
     /// Names of variables that are set here and that remote tests don't get.
     pub variables: Vec<String>,
 }
@@ -36,11 +39,13 @@ pub struct Here {
 pub(super) struct Hints {
     here: Arc<Here>,
     named: BTreeMap<BinaryKey, Vec<String>>,
+    /// Variables that have been told of.
+    told: BTreeSet<String>,
 }
 
 impl Hints {
     pub(super) fn new(here: Here) -> Self {
-        Self { here: Arc::new(here), named: BTreeMap::new() }
+        Self { here: Arc::new(here), ..Self::default() }
     }
 
     /// Hints for a test of `runnable` that failed on a worker with these outputs. Looks at the
@@ -64,19 +69,36 @@ impl Hints {
             });
             let mut hints: Vec<String> = Vec::new();
             for path in paths {
-                let hint = path_hint(&path, &here.roots);
+                let left_out = tree.as_ref().and_then(|tree| tree.left_out(&path));
+                let hint = path_hint(&path, &here, left_out);
                 if hints.len() < HINTS_MAX && !hints.contains(&hint) {
                     hints.push(hint);
                 }
             }
-            hints.extend(named.iter().take(HINTS_MAX).map(|name| variable_hint(name)));
-            (hints, named)
+            let missed = |name: &&String| {
+                texts.iter().flatten().any(|text| clues::misses_variable(text, name))
+            };
+            let missed: BTreeSet<String> = named.iter().filter(missed).cloned().collect();
+            (hints, named, missed)
         };
         // What panics here says nothing about the test.
-        let (hints, named) = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        let (mut hints, named, missed) =
+            tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        // All failures of a binary could get them; one is enough where nothing speaks for it.
+        let telling = |name: &&String| missed.contains(*name) || !self.told.contains(*name);
+        let variables: Vec<String> =
+            named.iter().filter(telling).take(HINTS_MAX).cloned().collect();
+        hints.extend(variables.iter().map(|name| variable_hint(name)));
+        self.told.extend(variables);
         self.named.insert(key, named);
         hints
     }
+}
+
+/// What a worker says that a test met: as much as makes sense.
+pub(super) fn of_notes(notes: Vec<String>) -> Vec<String> {
+    let fits = |note: &String| !note.is_empty() && note.len() <= NOTE_BYTES_MAX;
+    notes.into_iter().filter(fits).take(NOTES_MAX).collect()
 }
 
 /// Whether something is here that did not travel, and that a test may have wanted.
@@ -92,13 +114,23 @@ fn stayed(path: &Path, here: &Here, tree: Option<&Tree>, runnable: &Runnable) ->
     !travelled && fs::symlink_metadata(path).is_ok()
 }
 
-fn path_hint(path: &Path, roots: &[PathBuf]) -> String {
-    let shown = roots.first().and_then(|root| path.strip_prefix(root).ok()).unwrap_or(path);
-    let shown = shown.to_string_lossy();
-    format!(
-        "{shown} exists here but did not travel: include = [{shown:?}] in the profile of \
-         .config/distest.toml sends it"
-    )
+/// `left_out`: why, if it is not just that git ignores it or that it lies elsewhere.
+fn path_hint(path: &Path, here: &Here, left_out: Option<&str>) -> String {
+    let relative = here.roots.first().and_then(|root| path.strip_prefix(root).ok());
+    let shown = relative.unwrap_or(path).to_string_lossy();
+    let pattern = toml::Value::from(clues::pattern_of(&shown));
+    let shown = match shown.contains(char::is_whitespace) {
+        true => format!("{shown:?}"),
+        false => shown.into_owned(),
+    };
+    let what = format!("{shown} exists here but did not travel");
+    if let Some(why) = left_out {
+        return format!("{what}: {why}");
+    }
+    if here.exclude.matches(path, relative) {
+        return format!("{what}: `exclude` in the profile of .config/distest.toml names it");
+    }
+    format!("{what}: include = [{pattern}] in the profile of .config/distest.toml sends it")
 }
 
 fn variable_hint(name: &str) -> String {
@@ -129,4 +161,28 @@ fn variables(binary: &TestBinary, names: &[String]) -> Vec<String> {
     found.sort();
     found.dedup();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_stayed_is_told_with_what_would_send_it() {
+        let exclude = Globs::new(["docs"]).unwrap();
+        let here = Here { roots: vec!["/w".into()], exclude, ..Here::default() };
+        let check = |path: &str, left_out, expected: &str| {
+            assert_eq!(path_hint(Path::new(path), &here, left_out), expected);
+        };
+        let rest = "in the profile of .config/distest.toml";
+        let said = "exists here but did not travel";
+        check("/w/a.bin", None, &format!("a.bin {said}: include = [\"a.bin\"] {rest} sends it"));
+        check(
+            "/w/two words[1]",
+            None,
+            &format!("\"two words[1]\" {said}: include = ['two words\\[1\\]'] {rest} sends it"),
+        );
+        check("/w/docs/x", None, &format!("docs/x {said}: `exclude` {rest} names it"));
+        check("/w/pipe", Some("it is a named pipe"), &format!("pipe {said}: it is a named pipe"));
+    }
 }

@@ -79,6 +79,7 @@ mod tests {
             usage: Usage::default(),
             stdout: Output::default(),
             stderr: Output::default(),
+            notes: Vec::new(),
         };
         assert_eq!(judge(&finished), (expected, why.to_owned()));
         if let Exit::Signal(_) = exit {

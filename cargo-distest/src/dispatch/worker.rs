@@ -92,6 +92,15 @@ impl Connected {
         self.connection.embedded
     }
 
+    /// Why it would not run a binary, as far as that is known here.
+    pub(super) async fn obstacle_to(
+        &self,
+        binary: Arc<TestBinary>,
+    ) -> Option<(String, Option<String>)> {
+        let Connection { hello, paths, .. } = &self.connection;
+        obstacle(binary, Arc::clone(hello), Arc::clone(paths)).await
+    }
+
     /// Ships a binary and the tree. Answered by [`Outcome::Ready`], [`Outcome::Refused`] or
     /// [`Outcome::Gone`].
     pub(super) fn prepare(&self, runnable: Arc<Runnable>) {

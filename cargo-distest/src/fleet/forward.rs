@@ -82,7 +82,7 @@ impl Forwards {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let text = format!(
                 "tests on worker {} have {FORWARDED_MAX} connections to forwarded services open: \
-                 more are refused",
+                 more are closed at once",
                 self.worker
             );
             self.notices.tell(text.clone(), "run fewer tests at once, with --test-threads");
@@ -94,6 +94,7 @@ impl Forwards {
                 let text = format!("could not connect tests to {}: {error}", name(forward));
                 let hint = "start the service on this machine: tests saw a closed connection";
                 self.notices.tell(text.clone(), hint);
+                let text = format!("{text}; the test saw a closed connection");
                 return Err(Refusal::new(RefusalKind::Closed, text));
             }
         };

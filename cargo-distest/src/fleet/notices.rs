@@ -37,7 +37,7 @@ impl Notices {
     }
 
     /// Tells one, if it has not been told.
-    pub(super) fn tell(&self, text: String, hint: &str) {
+    pub fn tell(&self, text: String, hint: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < NOTICES_MAX && told.insert(text.clone()) {
             // Nobody listens once the run is over.

@@ -57,6 +57,9 @@ where
         Ok(placed) => Running { call, placed, site, shim: &shim }.run(&mut frames).await,
         Err(last) => Some(last),
     };
+    if let Some(ToShim::RunHere(Some(why))) = &last {
+        site.tell_run_here(call.program.as_path(), why);
+    }
     let code = ExitCode::FleetLost.number();
     let lost = matches!(&last, Some(ToShim::Failed(refused)) if refused.code == code);
     if let Some(last) = last {
@@ -236,7 +239,13 @@ impl Running<'_> {
                         };
                         held = Some(Held { frame, bytes, taken });
                     }
-                    Said::Finished(exit) => return Some(ToShim::Exited(exit)),
+                    Said::Finished(exit, notes) => {
+                        for note in notes.iter().filter(|_| exit != Exit::Code(0)) {
+                            let text = format!("cargo distest runner: note: {note}\n");
+                            self.shim.say(&ToShim::Stderr(text.into()), None);
+                        }
+                        return Some(ToShim::Exited(exit));
+                    }
                     Said::Lost(why) => return Some(self.lost(&why)),
                 },
                 permit = room, if held.is_some() => {
@@ -350,7 +359,7 @@ impl Running<'_> {
             match said {
                 Said::Started => self.signal(AttemptSignal::Kill),
                 Said::Output(_, _, taken) => _ = taken.send(()),
-                Said::Finished(_) | Said::Lost(_) => return,
+                Said::Finished(..) | Said::Lost(_) => return,
             }
         }
     }

@@ -17,7 +17,7 @@ use distest_worker::digest::Digest;
 use distest_worker::protocol::{BinaryKey, BinarySpec, OsText, TreeEntry, TreeNode};
 use tokio::sync::OnceCell;
 
-use super::wire::Call;
+use super::wire::{Call, Variable};
 use crate::compile;
 use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, BinaryKind, BinaryNeeds, Harness, TestBinary, Triple};
@@ -159,17 +159,18 @@ impl Needs {
     fn of(call: &Call) -> io::Result<Self> {
         let program = call.program.as_path().to_owned();
         let mut programs = BTreeMap::new();
+        let path_of = |variable: &Variable| compile::plain(variable.value.as_path());
         let (mut out_dir, mut library_path) = (None, None);
         for variable in &call.env {
             let Some(name) = variable.name.as_os_str().to_str() else { continue };
             match name {
-                "OUT_DIR" => out_dir = Some(variable.value.as_path().to_owned()),
+                "OUT_DIR" => out_dir = Some(path_of(variable)),
                 "LD_LIBRARY_PATH" => library_path = Some(variable.value.clone()),
                 _ if name.contains("_BIN_EXE_") => {
-                    let path = variable.value.as_path();
+                    let path = path_of(variable);
                     // cargo names programs that are not built, too.
-                    if let Ok(stamp) = stamp(path) {
-                        programs.insert(path.to_owned(), stamp);
+                    if let Ok(stamp) = stamp(&path) {
+                        programs.insert(path, stamp);
                     }
                 }
                 _ => {}
@@ -261,7 +262,7 @@ fn libraries(
     library_path: Option<&OsText>,
 ) -> BTreeSet<PathBuf> {
     let folders: Vec<PathBuf> = library_path
-        .map(|path| std::env::split_paths(path.as_os_str()).collect())
+        .map(|path| std::env::split_paths(path.as_os_str()).map(|it| compile::plain(&it)).collect())
         .unwrap_or_default();
     let mut found = BTreeSet::new();
     let mut open: Vec<PathBuf> = companions.iter().cloned().chain([program.to_owned()]).collect();
@@ -291,8 +292,9 @@ fn build_folders(program: &Path) -> BTreeSet<PathBuf> {
         return found;
     };
     let Ok(bytes) = fs::read(program) else { return found };
-    let mut needle = build.as_os_str().as_bytes().to_vec();
-    needle.push(b'/');
+    // Not the whole path, which the caller may have spelled otherwise when it built: with `..`.
+    let profile = build.parent().and_then(Path::file_name).unwrap_or_default();
+    let needle = [b"/", profile.as_bytes(), b"/build/"].concat();
     let mut rest = &bytes[..];
     let finder = memchr::memmem::Finder::new(&needle);
     while let Some(at) = finder.find(rest) {

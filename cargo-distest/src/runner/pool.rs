@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Network, Report, Stream};
+use distest_worker::protocol::{
+    AttemptId, BinaryKey, Exit, Finished, NOTE_BYTES_MAX, NOTES_MAX, Network, Report, Stream,
+};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -66,8 +68,8 @@ pub(super) enum Said {
     Started,
     /// It wrote something. Answer when it has been taken.
     Output(Stream, Bytes, oneshot::Sender<()>),
-    /// It and all that it started have ended.
-    Finished(Exit),
+    /// It and all that it started have ended, and what it met that was not of its own making.
+    Finished(Exit, Vec<String>),
     /// It came to no end of its own.
     Lost(String),
 }
@@ -224,7 +226,10 @@ impl State {
             Report::Slow { .. } | Report::Progress { .. } => {}
             Report::Draining {} => _ = self.leaving.insert(worker),
             Report::Finished(finished) => {
-                self.tell(worker, finished.attempt, Said::Finished(finished.exit));
+                let Finished { attempt, exit, mut notes, .. } = finished;
+                notes.retain(|note| note.len() <= NOTE_BYTES_MAX);
+                notes.truncate(NOTES_MAX);
+                self.tell(worker, attempt, Said::Finished(exit, notes));
             }
             Report::Lost { attempt, detail, .. } => {
                 self.tell(worker, attempt, Said::Lost(detail));

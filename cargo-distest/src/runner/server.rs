@@ -30,16 +30,23 @@ pub struct Server {
 
 enum Sites {
     /// Found as calls come in.
-    Found(Box<TravelSettings>, Mutex<BTreeMap<Place, Arc<OnceCell<Arc<Site>>>>>),
+    Found(Box<Common>, Mutex<BTreeMap<Place, Arc<OnceCell<Arc<Site>>>>>),
     /// The only one.
     One(Arc<Site>),
+}
+
+/// What all sites have in common that are found.
+struct Common {
+    travel: TravelSettings,
+    surroundings: Surroundings,
 }
 
 impl Server {
     /// Serves calls from wherever they come.
     pub fn new(settings: Settings) -> Self {
-        let Settings { fleet, travel, .. } = settings;
-        Self::with(fleet, Sites::Found(Box::new(travel), Mutex::default()))
+        let Settings { fleet, travel, constraints, .. } = settings;
+        let common = Common { travel, surroundings: Surroundings::of_runner(&constraints) };
+        Self::with(fleet, Sites::Found(Box::new(common), Mutex::default()))
     }
 
     /// Serves calls from one workspace.
@@ -102,16 +109,17 @@ impl Server {
     }
 
     async fn site(&self, call: &Call) -> Result<Arc<Site>, Failure> {
-        let (travel, found) = match &self.sites {
+        let (common, found) = match &self.sites {
             Sites::One(site) => return Ok(Arc::clone(site)),
-            Sites::Found(travel, found) => (travel, found),
+            Sites::Found(common, found) => (common, found),
         };
+        let Common { travel, surroundings } = &**common;
         let place = Place::of(call);
         let cargo = call.variable("CARGO").unwrap_or_else(|| "cargo".into());
         let sites = || found.lock().unwrap_or_else(PoisonError::into_inner);
         let cell = Arc::clone(sites().entry(place.clone()).or_default());
         let find = || async {
-            let site = Site::find(&place, cargo, travel).await?;
+            let site = Site::find(&place, cargo, travel, surroundings).await?;
             // Packages of one workspace share what it has.
             let same = sites()
                 .values()

@@ -177,7 +177,8 @@ fn call(program: &Path, args: &[OsString]) -> Result<Call, Failure> {
         Variable { name: name.into(), value: value.into(), inherited }
     });
     Ok(Call {
-        program: program.into(),
+        // Workers take no other; a local run keeps what the caller gave.
+        program: crate::compile::plain(program).into(),
         args: args.iter().map(|arg| arg.as_os_str().into()).collect(),
         cwd: cwd.into(),
         env: env.collect(),

@@ -82,7 +82,7 @@ impl Place {
     pub(super) fn of(call: &Call) -> Self {
         let cwd = call.cwd.as_path();
         let [target_dir, build_target_dir, build_dir] =
-            FOLDER_VARIABLES.map(|name| Some(cwd.join(call.variable(name)?)));
+            FOLDER_VARIABLES.map(|name| Some(compile::plain(&cwd.join(call.variable(name)?))));
         let tagged = |folder: &&Path| folder.join("CACHEDIR.TAG").is_file();
         Self {
             folder: call.variable("CARGO_MANIFEST_DIR").unwrap_or_else(|| cwd.to_owned()),
@@ -154,6 +154,15 @@ impl Surroundings {
         Self { network: (*network).into(), forwards: forwards.clone(), notices }
     }
 
+    /// Those of whatever a runner is given: the network of its worker, unless the profile forwards
+    /// services, which are found in none but a network of one's own.
+    pub(super) fn of_runner(constraints: &ConstraintSettings) -> Self {
+        match constraints.forwards.is_empty() {
+            true => Self::host(),
+            false => Self::of(constraints, Notices::unheard()),
+        }
+    }
+
     /// Those of what is no test, as far as we know.
     fn host() -> Self {
         Self { network: Network::Host, forwards: Vec::new(), notices: Notices::unheard() }
@@ -166,10 +175,11 @@ impl Site {
         place: &Place,
         cargo: PathBuf,
         travel: &TravelSettings,
+        surroundings: &Surroundings,
     ) -> Result<Self, Failure> {
         let Place { folder, cwd, target_dir, build_dir, tagged } = place;
         let Some(package) = folder.ancestors().find(|it| it.join("Cargo.toml").is_file()) else {
-            return Self::outside(cwd);
+            return Self::outside(cwd, surroundings);
         };
         let manifest = package.join("Cargo.toml");
         let args = RunArgs {
@@ -201,7 +211,7 @@ impl Site {
         }
         let copies = copies(&workspace.target_dir);
         let travel = Travel::new(travel, &workspace)?;
-        let mut site = Self::of(&workspace, travel, copies, Surroundings::host())?;
+        let mut site = Self::of(&workspace, travel, copies, surroundings.clone())?;
         if !site.holds(cwd) && may_be_hidden(cwd) {
             site.roots.push(cwd.as_path().into());
         }
@@ -228,7 +238,7 @@ impl Site {
         })
     }
 
-    fn outside(cwd: &Path) -> Result<Self, Failure> {
+    fn outside(cwd: &Path, surroundings: &Surroundings) -> Result<Self, Failure> {
         let name = format!("cargo-distest-{}", nix::unistd::geteuid());
         let target_dir = std::env::temp_dir().join(name).join("outside");
         let copies = copies(&target_dir);
@@ -243,7 +253,7 @@ impl Site {
             host: Triple::new(
                 distest_worker::hello::Hello::new(distest_worker::hello::Role::Client, "").target,
             ),
-            surroundings: Surroundings::host(),
+            surroundings: surroundings.clone(),
             current: Mutex::default(),
         })
     }
@@ -251,6 +261,15 @@ impl Site {
     /// What of the network executables see.
     pub(super) fn network(&self) -> Network {
         self.surroundings.network
+    }
+
+    /// Tells the user that something runs here and not there. Only whoever runs tests listens:
+    /// a runner's caller is told by the runner itself.
+    pub(super) fn tell_run_here(&self, program: &Path, why: &str) {
+        // Doctests have a path of their own each, and one notice is enough.
+        let why = why.replace(&program.display().to_string(), "doctests");
+        let text = format!("doctests run on this machine: {why}");
+        self.surroundings.notices.tell(text, "mend that, or start a worker that takes them");
     }
 
     /// Variables that the user wants to travel.

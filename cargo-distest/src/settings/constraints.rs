@@ -2,6 +2,7 @@
 //! too (`test-groups`, `test-group`, `threads-required`, `priority`) mean the same.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt;
 
 use clap::ValueEnum;
 use distest_worker::protocol::{self, FORWARDS_MAX, Forward};
@@ -210,6 +211,26 @@ pub(super) fn forwards(profile: &[Forward], flags: &[Forward]) -> Result<Vec<For
         return Err(usage(what).hint("leave some out"));
     }
     Ok(all)
+}
+
+/// Checks that what lies at a socket's path now is a socket. One that isn't there may come yet.
+///
+/// # Errors
+/// [`ExitCode::Setup`] if it is something else.
+pub fn check_services(forwards: &[Forward]) -> Result<(), Failure> {
+    for forward in forwards {
+        let Forward::Socket(path) = forward else { continue };
+        let Ok(metadata) = std::fs::metadata(path.as_path()) else { continue };
+        let kind = metadata.file_type();
+        if kind.is_socket() {
+            continue;
+        }
+        let what = format!("could not forward {forward}");
+        let why = if kind.is_dir() { "it is a folder" } else { "it is no Unix socket" };
+        let hint = "name the socket that the service listens at, or its port";
+        return Err(Failure::new(ExitCode::Setup, what).because(why).hint(hint));
+    }
+    Ok(())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -782,5 +782,6 @@ fn invented(random: &mut Random, like: &Report) -> Report {
         usage: Usage::default(),
         stdout: Output::default(),
         stderr: Output::default(),
+        notes: Vec::new(),
     })
 }

@@ -21,6 +21,8 @@ use crate::failure::Failure;
 
 /// More threads than this only wait for the disk.
 const THREADS_MAX: usize = 8;
+/// Pipes and sockets of which git is asked whether it ignores them, one by one.
+const UNLISTED_MAX: usize = 20;
 /// Files that a thread takes at a time.
 const BATCH: usize = 32;
 
@@ -60,17 +62,14 @@ pub(super) enum Looked {
 }
 
 pub(super) fn assemble(
-    mut found: Vec<Found>,
+    found: Vec<Found>,
     mut notices: Notices,
     roots: &TreeRoots,
     rules: &TreeRules,
     copies: &Copies,
 ) -> Result<Tree, Failure> {
     let mut folders = Folders::new(roots);
-    // What is both counts as tracked. In the order of bytes a folder comes before what is in it.
-    found.sort_unstable_by(|a, b| a.path.cmp(&b.path).then(b.tracked.cmp(&a.tracked)));
-    found.dedup_by(|later, first| later.path == first.path);
-    found.retain(|found| folders.travels(found) && !excluded(&found.path, roots, rules));
+    let found = travelling(found, &mut folders, roots, rules);
     if found.len() > rules.files_max {
         return Err(too_many(&roots.workspace, rules.files_max));
     }
@@ -112,13 +111,51 @@ pub(super) fn assemble(
                 nodes.insert(path, node);
             }
             Looked::Gone => {}
-            Looked::Unusable(why) => notices.add(format!("{shown} does not travel: {why}")),
+            Looked::Unusable(why) => {
+                notices.add(format!("{shown} does not travel: {why}"));
+                tree.left_out.insert(path.into(), why);
+            }
         }
+    }
+    for (path, why) in folders.unlisted(&nodes, &tree.left_out) {
+        if excluded(path.as_os_str(), roots, rules) {
+            continue;
+        }
+        notices.add(format!("{} does not travel: {why}", path.display()));
+        tree.left_out.insert(path, why);
     }
     let entries = nodes.into_iter();
     tree.entries = entries.map(|(path, node)| TreeEntry { path: path.into(), node }).collect();
     tree.notices = notices.finish();
     Ok(tree)
+}
+
+/// What of it travels, in the order of bytes, each once.
+fn travelling(
+    mut found: Vec<Found>,
+    folders: &mut Folders,
+    roots: &TreeRoots,
+    rules: &TreeRules,
+) -> Vec<Found> {
+    // What is both counts as tracked. In the order of bytes a folder comes before what is in it.
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path).then(b.tracked.cmp(&a.tracked)));
+    found.dedup_by(|later, first| later.path == first.path);
+    found.retain(|found| folders.travels(found) && !excluded(&found.path, roots, rules));
+    found
+}
+
+/// What is there now and was not there when a tree was made.
+pub(super) fn appeared(
+    found: Vec<Found>,
+    tree: &Tree,
+    roots: &TreeRoots,
+    rules: &TreeRules,
+) -> Vec<PathBuf> {
+    let found = travelling(found, &mut Folders::new(roots), roots, rules);
+    let paths = found.into_iter().map(|found| PathBuf::from(found.path));
+    let new = paths.filter(|path| tree.entry(path).is_none() && tree.left_out(path).is_none());
+    // A folder is told by what is in it.
+    new.filter(|path| path.symlink_metadata().is_ok_and(|it| !it.is_dir())).collect()
 }
 
 /// Files that are no longer what they were.
@@ -232,6 +269,35 @@ impl Folders {
         folder
     }
 
+    /// Pipes and sockets that git doesn't speak of, and what they are: in all folders that travel,
+    /// apart from those that are known.
+    fn unlisted(
+        &self,
+        nodes: &BTreeMap<OsString, TreeNode>,
+        known: &BTreeMap<PathBuf, String>,
+    ) -> Vec<(PathBuf, String)> {
+        let built =
+            |path: &OsString| self.known.get(path).is_some_and(|it| it.is_some_and(|it| it.built));
+        let folders: Vec<&OsString> = nodes
+            .iter()
+            .filter(|(path, node)| matches!(node, TreeNode::Folder { .. }) && !built(path))
+            .map(|(path, _)| path)
+            .collect();
+        let special = |folder: &&OsString| {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            let special = entries.filter_map(|entry| {
+                let why = special(entry.file_type().ok()?)?;
+                Some((entry.path(), why.to_owned()))
+            });
+            special.collect::<Vec<_>>()
+        };
+        let mut found: Vec<_> = parallel(&folders, special).into_iter().flatten().collect();
+        found.retain(|(path, _)| !known.contains_key(path));
+        found.truncate(UNLISTED_MAX);
+        found.retain(|(path, _)| super::git::ignores(path) == Some(false));
+        found
+    }
+
     /// The folders that lead to what was found, and the roots.
     fn nodes(&self, found: &[Found]) -> BTreeMap<OsString, TreeNode> {
         let mut nodes = BTreeMap::new();
@@ -308,14 +374,23 @@ fn look(path: &Path, seen: &io::Result<fs::Metadata>, copies: &Copies) -> Looked
             let Taken { digest, size, stamp, restless } = taken;
             Looked::File { digest, size, mode, stamp, restless }
         })
-    } else if kind.is_fifo() {
-        Ok(Looked::Unusable("it is a named pipe".to_owned()))
-    } else if kind.is_socket() {
-        Ok(Looked::Unusable("it is a socket".to_owned()))
+    } else if let Some(why) = special(kind) {
+        Ok(Looked::Unusable(why.to_owned()))
     } else {
         Ok(Looked::Unusable("it is a device".to_owned()))
     };
     looked.unwrap_or_else(|error| unusable(&error))
+}
+
+/// What a thing is that has no content.
+fn special(kind: fs::FileType) -> Option<&'static str> {
+    if kind.is_fifo() {
+        Some("it is a named pipe")
+    } else if kind.is_socket() {
+        Some("it is a socket")
+    } else {
+        None
+    }
 }
 
 fn unusable(error: &io::Error) -> Looked {

@@ -90,6 +90,18 @@ pub(super) fn list(dir: &Path) -> Result<Listing, Problem> {
     Ok(listing)
 }
 
+/// Whether a repository says that it wants nothing to do with a path. None without a repository.
+pub(super) fn ignores(path: &Path) -> Option<bool> {
+    let (folder, name) = (path.parent()?, path.file_name()?);
+    let mut git = git_in(folder);
+    let asked = git.args(["check-ignore", "--quiet", "--"]).arg(name).output().ok()?;
+    match asked.status.code() {
+        Some(0) => Some(true),
+        Some(1) => Some(false),
+        _ => None,
+    }
+}
+
 impl Listing {
     /// Whether a file right in the folder is tracked, or would be.
     pub(super) fn has_file(&self, name: &str) -> bool {
@@ -98,18 +110,16 @@ impl Listing {
 }
 
 fn ls_files(dir: &Path, args: &[&str]) -> io::Result<Output> {
+    git_in(dir).args(["ls-files", "-z"]).args(args).output()
+}
+
+fn git_in(dir: &Path) -> Command {
     let mut git = Command::new("git");
     for variable in LOCAL_VARIABLES {
         git.env_remove(variable);
     }
-    git.arg("-C")
-        .arg(dir)
-        .args(["ls-files", "-z"])
-        .args(args)
-        .env("LC_ALL", "C")
-        .env("GIT_OPTIONAL_LOCKS", "0")
-        .stdin(Stdio::null())
-        .output()
+    git.arg("-C").arg(dir).env("LC_ALL", "C").env("GIT_OPTIONAL_LOCKS", "0").stdin(Stdio::null());
+    git
 }
 
 fn accept(dir: &Path, output: io::Result<Output>) -> Result<Output, Problem> {

@@ -16,6 +16,7 @@ pub const SYSTEM: [&str; 12] = [
 /// One pattern: all in `base` that matches `rest`, or `base` itself and all that is in it.
 #[derive(Clone, Debug)]
 pub struct Include {
+    pattern: String,
     base: PathBuf,
     rest: Option<Globs>,
 }
@@ -42,7 +43,12 @@ impl Include {
             [] => None,
             rest => Some(Globs::new([format!("./{}", rest.join("/"))]).map_err(fail)?),
         };
-        Ok(Self { base, rest })
+        Ok(Self { pattern: pattern.to_owned(), base, rest })
+    }
+
+    /// As the user wrote it.
+    pub(super) fn pattern(&self) -> &str {
+        &self.pattern
     }
 
     /// The folder that must be laid out on workers for it, if it lies in none of `roots`.

@@ -421,3 +421,54 @@ fn what_travels_is_what_was_read() {
     assert_eq!(tree.changed(), [bench.at("ws/Cargo.toml"), bench.at("ws/file")]);
     assert!(bench.collect().files.contains_key(&Digest::of(b"other")));
 }
+
+#[test]
+fn what_git_does_not_speak_of_is_told() {
+    let bench = bench();
+    bench.init("ws");
+    bench.write("ws/.gitignore", "/target\n*.ignored\n");
+    bench.write("ws/sub/file", "");
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    for pipe in ["ws/pipe", "ws/sub/pipe", "ws/sub/pipe.ignored", "ws/target/pipe"] {
+        nix::unistd::mkfifo(&bench.at(pipe), mode).unwrap();
+    }
+    let _socket = std::os::unix::net::UnixListener::bind(bench.at("ws/sub/socket")).unwrap();
+    let tree = bench.collect();
+    let told: Vec<_> = tree
+        .notices
+        .iter()
+        .map(|notice| notice.replace(&format!("{}/", bench.dir.path().display()), ""))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "ws/pipe does not travel: it is a named pipe",
+            "ws/sub/pipe does not travel: it is a named pipe",
+            "ws/sub/socket does not travel: it is a socket",
+        ]
+    );
+    assert_eq!(tree.left_out(&bench.at("ws/pipe")), Some("it is a named pipe"));
+}
+
+#[test]
+fn what_appears_later_is_found_and_nothing_else() {
+    let bench = bench();
+    bench.init("ws");
+    bench.write("ws/.gitignore", "/target\n*.log\n");
+    nix::unistd::mkfifo(&bench.at("ws/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let tree = bench.collect();
+    let appeared = || appeared(&tree, &bench.roots, &bench.rules);
+    assert!(appeared().is_empty(), "{:?}", appeared());
+    bench.write("ws/x.log", "ignored");
+    bench.write("ws/target/more", "built");
+    bench.write("ws/sub/new", "");
+    assert_eq!(appeared(), [bench.at("ws/sub/new")]);
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_told() {
+    let mut bench = bench();
+    bench.include(&["data/*.bin", "Cargo.toml"]);
+    let told = "the pattern `data/*.bin` of `include` in the profile matches nothing here";
+    assert_eq!(bench.collect().notices, [told]);
+}

@@ -42,6 +42,9 @@ pub(super) fn explain(request: &SpawnRequest, step: SpawnStep, error: &io::Error
         SpawnStep::ChangeFolder => {
             format!("could not enter {} to start {program}: {error}", request.cwd.display())
         }
+        SpawnStep::Fence => {
+            format!("could not keep {program} from signalling other processes: {error}")
+        }
         SpawnStep::Execute => format!("could not start {program}: {error}"),
         SpawnStep::Network => {
             format!("could not make a network of its own to start {program} in: {error}")

@@ -261,7 +261,7 @@ impl Place {
             }
         };
         let written = helper.inside().and_then(|inside| {
-            inside.spent |= exited.full;
+            inside.spent |= exited.spent;
             inside.written.clone()
         });
         self.finish(&request, running, exited, written, buffer).await

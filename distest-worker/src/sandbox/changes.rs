@@ -8,7 +8,7 @@
 //! compare two lists by [`Change::stamp`]. While another attempt runs in the slot it may change
 //! underfoot; nothing read from it is to be trusted: tests wrote it, paths and links included.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstatat, lstat};
 use nix::sys::statvfs::fstatvfs;
 
 /// The most changes that are listed.
@@ -190,6 +190,11 @@ fn kind(folder: &impl AsFd, name: &OsStr, stat: &FileStat) -> ChangeKind {
 }
 
 impl Stamp {
+    /// Of what lies at a path, link or not; none if nothing can be seen there.
+    pub(crate) fn at(path: &CStr) -> Option<Self> {
+        lstat(path).ok().map(|stat| Self::of(&stat))
+    }
+
     fn of(stat: &FileStat) -> Self {
         let changed_ns = i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
         Self { inode: stat.st_ino, changed_ns }

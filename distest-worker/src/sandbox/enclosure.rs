@@ -29,7 +29,8 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use network::{enter_private as enter_private_network, show_interfaces};
-pub use privileges::hide_from_others;
+pub(crate) use privileges::fence;
+pub use privileges::{can_fence, hide_from_others};
 
 use super::level::Level;
 
@@ -59,7 +60,7 @@ pub struct Enclosure {
 }
 
 /// What [`enter`] leaves in the hands of the process that entered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Entered {
     /// The overlay's upper layer, a folder that stands for `/`: what has been written so far. None
     /// where the client's files themselves are written.
@@ -68,6 +69,8 @@ pub(crate) struct Entered {
     pub(crate) sockets: BTreeMap<PathBuf, PathBuf>,
     /// `/sys` names the interfaces of a network of an attempt's.
     pub(crate) shows_interfaces: bool,
+    /// What is started must be kept from signalling others: no pid namespace does it.
+    pub(crate) fences: bool,
 }
 
 /// Why a sandbox could not be entered.
@@ -130,12 +133,13 @@ pub(crate) fn enter(
         privileges::hide_from_others();
         enclosure.check.as_deref().map_or(Ok(()), root::check)?;
         // An attempt has no network of its own there, so nothing is forwarded to it.
-        return Ok(Entered { written: None, sockets: BTreeMap::new(), shows_interfaces: false });
+        return Ok(Entered::default());
     }
     namespaces::enter(enclosure, leave_behind)?;
     let entered = root::build(enclosure)?;
     privileges::drop_dangerous()?;
-    Ok(entered)
+    let fences = !enclosure.level.has_pid_namespace() && can_fence();
+    Ok(Entered { fences, ..entered })
 }
 
 impl Entered {

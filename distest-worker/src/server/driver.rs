@@ -657,7 +657,7 @@ impl Opened {
             | Report::Progress { .. }
             | Report::Draining {} => return outbox.report(report),
         };
-        self.forwarding.end(attempt);
+        let met = self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.
         self.stdin.retain(|_, stdin| stdin.attempt != attempt);
         let outputs = self.outputs.remove(&attempt);
@@ -666,6 +666,7 @@ impl Opened {
             return outbox.report(report);
         };
         [finished.stdout, finished.stderr] = reported;
+        finished.notes = met;
         if long.iter().all(Option::is_none) {
             return outbox.report(report);
         }

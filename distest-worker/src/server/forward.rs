@@ -7,17 +7,18 @@
 //!
 //! [`Client::forward_open`]: crate::protocol::Client::forward_open
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -29,7 +30,7 @@ use crate::executor::Listener;
 use crate::link::{self, DEADLINE, DEADLINE_MAX, Pipeline};
 use crate::protocol::{
     AttemptId, CHUNK_BYTES_MAX, ClientClient, FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX,
-    Forward, ForwardedId, ForwardedPiece, Network, Refusal, RefusalKind, SessionSpec,
+    Forward, ForwardedId, ForwardedPiece, NOTES_MAX, Network, Refusal, RefusalKind, SessionSpec,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::level::Level;
@@ -47,11 +48,20 @@ pub(super) struct Forwarding {
     client: ClientClient,
     /// For the next connection.
     number: Arc<AtomicU64>,
-    /// Closed when an attempt ends.
-    running: BTreeMap<AttemptId, watch::Sender<()>>,
+    running: BTreeMap<AttemptId, Served>,
     /// One for each attempt with connections, until the last of them is done.
     tasks: JoinSet<()>,
 }
+
+/// An attempt that looks for services.
+struct Served {
+    /// Closed when the attempt ends.
+    _running: watch::Sender<()>,
+    met: Met,
+}
+
+/// Why connections of an attempt came to nothing, each reason once.
+type Met = Arc<Mutex<BTreeSet<String>>>;
 
 impl Forwarding {
     /// An error says what the client can't mean.
@@ -108,14 +118,19 @@ impl Forwarding {
             return;
         }
         let (running, ended) = watch::channel(());
-        self.running.insert(attempt, running);
-        let carrier = Carrier { client: self.client.clone(), number: Arc::clone(&self.number) };
+        let met = Met::default();
+        let served = Served { _running: running, met: Arc::clone(&met) };
+        self.running.insert(attempt, served);
+        let (client, number) = (self.client.clone(), Arc::clone(&self.number));
+        let carrier = Carrier { client, number, met };
         self.tasks.spawn(carrier.serve(listeners, ended));
     }
 
-    /// It has ended.
-    pub(super) fn end(&mut self, attempt: AttemptId) {
-        self.running.remove(&attempt);
+    /// It has ended. Answers why connections of it came to nothing.
+    pub(super) fn end(&mut self, attempt: AttemptId) -> Vec<String> {
+        let Some(served) = self.running.remove(&attempt) else { return Vec::new() };
+        let mut met = served.met.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *met).into_iter().collect()
     }
 
     /// Waits until all that ended attempts wrote is with the client, or can't be.
@@ -130,6 +145,7 @@ impl Forwarding {
 struct Carrier {
     client: ClientClient,
     number: Arc<AtomicU64>,
+    met: Met,
 }
 
 impl Carrier {
@@ -167,13 +183,26 @@ impl Carrier {
         while connections.join_next().await.is_some() {}
     }
 
+    /// Before the attempt can see what came of it.
+    fn note(&self, why: String) {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if met.len() < NOTES_MAX {
+            met.insert(why);
+        }
+    }
+
     /// Carries one connection.
     async fn carry(self, forward: Forward, stream: Stream, mut ended: watch::Receiver<()>) {
         let id = ForwardedId(self.number.fetch_add(1, Ordering::Relaxed));
         let open = Open { client: self.client.clone(), id };
         let opened = self.client.forward_open(link::context(DEADLINE), id, forward).await;
-        if !matches!(opened, Ok(Ok(()))) {
-            return;
+        match opened {
+            Ok(Ok(())) => {}
+            Ok(Err(refusal)) => {
+                self.note(refusal.message);
+                return stream.reset();
+            }
+            Err(_) => return stream.reset(),
         }
         let (from, to) = stream.split();
         let (mut up, mut down) = (pin!(open.up(from)), pin!(open.down(to)));
@@ -343,6 +372,16 @@ enum Stream {
 }
 
 impl Stream {
+    /// Ends it so that the attempt sees an error, not an end. It was connected before anybody could
+    /// know that there is nothing to connect to, so it can't be told in the usual way.
+    fn reset(self) {
+        if let Self::Tcp(stream) = self {
+            let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+            // Without it the attempt sees an end.
+            let _ = setsockopt(&stream, sockopt::Linger, &at_once);
+        }
+    }
+
     fn split(self) -> (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>) {
         match self {
             Self::Tcp(stream) => {

@@ -12,6 +12,7 @@ use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, chdir};
 
 use super::wire::{Spawn, SpawnStep, texts};
+use crate::sandbox::enclosure;
 
 /// How long an executable may stay "busy": open for writing in a process that another thread of
 /// the worker is just starting, and that has not yet reached its exec.
@@ -22,25 +23,48 @@ const TEXT_BUSY_PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// This is posix_spawn itself rather than [`std::process::Command`] because the environment can
 /// then be used as it lies in the request. The working directory is the zygote's own for the time
-/// being, which needs no more than one call.
-pub(super) fn launch(spawn: &Spawn, descriptors: Vec<OwnedFd>) -> Result<Pid, (SpawnStep, Errno)> {
+/// being, which needs no more than one call. With `fenced`, it can signal nobody but what it starts
+/// itself, not even this process.
+pub(super) fn launch(
+    spawn: &Spawn,
+    descriptors: Vec<OwnedFd>,
+    fenced: bool,
+) -> Result<Pid, (SpawnStep, Errno)> {
     let receive = |errno| (SpawnStep::Receive, errno);
     let text = |bytes| CStr::from_bytes_with_nul(bytes).map_err(|_| receive(Errno::EINVAL));
     let (program, cwd) = (text(&spawn.program)?, text(&spawn.cwd)?);
     let (args, env) = (texts(&spawn.args), texts(&spawn.env));
     let descriptors = lift(descriptors).map_err(receive)?;
-    let (actions, attributes) = prepare(&descriptors).map_err(receive)?;
     chdir(cwd).map_err(|errno| (SpawnStep::ChangeFolder, errno))?;
-    let patient_until = Instant::now() + TEXT_BUSY_PATIENCE;
-    loop {
-        match posix_spawn(program, &actions, &attributes, &args, &env) {
-            Err(Errno::ETXTBSY) if Instant::now() < patient_until => {
-                // No event tells when the last writer closes it.
-                let _ = poll(&mut [], PollTimeout::from(5_u8));
+    let start = || {
+        let (actions, attributes) = prepare(&descriptors).map_err(receive)?;
+        let patient_until = Instant::now() + TEXT_BUSY_PATIENCE;
+        loop {
+            match posix_spawn(program, &actions, &attributes, &args, &env) {
+                Err(Errno::ETXTBSY) if Instant::now() < patient_until => {
+                    // No event tells when the last writer closes it.
+                    let _ = poll(&mut [], PollTimeout::from(5_u8));
+                }
+                other => return other.map_err(|errno| (SpawnStep::Execute, errno)),
             }
-            other => return other.map_err(|errno| (SpawnStep::Execute, errno)),
         }
-    }
+    };
+    if fenced { behind_a_fence(start) } else { start() }
+}
+
+/// In a thread of its own, because a fence is a thread's and for good.
+fn behind_a_fence(
+    start: impl FnOnce() -> Result<Pid, (SpawnStep, Errno)> + Send,
+) -> Result<Pid, (SpawnStep, Errno)> {
+    std::thread::scope(|scope| {
+        let fenced = || {
+            enclosure::fence().map_err(|errno| (SpawnStep::Fence, errno))?;
+            start()
+        };
+        let thread = std::thread::Builder::new().spawn_scoped(scope, fenced);
+        let no_thread = |_| (SpawnStep::Fence, Errno::EAGAIN);
+        thread.map_err(no_thread)?.join().unwrap_or(Err((SpawnStep::Fence, Errno::EIO)))
+    })
 }
 
 fn prepare(descriptors: &[OwnedFd]) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {

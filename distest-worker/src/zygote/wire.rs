@@ -110,6 +110,8 @@ pub(crate) enum SpawnStep {
     Network,
     /// Listening where it finds the client's services.
     Forward,
+    /// Keeping it from signalling others.
+    Fence,
 }
 
 /// How an attempt ended.
@@ -121,8 +123,9 @@ pub(crate) struct Exited {
     pub(crate) usage: Usage,
     /// `name (pid N)` of each process that was still there after the leak timeout.
     pub(crate) left: Vec<String>,
-    /// The sandbox's room for writes is nearly used up: the next attempt had better get another.
-    pub(crate) full: bool,
+    /// The sandbox's room for writes is nearly used up, or the attempt changed its own executable:
+    /// the next attempt had better get another.
+    pub(crate) spent: bool,
 }
 
 /// Appends `text` and a NUL. An error names a text that holds one itself.

@@ -66,8 +66,11 @@ impl<'a> Node<'a> {
 
     /// An array's items.
     pub(in crate::settings) fn items(&self) -> Result<Vec<Node<'a>>, Failure> {
-        let Value::Inner(DeValue::Array(array)) = self.value else {
-            return Err(self.wrong("an array"));
+        let array = match self.value {
+            Value::Inner(DeValue::Array(array)) => array,
+            Value::Inner(DeValue::String(text)) => return Err(self.no_array(&format!("{text:?}"))),
+            Value::Inner(DeValue::Integer(number)) => return Err(self.no_array(number.as_str())),
+            Value::Inner(_) | Value::Root(_) => return Err(self.wrong("an array")),
         };
         let items = array.iter().map(|item| Self {
             name: self.name.clone(),
@@ -136,6 +139,12 @@ impl<'a> Node<'a> {
     /// A value that makes no sense here.
     pub(in crate::settings) fn wrong(&self, expected: &str) -> Failure {
         self.failure(format!("invalid value of `{}`: expected {expected}", self.name))
+    }
+
+    /// A value that stands where a list of such values belongs.
+    fn no_array(&self, value: &str) -> Failure {
+        let key = self.name.rsplit('.').next().unwrap_or_default();
+        self.wrong("an array").hint(format!("write `{key} = [{value}]`"))
     }
 
     /// A key that is not known here: an error, except in a file of cargo-nextest's.

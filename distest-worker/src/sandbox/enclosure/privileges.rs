@@ -1,5 +1,7 @@
 //! What a process in a sandbox may not do, whoever it is.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
@@ -50,6 +52,62 @@ pub(super) fn drop_dangerous() -> Result<(), Obstacle> {
 pub fn hide_from_others() {
     // Nobody is worse off than before if it fails.
     let _ = prctl(libc::PR_SET_DUMPABLE, 0);
+}
+
+/// Whether [`fence`] can be had: Landlock's sixth version, of Linux 6.12.
+pub fn can_fence() -> bool {
+    landlock_version() >= 6
+}
+
+/// Makes sure that this thread and what it starts from now on signal and trace only each other:
+/// nobody outside, whoever's processes those are.
+pub(crate) fn fence() -> nix::Result<()> {
+    let ruleset = RulesetAttributes { scoped: SCOPE_SIGNAL, ..RulesetAttributes::default() };
+    let ruleset = create_ruleset(&ruleset)?;
+    restrict_self(ruleset.as_fd())
+}
+
+/// `LANDLOCK_SCOPE_SIGNAL`, see landlock(7).
+const SCOPE_SIGNAL: u64 = 1 << 1;
+
+/// `struct landlock_ruleset_attr`.
+#[derive(Default)]
+#[repr(C)]
+struct RulesetAttributes {
+    handled_access_fs: u64,
+    handled_access_net: u64,
+    scoped: u64,
+}
+
+/// Of what this kernel has; 0 for nothing.
+#[expect(unsafe_code, reason = "neither nix nor the C library has this call")]
+fn landlock_version() -> libc::c_long {
+    const VERSION: u32 = 1 << 0;
+    let nothing = std::ptr::null::<RulesetAttributes>();
+    // SAFETY: asked for its version, the call takes no attributes.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
+    version.max(0)
+}
+
+#[expect(unsafe_code, reason = "neither nix nor the C library has this call")]
+fn create_ruleset(attributes: &RulesetAttributes) -> nix::Result<OwnedFd> {
+    let attributes = std::ptr::from_ref(attributes);
+    // SAFETY: the attributes live until the call returns, and the size is theirs.
+    let made = unsafe {
+        let size = size_of::<RulesetAttributes>();
+        libc::syscall(libc::SYS_landlock_create_ruleset, attributes, size, 0_u32)
+    };
+    let number = Errno::result(made)?;
+    let number = RawFd::try_from(number).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the call has just made it; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[expect(unsafe_code, reason = "neither nix nor the C library has this call")]
+fn restrict_self(ruleset: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: it takes numbers only.
+    let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    Errno::result(done).map(drop)
 }
 
 #[expect(unsafe_code, reason = "nix has no call for these")]

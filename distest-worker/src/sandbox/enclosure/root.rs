@@ -78,7 +78,7 @@ pub(super) fn build(enclosure: &Enclosure) -> Result<Entered, Obstacle> {
     if let Some(path) = &enclosure.check {
         check(path)?;
     }
-    Ok(Entered { written: Some(written), sockets: linked, shows_interfaces: false })
+    Ok(Entered { written: Some(written), sockets: linked, ..Entered::default() })
 }
 
 /// Makes an empty folder in memory the root, and the old root a folder in it.
