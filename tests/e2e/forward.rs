@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use distest_tests::DEADLINE;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
-use distest_tests::hermetic::{self, Denied, Plan};
+use distest_tests::hermetic::{self, Plan};
 use distest_tests::postgres::{self, Postgres};
 use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
@@ -23,19 +23,9 @@ use crate::travel::package;
 use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
-    let both = || hermetic::possible().and_then(|()| postgres::possible());
     vec![
-        case_if("forward::database::embedded", postgres::possible, |it| database(it, None)),
-        case_if("forward::database::hermetic", both, |it| database(it, Some(Plan::new(it)))),
-        case_if("forward::database::hermetic_root", both, |it| {
-            database(it, Some(Plan::new(it).of(0)));
-        }),
-        case_if("forward::database::root_without_user_namespaces", both, |it| {
-            database(it, Some(Plan::new(it).of(0).denied(Denied::UserNamespaces)));
-        }),
-        case_if("forward::database::masked_proc", both, |it| {
-            database(it, Some(Plan::new(it).denied(Denied::Proc)));
-        }),
+        // On workers of each kind: among `levels`.
+        case_if("forward::database::embedded", postgres::possible, database),
         case("forward::two_tests_at_once::embedded", |it| at_once(it, &[])),
         case_if("forward::two_tests_at_once::hermetic", hermetic::possible, |it| {
             at_once(it, &[Plan::new(it).start(it, "w1", 2)]);
@@ -57,7 +47,15 @@ pub(crate) fn cases() -> Vec<Trial> {
     ]
 }
 
-fn database(scratch: &Scratch, plan: Option<Plan>) {
+fn database(scratch: &Scratch) {
+    let fixture = Fixture::named("database");
+    let (_server, client) = with_database(scratch, None);
+    let transcript = client.finish().transcript(fixture.model.exit_code);
+    assert_eq!(transcript.verdicts, fixture.model.verdicts);
+}
+
+/// A run of the fixture beside a server of this machine's, and that server.
+pub(crate) fn with_database(scratch: &Scratch, worker: Option<&Worker>) -> (Postgres, Client) {
     let fixture = Fixture::named("database");
     let server = Postgres::start(scratch);
     let sockets: Vec<String> =
@@ -70,12 +68,10 @@ fn database(scratch: &Scratch, plan: Option<Plan>) {
     for socket in &sockets {
         client = client.args(["--forward", socket]);
     }
-    let worker = plan.map(|plan| plan.start(scratch, "w1", 2));
-    if let Some(worker) = &worker {
+    if let Some(worker) = worker {
         client = client.only_on(std::slice::from_ref(worker));
     }
-    let transcript = client.args(&fixture.model.args).finish().transcript(fixture.model.exit_code);
-    assert_eq!(transcript.verdicts, fixture.model.verdicts);
+    (server, client.args(&fixture.model.args))
 }
 
 /// A service of this process, on a port of its own.

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::hermetic::{Denied, NOBODYS_ID, Plan, possible, possible_with_bubblewrap};
+use distest_tests::postgres;
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
 use crate::case_if;
+use crate::forward;
 use crate::models::{self, FIXTURES};
 
 /// A machine, and what a worker on it comes to.
@@ -154,6 +156,14 @@ pub(crate) fn cases() -> Vec<Trial> {
             }));
         }
     }
+    for machine in &MACHINES {
+        let with_database = match machine.label {
+            "bubblewrap" => || possible_with_bubblewrap().and_then(|()| postgres::possible()),
+            _ => || possible().and_then(|()| postgres::possible()),
+        };
+        let name = format!("level::database::{}", machine.label);
+        trials.push(case_if(name, with_database, move |scratch| machine.database(scratch)));
+    }
     trials.push(case_if("level::what_is_refused_runs_here", possible, refused_runs_here));
     trials.push(case_if("level::all_that_is_refused_is_told", possible, all_refusals));
     trials
@@ -184,6 +194,21 @@ impl Machine {
         if fixture.model.verdicts.keys().any(|case| !left_out.contains(&case.binary)) {
             let one_in = if fixture.model.verdicts.len() > LARGE { SHARE } else { 1 };
             models::check(scratch, fixture, std::slice::from_ref(&worker), left_out, one_in);
+        }
+    }
+
+    /// The fixture that needs a service of the client's.
+    fn database(&self, scratch: &Scratch) {
+        let worker = (self.plan)(Plan::new(scratch).of(self.user)).start(scratch, "w1", 2);
+        let (_server, client) = forward::with_database(scratch, Some(&worker));
+        let fixture = Fixture::named("database");
+        let finished = client.finish();
+        if self.no_network.is_empty() {
+            let transcript = finished.transcript(fixture.model.exit_code);
+            assert_eq!(transcript.verdicts, fixture.model.verdicts);
+        } else {
+            let lack = format!("it can't give a test a network of its own: {}", self.no_network);
+            finished.complains(97, &["which needs network = \"private\"", &lack]);
         }
     }
 

@@ -23,6 +23,8 @@ use crate::case;
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("travel::odd_files_arrive_or_are_told", odd_files),
+        case("travel::a_package_outside_of_the_workspace_travels", outside_package),
+        case("travel::who_sees_what_tests_write", writes),
         case("travel::from_a_relative_target_folder", relative_target_folder),
         case("travel::a_test_that_spoils_its_executable_spoils_its_own", own_executable),
         case("travel::the_user_includes_and_excludes", include_and_exclude),
@@ -160,6 +162,69 @@ fn own_executable(scratch: &Scratch) {
     let transcript = client.finish().transcript(0);
     assert_eq!(transcript.summary.passed, 6);
     assert!(transcript.attempts.iter().all(|attempt| attempt.attempt == 1));
+}
+
+fn outside_package(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        "#[test]\nfn reads() {\n    assert_eq!(neighbour::data(), \"of the neighbour\");\n}\n",
+    );
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let dependency = "[dependencies]\nneighbour = { path = \"../elsewhere/neighbour\" }\n";
+    fs::write(folder.join("Cargo.toml"), manifest + dependency).unwrap();
+    scratch.write(
+        "elsewhere/neighbour/Cargo.toml",
+        "[package]\nname = \"neighbour\"\nversion = \"1.0.0\"\nedition = \"2024\"\n",
+    );
+    scratch.write(
+        "elsewhere/neighbour/src/lib.rs",
+        "pub fn data() -> String {\n    \
+         std::fs::read_to_string(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/data\")).unwrap()\n}\n",
+    );
+    scratch.write("elsewhere/neighbour/data", "of the neighbour");
+    let workers = hermetic::fleet(scratch, 1, 1);
+    let finished = on_a_worker(scratch, &folder, &workers).finish();
+    assert_eq!(finished.transcript(0).summary.passed, 1);
+}
+
+fn writes(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        use std::{fs, io::Write};
+        /// Which of both tests that write this is.
+        fn write() -> usize {
+            let mut file = fs::File::options().append(true).create(true).open("written").unwrap();
+            writeln!(file, "line").unwrap();
+            fs::read_to_string("written").unwrap().lines().count()
+        }
+        fn check() {
+            let seen = write();
+            let own_layers = fs::read_to_string(".config/distest.toml").unwrap().contains("test");
+            assert!(seen == 1 || seen == 2 && !own_layers, "{seen}");
+        }
+        #[test]
+        fn one() {
+            check();
+        }
+        #[test]
+        fn other() {
+            check();
+        }
+        "#,
+    );
+    let workers = Worker::fleet(scratch, 1, 1);
+    // What comes back last was written last.
+    for (writes, lines) in [("binary", 2), ("test", 1)] {
+        let profile = format!("[profile.default]\nisolation.writes = {writes:?}\n");
+        scratch.write("subject/.config/distest.toml", &profile);
+        let client = on_a_worker(scratch, &folder, &workers).args(["--isolation", "process"]);
+        let finished = client.args(["--collect", "written"]).finish();
+        assert_eq!(finished.transcript(0).summary.passed, 2);
+        let written = fs::read_to_string(folder.join("written")).unwrap();
+        assert_eq!(written.lines().count(), lines, "{writes}");
+        fs::remove_file(folder.join("written")).unwrap();
+    }
 }
 
 fn include_and_exclude(scratch: &Scratch) {
