@@ -126,6 +126,11 @@ fn is_telling(name: &str) -> bool {
     name.len() >= 4 && !COMMON.contains(&name) && !tools.iter().any(|tool| name.starts_with(tool))
 }
 
+/// Whether every machine has its own of a variable, or the standard library reads it.
+pub fn is_common(name: &str) -> bool {
+    COMMON.contains(&name)
+}
+
 /// What stands between quotes, which may contain blanks.
 fn quoted(line: &str) -> impl Iterator<Item = &str> {
     ['"', '\'', '`'].into_iter().flat_map(|quote| line.split(quote).skip(1).step_by(2))

@@ -16,6 +16,7 @@ mod listen;
 mod members;
 mod notices;
 mod ssh;
+mod talk;
 mod visit;
 
 use std::collections::hash_map::RandomState;
@@ -43,7 +44,7 @@ pub use connection::{Connection, PathsThere};
 pub use copy::{get, put};
 pub use hands::{Happened, meant, run};
 pub use notices::{Notice, Notices};
-pub use visit::{Said, Source, Trouble, Visited, drain, visit};
+pub use visit::{Clock, Said, Source, Trouble, Visited, drain, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -214,7 +215,7 @@ impl Fleet {
             Ok(None) => {}
             Err(unusable) => {
                 let (fleet, redialled) = (self.clone(), address.clone());
-                if unusable.spare {
+                if unusable.spare.is_some() {
                     tokio::spawn(async move { fleet.redial(redialled, None).await });
                 }
                 self.say(unusable.into_message(address.to_string())).await;
@@ -270,8 +271,14 @@ impl Fleet {
                 if self.shared.messages.is_closed() {
                     return;
                 }
-                if let Ok(Some(connection)) = self.reach(&address).await {
-                    break connection;
+                let mut leaving = self.shared.members.leaving();
+                match self.reach(&address).await {
+                    Ok(Some(connection)) => break connection,
+                    Err(Unusable { spare: Some(Spare::UntilOneLeaves), .. }) => tokio::select! {
+                        _ = leaving.changed() => {}
+                        () = self.shared.messages.closed() => {}
+                    },
+                    Ok(None) | Err(_) => {}
                 }
             };
             gone = Some(connection.gone());
@@ -319,21 +326,30 @@ pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Optio
 struct Unusable {
     reason: String,
     hint: Option<String>,
-    /// It could be used, but is not needed now.
-    spare: bool,
+    /// It could be used, but not now.
+    spare: Option<Spare>,
+}
+
+/// For how long a worker is of no use that could be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Spare {
+    /// It may take us later.
+    ForNow,
+    /// There are enough workers, or it is one of them.
+    UntilOneLeaves,
 }
 
 impl Unusable {
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), hint: None, spare: false }
+        Self { reason: reason.into(), hint: None, spare: None }
     }
 
     fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    fn spare(reason: impl Into<String>) -> Self {
-        Self { spare: true, ..Self::new(reason) }
+    fn spare(spare: Spare, reason: impl Into<String>) -> Self {
+        Self { spare: Some(spare), ..Self::new(reason) }
     }
 
     fn into_message(self, address: String) -> FleetMessage {

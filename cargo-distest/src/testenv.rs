@@ -163,7 +163,8 @@ fn command(build: &[OsString], binary: &TestBinary, last: &str) -> String {
     words.chain([last.to_owned()]).collect::<Vec<_>>().join(" ")
 }
 
-fn is_kept_back(name: &OsStr) -> bool {
+/// Whether it belongs to this machine and no worker gets it.
+pub fn is_kept_back(name: &OsStr) -> bool {
     KEPT_BACK.iter().any(|kept| name == *kept)
 }
 

@@ -17,7 +17,8 @@ use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersF
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, Trouble};
 use crate::settings::{
-    self, ConfigFiles, Facts, FleetSettings, IdentitySettings, WorkerAddress, user_config_path,
+    self, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, WorkerAddress,
+    user_config_path,
 };
 
 pub use self::cp::cp;
@@ -74,13 +75,14 @@ async fn list(
     cwd: &Path,
     mut print: impl FnMut(&str) -> bool,
 ) -> Result<ExitCode, Failure> {
-    let ListWorkersArgs { worker, watch, format } = args;
+    let ListWorkersArgs { worker, on, labels, watch, format } = args;
     let settings = fleet_settings(worker, cwd)?;
     let clears = *watch && *format == WorkersFormat::Human && std::io::stdout().is_terminal();
     loop {
-        let visited = fleet::visit(&settings)
+        let mut visited = fleet::visit(&settings)
             .await
             .map_err(|Trouble { reason, hint }| setup((reason, hint)))?;
+        visited.retain(|it| ls::is_meant(it, on, labels));
         let text = match format {
             WorkersFormat::Human => ls::human(&visited),
             WorkersFormat::Json => ls::json(&visited),
@@ -95,6 +97,11 @@ async fn list(
 
 /// The fleet that a run in this folder would use.
 fn fleet_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<FleetSettings, Failure> {
+    Ok(all_settings(workers, cwd)?.fleet)
+}
+
+/// The settings of a run in this folder.
+fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failure> {
     let root = cwd.ancestors().find(|folder| folder.join(".config/distest.toml").is_file());
     let workspace_root = root.unwrap_or(cwd).to_owned();
     let files = ConfigFiles::read(&workspace_root, None, user_config_path().as_deref())?;
@@ -102,7 +109,7 @@ fn fleet_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<FleetSettings
     args.fleet.worker = workers.to_owned();
     let environment = |name: &str| std::env::var(name).ok();
     let facts = Facts { cores: 1, workspace_root, cwd: cwd.to_owned() };
-    Ok(settings::resolve(&args, &environment, &files, &facts)?.settings.fleet)
+    Ok(settings::resolve(&args, &environment, &files, &facts)?.settings)
 }
 
 async fn add(

@@ -6,6 +6,7 @@
 mod accept;
 pub mod cli;
 pub mod compat;
+pub mod copying;
 pub mod digest;
 pub mod evict;
 pub mod executor;

@@ -106,6 +106,12 @@ pub trait Worker {
     /// Proves that this client holds blobs, at most [`PROOFS_MAX`] at once. Answers those that it
     /// needn't send; the others are not here, or were not proved.
     async fn prove(proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal>;
+    /// The next page of what lies in a folder of the worker's user, after the name `after`. Needs
+    /// no session, and the permission `copy`. Since version 1.1.
+    async fn list_folder(path: OsText, after: OsText) -> Result<FolderPage, Refusal>;
+    /// Makes the next thing below a folder; files come in pieces, one at a time. Needs no session,
+    /// and the permission `copy`. Since version 1.1.
+    async fn write_tree(piece: TreePiece) -> Result<(), Refusal>;
 }
 
 /// Served by the client.
@@ -161,6 +167,92 @@ pub struct FilePiece {
     pub last: bool,
 }
 
+/// A page of what lies in a folder, in order of name.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FolderPage {
+    /// If not, the path leads to something else and there is nothing more to say.
+    pub is_folder: bool,
+    /// The folder's permission bits.
+    pub mode: u32,
+    /// What lies there, at most 1,000 of it.
+    pub entries: Vec<FolderEntry>,
+    /// Another page follows.
+    pub more: bool,
+}
+
+/// Something that lies in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderEntry {
+    /// Its name.
+    pub name: OsText,
+    /// What it is.
+    pub node: FolderNode,
+}
+
+/// What lies in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FolderNode {
+    /// A folder.
+    Folder {
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A file.
+    File {
+        /// Permission bits.
+        mode: u32,
+        /// In bytes.
+        size: u64,
+    },
+    /// A symbolic link, not followed.
+    Link {
+        /// Its text.
+        target: OsText,
+    },
+    /// A device, a socket or a pipe.
+    Other {},
+}
+
+/// The next piece of a folder on its way in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreePiece {
+    /// The worker's absolute path of the folder.
+    pub root: OsText,
+    /// Relative to it; empty for the folder itself.
+    pub path: OsText,
+    /// What is to lie there.
+    pub node: PieceNode,
+}
+
+/// A piece of what lies in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PieceNode {
+    /// A folder.
+    Folder {
+        /// Permission bits.
+        mode: u32,
+        /// All that lies in it has come: it gets just these permissions.
+        done: bool,
+    },
+    /// A symbolic link.
+    Link {
+        /// Its text.
+        target: OsText,
+    },
+    /// A file's next bytes; it appears under its name with the last.
+    File {
+        /// Permission bits.
+        mode: u32,
+        /// Bytes of it in earlier pieces.
+        offset: u64,
+        /// At most [`CHUNK_BYTES_MAX`].
+        data: Bytes,
+        /// No piece follows.
+        last: bool,
+    },
+}
+
 /// What goes on at a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -181,6 +273,12 @@ pub struct WorkerStatus {
     pub sandbox_reason: String,
     /// What to do about that.
     pub sandbox_hint: Option<String>,
+    /// Its clock, in milliseconds since 1970; 0 if it doesn't say.
+    pub clock_ms: u64,
+    /// Files that it may have open; 0 if it doesn't say.
+    pub descriptors_max: u64,
+    /// Bytes that are free where it keeps received files, if it says.
+    pub disk_free_bytes: Option<u64>,
     /// Who has a session.
     pub sessions: Vec<SessionStatus>,
 }

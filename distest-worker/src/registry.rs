@@ -123,12 +123,16 @@ impl Registration {
 
 /// Whether a text is `HOST:PORT`.
 fn is_place(text: &str) -> bool {
-    let fine = |host: &str| {
-        let odd = |c: char| c.is_control() || c.is_whitespace() || "/@#".contains(c);
-        !host.is_empty() && !host.contains(odd)
-    };
-    let (host, port) = text.rsplit_once(':').unwrap_or_default();
-    fine(host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    place(text).is_some()
+}
+
+/// The host, without brackets, and the port of a text that is `HOST:PORT`.
+pub fn place(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let odd = |c: char| c.is_control() || c.is_whitespace() || "/@#".contains(c);
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    let host = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(host);
+    (!host.is_empty() && !host.contains(odd)).then(|| (host.to_owned(), port))
 }
 
 impl FromStr for RegistryPlace {

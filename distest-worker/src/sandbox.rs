@@ -10,7 +10,7 @@
 //! way to an entry are opened one by one without following links, so that nothing is ever written
 //! outside of the sandbox's folder.
 
-mod beneath;
+pub(crate) mod beneath;
 pub mod changes;
 mod created;
 pub mod enclosure;

@@ -23,8 +23,10 @@ mod sessions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
+use nix::sys::resource::{Resource, getrlimit};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -228,6 +230,11 @@ impl WorkerShared {
             store_bytes_max: store.map_or(0, Store::bytes_max),
             sandbox_reason: shortfall.map(|it| it.reason.clone()).unwrap_or_default(),
             sandbox_hint: shortfall.and_then(|it| it.hint.clone()),
+            clock_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            descriptors_max: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
+            disk_free_bytes: store.and_then(Store::disk_free),
             sessions: self.sessions.all(),
         }
     }

@@ -245,6 +245,12 @@ impl Store {
         &self.inner.folder
     }
 
+    /// Bytes that are free on the disk that it lies on, if the system says.
+    pub fn disk_free(&self) -> Option<u64> {
+        let disk = nix::sys::statvfs::statvfs(self.folder()).ok()?;
+        Some(disk.blocks_available() * disk.fragment_size())
+    }
+
     /// Bytes that it keeps, as far as this process knows.
     pub fn bytes(&self) -> u64 {
         self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner).stored

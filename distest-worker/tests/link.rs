@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distest_worker::digest::Digest;
+use distest_worker::identity::PrivateKey;
 use distest_worker::link::{
     self, DEADLINE, DEADLINE_BULK, Link, LinkEnd, Pipeline, client_end, worker_end,
 };
 use distest_worker::protocol::*;
+use distest_worker::tls::{self, Purpose};
 use serde::Serialize;
 use tarpc::client::RpcError;
 use tarpc::context::Context;
 use tarpc::server::Serve;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Notify;
 
 /// A worker that keeps what it is sent.
@@ -103,6 +105,14 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn list_folder(self, _: Context, _: OsText, _: OsText) -> Result<FolderPage, Refusal> {
+        Ok(FolderPage::default())
+    }
+
+    async fn write_tree(self, _: Context, _: TreePiece) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {
@@ -152,7 +162,10 @@ struct Ends {
     service: TestWorker,
 }
 
-fn ends(near: DuplexStream, far: DuplexStream) -> Ends {
+fn ends<S>(near: S, far: S) -> Ends
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut service = None;
     let worker_link = worker_end(far, |client| {
         let worker = TestWorker {
@@ -168,7 +181,10 @@ fn ends(near: DuplexStream, far: DuplexStream) -> Ends {
     Ends { worker, client_link, worker_link, service: service.unwrap() }
 }
 
-fn near_end(stream: DuplexStream) -> (WorkerClient, Link) {
+fn near_end<S>(stream: S) -> (WorkerClient, Link)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     client_end(stream, |context, request| TestClient.serve().serve(context, request))
 }
 
@@ -267,6 +283,33 @@ async fn a_heartbeat_passes_an_upload_over_a_slow_link() {
     assert!(worst < Duration::from_millis(250), "a heartbeat took {worst:?}");
     let took = began.elapsed();
     assert!(took < Duration::from_secs(22), "20 MB at 1 MB/s took {took:?}");
+}
+
+/// In TLS, which has buffers of its own: what counts is what comes before what, in bytes.
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_and_a_cancellation_overtake_an_upload_over_tls() {
+    let (near, far) = slow_pipe(1_000_000);
+    let [client, worker] = [(); 2].map(|()| PrivateKey::generate().unwrap());
+    let only = |key| -> tls::Trust { Arc::new(move |theirs| *theirs == key) };
+    let (theirs, ours) = (only(client.public()), only(worker.public()));
+    let accepted = tls::accept(far, &worker, |_| Some(Arc::clone(&theirs)));
+    let secured = tokio::join!(tls::connect(near, &client, Purpose::Session, ours), accepted);
+    let ends = ends(secured.0.unwrap().stream, secured.1.unwrap().stream);
+    let worker = ends.worker.clone();
+    let upload = tokio::spawn(async move { upload(&worker, &vec![5; 20_000_000]).await });
+    let (mut most, mut count) = (0, 0);
+    while !upload.is_finished() {
+        tokio::time::sleep(Duration::from_millis(83)).await;
+        let before = ends.worker_link.stats().received();
+        ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+        ends.worker.stop(link::context(DEADLINE), Stop::Kill).await.unwrap();
+        most = most.max(ends.worker_link.stats().received() - before);
+        count += 1;
+    }
+    assert_eq!(upload.await.unwrap(), PutReply::Stored);
+    assert!(count > 10, "the upload was under way");
+    // Two round trips while 20 MB want to go.
+    assert!(most < 1_000_000, "{most} bytes of the upload came first");
 }
 
 #[tokio::test]

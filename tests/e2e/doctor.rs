@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("metrics::count_what_happens", metrics),
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
+        case("doctor::uses_the_compiler_that_cargo_would", compiler),
     ]
 }
 
@@ -82,8 +83,26 @@ fn healthy(scratch: &Scratch) {
     for about in ["cargo", "rustc", "configuration", "key", "known workers"] {
         finds(&found, about, "ok");
     }
+    // The scratch folder's mark is set here, and no worker gets it.
+    let variables = finds(&found, "variables", "could");
+    assert!(variables["text"].as_str().expect("a text").contains("E2E_SCRATCH"));
+    assert!(variables["hint"].as_str().expect("what to do").contains("env.pass"));
+    assert!(found.iter().any(|it| it["about"] == "disk"), "{found:#?}");
+    // Both clocks are the same one.
+    assert!(found.iter().all(|it| !it["text"].to_string().contains("clock")), "{found:#?}");
     assert!(found.iter().any(|it| it["about"] == "worker w1"), "{found:#?}");
     assert!(found.iter().all(|it| it["grade"] != "wrong"), "{found:#?}");
+}
+
+fn compiler(scratch: &Scratch) {
+    let args = ["doctor", "--format", "json"];
+    let run = Client::call(scratch, scratch.path(), &args).env("RUSTC", "/no/such/rustc");
+    let finished = run.finish();
+    assert_eq!(finished.code(), 96, "{}", finished.stdout);
+    let value: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let found = value["findings"].as_array().expect("a list");
+    let rustc = finds(found, "rustc", "wrong");
+    assert!(rustc["hint"].as_str().expect("what to do").contains("variable"), "{rustc}");
 }
 
 fn ill(scratch: &Scratch) {

@@ -1,16 +1,22 @@
 //! Remote hands: commands on workers, outside of their sandboxes.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
+use distest_tests::DEADLINE;
 use distest_tests::client::{Client, Finished};
-use distest_tests::scratch::Scratch;
-use distest_tests::worker::Worker;
+use distest_tests::process::Owned;
+use distest_tests::product::product;
+use distest_tests::scratch::{Scratch, what_stays};
+use distest_tests::sshd::Sshd;
+use distest_tests::worker::{Executable, Registry, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::case;
 use crate::drain::authorize;
+use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -21,7 +27,12 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("exec::a_killed_client_leaves_nothing", killed),
         case("exec::on_nobody", nobody),
         case("exec::copies_files_both_ways", copies),
+        case("exec::copies_folders_both_ways", folders),
+        case("exec::a_copied_folder_stays_in_its_target", stays_in_target),
         case("exec::copying_needs_its_own_permission", copies_by_permission),
+        case("exec::copies_through_a_registry", through_registry),
+        case("exec::copies_with_a_worker_that_dials", from_joiner),
+        case_if("exec::copies_through_ssh", distest_tests::sshd::possible, through_ssh),
     ]
 }
 
@@ -132,6 +143,156 @@ fn copies(scratch: &Scratch) {
     assert!(!scratch.join("x").exists());
 }
 
+/// A folder with whatever a folder may have, none of it readable by names alone.
+fn folder(scratch: &Scratch, name: &str) -> PathBuf {
+    let root = scratch.join(name);
+    scratch.write(&format!("{name}/a file"), "one");
+    scratch.write(&format!("{name}/deep/er/run.sh"), "two");
+    scratch.write(&format!("{name}/closed/secret"), &"three".repeat(100_000));
+    fs::create_dir(root.join("empty")).expect("ours");
+    symlink("deep/er", root.join("inner")).expect("ours");
+    symlink("/no/such/place", root.join("dangling")).expect("ours");
+    for (path, mode) in [("deep/er/run.sh", 0o750), ("closed/secret", 0o400), ("closed", 0o500)] {
+        fs::set_permissions(root.join(path), Permissions::from_mode(mode)).expect("ours");
+    }
+    root
+}
+
+/// All that lies in a folder: path, permissions, and a link's text or a file's contents.
+fn listed(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("ours") {
+            let path = entry.expect("ours").path();
+            let about = fs::symlink_metadata(&path).expect("ours");
+            let contents = if about.is_symlink() {
+                fs::read_link(&path).expect("ours").into_os_string().into_encoded_bytes()
+            } else if about.is_dir() {
+                folders.push(path.clone());
+                Vec::new()
+            } else {
+                fs::read(&path).expect("ours")
+            };
+            let path = path.strip_prefix(root).expect("it lies there").to_owned();
+            all.push((path, about.permissions().mode() & 0o777, contents));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// So that a scratch folder can be removed by an ordinary user.
+fn open_again(root: &Path) {
+    fs::set_permissions(root.join("closed"), Permissions::from_mode(0o700)).expect("ours");
+}
+
+fn folders(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 1);
+    let source = folder(scratch, "source");
+    fs::create_dir(scratch.join("there")).expect("ours");
+    let there = scratch.join("there").display().to_string();
+    for _ in 0..2 {
+        // The second time everything is there already.
+        let copied = cp(scratch, &worker, "source", &format!("w1:{there}/"));
+        assert_eq!(copied.code(), 0, "{}", copied.stderr);
+    }
+    let copied = cp(scratch, &worker, &format!("w1:{there}/source"), "back");
+    assert_eq!(copied.code(), 0, "{}", copied.stderr);
+    let expected = listed(&source);
+    assert_eq!(expected.len(), 9);
+    for copy in [scratch.join("there/source"), scratch.join("back")] {
+        assert_eq!(listed(&copy), expected);
+    }
+    for root in [source, scratch.join("there/source"), scratch.join("back")] {
+        open_again(&root);
+    }
+    // What is neither is told before anything is copied.
+    let pipe = scratch.join("odd/pipe");
+    fs::create_dir(scratch.join("odd")).expect("ours");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("ours");
+    let odd = cp(scratch, &worker, "odd", &format!("w1:{there}/odd"));
+    odd.complains(1, &["pipe is no file, folder or link"]);
+    assert!(!scratch.join("there/odd").exists());
+    cp(scratch, &worker, &format!("w1:{}", scratch.join("odd").display()), "odd2")
+        .complains(1, &["pipe is no file, folder or link"]);
+    assert!(!scratch.join("odd2").exists());
+}
+
+fn stays_in_target(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 1);
+    scratch.write("source/sub/file", "new");
+    fs::create_dir(scratch.join("outside")).expect("ours");
+    for target in ["target", "mine/source"] {
+        fs::create_dir_all(scratch.join(target)).expect("ours");
+        symlink(scratch.join("outside"), scratch.join(target).join("sub")).expect("ours");
+    }
+    let remote = |name: &str| format!("w1:{}", scratch.join(name).display());
+    let to = cp(scratch, &worker, "source", &remote("target"));
+    to.complains(1, &["could not write", "target/sub"]);
+    let from = cp(scratch, &worker, &remote("source"), "mine");
+    from.complains(1, &["could not write mine/source/sub"]);
+    assert_eq!(fs::read_dir(scratch.join("outside")).expect("ours").count(), 0);
+}
+
+/// There and back, by whatever leads to a worker of that name.
+fn there_and_back(scratch: &Scratch, args: &[&str], name: &str, change: &[(&str, &Path)]) {
+    let source = folder(scratch, "source");
+    let there = scratch.join("copied").display().to_string();
+    let remote = format!("{name}:{there}");
+    for (from, to) in [("source", remote.as_str()), (remote.as_str(), "back")] {
+        let args = [&["cp"], args, &[from, to]].concat();
+        let mut client = Client::call(scratch, scratch.path(), &args);
+        for (name, value) in change {
+            client = client.env(name, value.as_os_str());
+        }
+        let finished = client.finish();
+        assert_eq!(finished.code(), 0, "{}", finished.stderr);
+    }
+    assert_eq!(listed(&scratch.join("back")), listed(&source));
+    for root in [source, scratch.join("copied"), scratch.join("back")] {
+        open_again(&root);
+    }
+}
+
+fn through_registry(scratch: &Scratch) {
+    let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
+    let store = scratch.join("store");
+    let worker = Worker::start_changed(scratch, "w1", 1, &store, Executable::Worker, |command| {
+        command.args(["--register", registry.socket()]);
+    });
+    assert_eq!(worker.name, "w1");
+    let registered = what_stays(DEADLINE, || {
+        let args = ["workers", "--worker", &registry.address, "--on", "w1"];
+        let told = Client::call(scratch, scratch.path(), &args).finish().stdout;
+        if told.contains("registry") { vec![] } else { vec![told] }
+    });
+    assert!(registered.is_empty(), "{registered:?}");
+    there_and_back(scratch, &["--worker", &registry.address], "w1", &[]);
+}
+
+fn from_joiner(scratch: &Scratch) {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        listener.local_addr().expect("it is bound").port()
+    };
+    let mut command = scratch.command(&product().worker);
+    command.args(["join", &format!("127.0.0.1:{port}"), "--name", "w1", "--slots", "1"]);
+    command.args(["--store".as_ref(), scratch.join("store").as_os_str()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _joiner = Owned::start(&mut command).expect("a program of ours");
+    let address = format!("listen://127.0.0.1:{port}");
+    there_and_back(scratch, &["--worker", &address], "w1", &[]);
+}
+
+fn through_ssh(scratch: &Scratch) {
+    let sshd = Sshd::start(scratch);
+    let change = [("DISTEST_SSH", sshd.client.as_path())];
+    there_and_back(scratch, &["--worker", &sshd.address], "127.0.0.1", &change);
+    let left = scratch.left_after(crate::GONE_WITHIN, |stray| stray.pid != sshd.pid());
+    assert!(left.is_empty(), "processes left behind: {left:#?}");
+}
+
 fn copies_by_permission(scratch: &Scratch) {
     let other = Scratch::new();
     let worker = Worker::start(&other, "w1", 1);
@@ -142,6 +303,10 @@ fn copies_by_permission(scratch: &Scratch) {
     refused().complains(1, &["permission `copy`", "authorized_keys"]);
     scratch.write("mine", "mine");
     cp(scratch, &worker, "mine", &remote).complains(1, &["permission `copy`"]);
+    scratch.write("folder/f", "mine");
+    let folder = format!("w1:{}", other.join("folder").display());
+    cp(scratch, &worker, "folder", &folder).complains(1, &["permission `copy`"]);
+    assert!(!other.join("folder").exists());
     assert_eq!(std::fs::read_to_string(secret).expect("it is there"), "a secret");
 }
 

@@ -41,6 +41,12 @@ pub struct ListWorkersArgs {
     /// [env: DISTEST_WORKERS]
     #[arg(long, value_name = "ADDR")]
     pub worker: Vec<WorkerAddress>,
+    /// Only workers of this name, alias or key; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub on: Vec<String>,
+    /// Only workers with this label, and with this value if one is given; may be repeated
+    #[arg(long = "label", value_name = "K[=V]")]
+    pub labels: Vec<String>,
     /// Look again and again.
     #[arg(long)]
     pub watch: bool,
@@ -84,7 +90,7 @@ pub struct CpArgs {
     /// [env: DISTEST_WORKERS]
     #[arg(long, value_name = "ADDR")]
     pub worker: Vec<WorkerAddress>,
-    /// The file: PATH here, or NAME:/PATH on a worker
+    /// The file or folder: PATH here, or NAME:/PATH on a worker
     #[arg(value_name = "SRC")]
     pub from: String,
     /// Where it goes: PATH here, or NAME:/PATH on a worker

@@ -23,9 +23,12 @@ use super::callbacks::Callbacks;
 use super::forward::Forwards;
 use super::keys::{Keys, Place};
 use super::members::Member;
-use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Unusable};
+use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Spare, Unusable};
 use crate::model::WorkerId;
 use crate::settings::WorkerAddress;
+
+/// What a worker that dialled us may take to prove its key and to greet.
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
 
 /// A worker with an open session. Dropping it ends the session.
 #[derive(Debug)]
@@ -169,7 +172,7 @@ pub(super) fn not_greeted(error: HelloError) -> Unusable {
 
 fn not_opened(refusal: Refusal) -> Unusable {
     // It may be of use later.
-    let spare = refusal.kind == RefusalKind::OutOfResources;
+    let spare = (refusal.kind == RefusalKind::OutOfResources).then_some(Spare::ForNow);
     Unusable { hint: refusal.hint, spare, ..Unusable::new(refusal.message) }
 }
 

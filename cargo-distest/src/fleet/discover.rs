@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::identity::PublicKey;
-use distest_worker::registry::{Asker, Entry, RegistryError, RegistryPlace};
+use distest_worker::registry::{Asker, Entry, RegistryError, RegistryPlace, place};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{self, Connection};
-use super::{Fleet, FleetMessage, Unusable};
+use super::{Fleet, FleetMessage, Spare, Unusable};
 
 /// Between two looks at who is there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const DIALLED_MAX: usize = 256;
 /// Troubles that are kept until it is clear that nobody can be used.
 const TROUBLES_MAX: usize = 64;
 /// Addresses that are tried of one worker.
-const ADDRESSES_MAX: usize = 8;
+pub(super) const ADDRESSES_MAX: usize = 8;
 
 /// A worker that somebody says is there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,7 +54,7 @@ pub(super) async fn registry(fleet: &Fleet, at: RegistryPlace) -> Result<Sight, 
         loop {
             sleep(LOOK_EVERY).await;
             match asker.list().await {
-                Ok(listed) => _ = seen.send_replace(of_entries(listed)),
+                Ok(listed) => tell(&seen, of_entries(listed)),
                 // Whoever was found is still worth an attempt.
                 Err(_) => loop {
                     sleep(ASK_AGAIN_AFTER).await;
@@ -78,11 +78,22 @@ pub(super) async fn mdns(fleet: &Fleet) -> Result<Sight, Unusable> {
     let (seen, sight) = watch::channel(BTreeSet::new());
     let looking = async move {
         loop {
-            seen.send_replace(of_mdns(browser.look(LOOK_EVERY).await));
+            tell(&seen, of_mdns(browser.look(LOOK_EVERY).await));
         }
     };
     tokio::spawn(while_wanted(fleet.clone(), looking));
     Ok(sight)
+}
+
+/// Says who is there, if that is news.
+fn tell(seen: &watch::Sender<BTreeSet<Found>>, found: BTreeSet<Found>) {
+    seen.send_if_modified(|before| {
+        let news = *before != found;
+        if news {
+            *before = found;
+        }
+        news
+    });
 }
 
 /// This program can't.
@@ -145,7 +156,7 @@ impl Following {
                 // Nobody counts them once a worker is there.
                 let _ = self.troubles.try_send(format!("{address}: {reason}"));
                 // What is not needed now, or not to be used now, is no trouble yet.
-                if news && !spare {
+                if news && spare.is_none() {
                     self.fleet.say(FleetMessage::Unusable { address, reason, hint }).await;
                 }
             }
@@ -157,6 +168,7 @@ impl Following {
 /// Dials a worker, and keeps it until it is lost; answers why it could not be used.
 async fn keep(fleet: Fleet, first: Arc<Notify>, found: Found) -> (Found, Option<Unusable>) {
     let mut trouble = None;
+    let mut leaving = fleet.shared.members.leaving();
     for (host, port) in found.addresses.iter().take(ADDRESSES_MAX) {
         match connection::dial(&fleet, host, *port, Some(found.key)).await {
             Ok(connection) => {
@@ -166,7 +178,11 @@ async fn keep(fleet: Fleet, first: Arc<Notify>, found: Found) -> (Found, Option<
             Err(unusable) => trouble = Some(unusable),
         }
     }
-    sleep(REDIAL_AFTER).await;
+    match trouble {
+        // A dial before that could only be refused again.
+        Some(Unusable { spare: Some(Spare::UntilOneLeaves), .. }) => _ = leaving.changed().await,
+        _ => sleep(REDIAL_AFTER).await,
+    }
     (found, trouble)
 }
 
@@ -227,11 +243,9 @@ pub(super) fn explain(error: &RegistryError) -> Unusable {
 pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {
     let found = entries.into_iter().filter_map(|entry| {
         let Entry { key, name, address, labels: _ } = entry;
-        let (host, port) = address.rsplit_once(':')?;
-        let host = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(host);
-        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let (host, port) = place(&address)?;
         let name = name.chars().filter(|c| !c.is_control()).take(100).collect();
-        Some(Found { key, name, addresses: vec![(host.to_owned(), port)] })
+        Some(Found { key, name, addresses: vec![(host, port)] })
     });
     found.collect()
 }
@@ -258,6 +272,24 @@ impl Found {
 mod tests {
     use super::*;
     use distest_worker::identity::PrivateKey;
+
+    #[test]
+    fn who_looks_is_told_news_only() {
+        let entry = |name: &str| Found {
+            key: PrivateKey::generate().unwrap().public(),
+            name: name.to_owned(),
+            addresses: Vec::new(),
+        };
+        let (seen, mut sight) = watch::channel(BTreeSet::new());
+        let one = BTreeSet::from([entry("a")]);
+        tell(&seen, one.clone());
+        assert!(sight.has_changed().unwrap());
+        sight.mark_unchanged();
+        tell(&seen, one);
+        assert!(!sight.has_changed().unwrap());
+        tell(&seen, BTreeSet::new());
+        assert!(sight.has_changed().unwrap());
+    }
 
     #[test]
     fn entries_that_make_no_sense_are_left_out() {

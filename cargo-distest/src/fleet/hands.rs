@@ -51,12 +51,12 @@ pub async fn meant(settings: &FleetSettings, names: &[String]) -> Result<Vec<Vis
         }
         return Ok(there);
     }
-    if let Some(nobody) = names.iter().find(|name| !there.iter().any(|it| it.name == **name)) {
+    if let Some(nobody) = names.iter().find(|name| !there.iter().any(|it| it.is_called(name))) {
         return Err(Unusable::new(format!("no worker is called {nobody}"))
             .hint("`cargo distest workers` shows which there are")
             .into());
     }
-    there.retain(|worker| names.contains(&worker.name));
+    there.retain(|worker| names.iter().any(|name| worker.is_called(name)));
     Ok(there)
 }
 

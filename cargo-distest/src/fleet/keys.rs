@@ -164,7 +164,7 @@ impl Keys {
                 );
             }
         }
-        Unusable { reason, hint, spare: false }
+        Unusable { reason, hint, spare: None }
     }
 }
 

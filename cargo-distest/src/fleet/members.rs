@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distest_worker::hello::Hello;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::Unusable;
+use super::{Spare, Unusable};
 
 /// The workers that a fleet has, without the embedded one.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Members {
     instances: Mutex<BTreeSet<String>>,
     /// `--max-workers`.
     max: Option<(u32, Arc<Semaphore>)>,
+    /// Told whenever one leaves.
+    left: watch::Sender<()>,
 }
 
 /// A worker's place in the fleet, given up when dropped.
@@ -22,14 +24,14 @@ pub(super) struct Members {
 pub(super) struct Member {
     members: Arc<Members>,
     instance: String,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Members {
     /// None yet, and at most `max`.
     pub(super) fn new(max: Option<u32>) -> Arc<Self> {
         let max = max.map(|max| (max, Arc::new(Semaphore::new(max as usize))));
-        Arc::new(Self { instances: Mutex::default(), max })
+        Arc::new(Self { instances: Mutex::default(), max, left: watch::Sender::new(()) })
     }
 
     /// Takes in a worker that has greeted, if it is needed.
@@ -40,15 +42,17 @@ impl Members {
                 Ok(place) => Some(place),
                 Err(_) => {
                     let reason = format!("{max} workers are there already, as --max-workers says");
-                    return Err(Unusable::spare(reason));
+                    return Err(Unusable::spare(Spare::UntilOneLeaves, reason));
                 }
             },
         };
         let instance = hello.instance.clone();
+        // Its place, if it has got one, goes back without a word: nobody has left.
         if !instance.is_empty() && !self.instances().insert(instance.clone()) {
-            return Err(Unusable::spare("it is in this run already, by another address"));
+            let reason = "it is in this run already, by another address";
+            return Err(Unusable::spare(Spare::UntilOneLeaves, reason));
         }
-        Ok(Member { members: Arc::clone(self), instance, _place: place })
+        Ok(Member { members: Arc::clone(self), instance, place })
     }
 
     /// When another worker can be taken in.
@@ -59,6 +63,11 @@ impl Members {
         }
     }
 
+    /// Changes whenever a worker leaves, from now on.
+    pub(super) fn leaving(&self) -> watch::Receiver<()> {
+        self.left.subscribe()
+    }
+
     fn instances(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,6 +76,9 @@ impl Members {
 impl Drop for Member {
     fn drop(&mut self) {
         self.members.instances().remove(&self.instance);
+        // Given up before anybody is told that it is free.
+        drop(self.place.take());
+        self.members.left.send_replace(());
     }
 }
 
@@ -81,14 +93,21 @@ mod tests {
     #[tokio::test]
     async fn none_twice_and_no_more_than_wanted() {
         let members = Members::new(Some(2));
+        let mut leaving = members.leaving();
         let a = members.admit(&worker("a")).unwrap();
-        assert!(members.admit(&worker("a")).is_err_and(|it| it.spare));
+        let surplus = Some(Spare::UntilOneLeaves);
+        assert!(members.admit(&worker("a")).is_err_and(|it| it.spare == surplus));
+        assert!(!leaving.has_changed().unwrap(), "a surplus worker that goes makes no room");
         let b = members.admit(&worker("b")).unwrap();
         let refused = members.admit(&worker("c")).unwrap_err();
-        assert!(refused.spare && refused.reason.contains("--max-workers"), "{refused:?}");
+        assert!(
+            refused.spare == surplus && refused.reason.contains("--max-workers"),
+            "{refused:?}"
+        );
         let mut wanted = Box::pin(members.wanted());
         assert!(futures::poll!(&mut wanted).is_pending());
         drop(a);
+        leaving.changed().await.unwrap();
         wanted.await;
         let a = members.admit(&worker("a")).unwrap();
         drop((a, b));

@@ -43,13 +43,24 @@ pub(super) struct Target<'a> {
     pub(super) port: Option<u16>,
 }
 
+/// A worker's standard streams, by way of ssh's.
+pub(super) type Stream = tokio::io::Join<BufReader<ChildStdout>, ChildStdin>;
+
 /// Starts a worker there and opens a session.
 pub(super) async fn launch(
     fleet: &Fleet,
     target: &Target<'_>,
     address: String,
 ) -> Result<Connection, Unusable> {
-    let program = fleet.shared.settings.ssh_program.as_str();
+    let (stream, stderr) = start(&fleet.shared.settings.ssh_program, target).await?;
+    connection::over(fleet, stream, address).await.map_err(|unusable| stderr.explain(unusable))
+}
+
+/// Starts a worker there. It ends with the stream.
+pub(super) async fn start(
+    program: &str,
+    target: &Target<'_>,
+) -> Result<(Stream, Stderr), Unusable> {
     let ours = executable::own().await?;
     let mut call = Call::start(program, target, &script::start(&ours))?;
     let call = match call.answer().await? {
@@ -70,11 +81,7 @@ pub(super) async fn launch(
     let Call { stdin, stdout, stderr, mut child } = call;
     // Reaps ssh, which ends when its stdin does.
     tokio::spawn(async move { child.wait().await });
-    let stream = tokio::io::join(stdout, stdin);
-    connection::over(fleet, stream, address).await.map_err(|unusable| {
-        let said = stderr.text();
-        if said.is_empty() { unusable } else { unusable.hint(format!("it said: {said}")) }
-    })
+    Ok((tokio::io::join(stdout, stdin), stderr))
 }
 
 /// Puts an executable there: under a name of its own, then renamed.
@@ -187,7 +194,7 @@ async fn failed(child: &mut Child, stderr: &Stderr) -> Unusable {
 
 /// The last of what ssh, and the worker behind it, wrote to stderr.
 #[derive(Clone, Default)]
-struct Stderr(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Stderr(Arc<Mutex<Vec<u8>>>);
 
 impl Stderr {
     fn read(mut pipe: ChildStderr) -> Self {
@@ -203,6 +210,12 @@ impl Stderr {
             }
         });
         this
+    }
+
+    /// With what was said there, if anything was.
+    pub(super) fn explain(&self, unusable: Unusable) -> Unusable {
+        let said = self.text();
+        if said.is_empty() { unusable } else { unusable.hint(format!("it said: {said}")) }
     }
 
     /// In one line, safe to print.

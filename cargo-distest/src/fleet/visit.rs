@@ -1,7 +1,7 @@
 //! Looking at workers, and telling them something, without running anything there.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use distest_worker::hello::{self, Hello, HelloError};
 use distest_worker::identity::PublicKey;
@@ -9,15 +9,16 @@ use distest_worker::link::{self, Link};
 use distest_worker::protocol::{
     ClientRequest, ClientResponse, Refusal, WorkerClient, WorkerStatus,
 };
-use distest_worker::registry::{Asker, RegistryPlace};
+use distest_worker::registry::{Asker, RegistryPlace, place};
 use distest_worker::tls;
 use tarpc::ServerError;
 use tarpc::context::Context;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{self, format_place, ours};
-use super::discover::{self, Found};
+use super::discover::{self, ADDRESSES_MAX, Found};
 use super::keys::Keys;
-use super::{CONNECT_TIMEOUT, Unusable};
+use super::{CONNECT_TIMEOUT, Unusable, talk};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// How long to look around in the local network.
@@ -33,6 +34,8 @@ const VISITED_MAX: usize = 256;
 pub struct Visited {
     /// What it calls itself, or what we know it as.
     pub name: String,
+    /// What this user calls it, if that is something else.
+    pub alias: Option<String>,
     /// Where it is, as `--worker` takes it.
     pub address: String,
     /// Who named it.
@@ -48,6 +51,31 @@ pub struct Said {
     pub hello: Hello,
     /// What goes on there, or why it doesn't tell.
     pub status: Result<WorkerStatus, Trouble>,
+    /// How its clock differs from ours, if it tells.
+    pub clock: Option<Clock>,
+}
+
+/// What a worker's clock showed, seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Milliseconds by which it is ahead; negative if it is behind.
+    pub ahead_ms: i64,
+    /// By which that may be wrong: half of the time that the answer took.
+    pub uncertain_ms: u64,
+}
+
+impl Clock {
+    /// It showed this at some time between these two; 0 says nothing.
+    fn told(shown_ms: u64, asked: SystemTime, answered: SystemTime) -> Option<Self> {
+        let since = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_millis()).ok()
+        };
+        let (asked, answered) = (since(asked)?, since(answered)?);
+        let half = (answered - asked) / 2;
+        let shown = i64::try_from(shown_ms).ok().filter(|shown| *shown > 0)?;
+        Some(Self { ahead_ms: shown.checked_sub(asked + half)?, uncertain_ms: half.unsigned_abs() })
+    }
 }
 
 /// Why something could not be had.
@@ -91,30 +119,38 @@ impl Source {
 pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
     let keys = Keys::load(&settings.identity)?;
     let named = settings.workers.iter().map(|address| at_address(&keys, address));
-    let mut visited: Vec<Visited> =
-        futures::future::join_all(named).await.into_iter().flatten().collect();
     let known = keys.known().iter().take(VISITED_MAX).map(|(key, known)| {
         let (keys, name) = (&keys, known.name.clone());
         let address = known.address.clone();
         async move {
             let source = Source::Known;
-            match address.parse::<RegistryPlace>().ok().and_then(|at| split(&at.place)) {
+            match place(&address) {
                 Some((host, port)) => {
                     let said = ask(keys, &host, port, Some(*key)).await;
                     let address = format!("tcp://{address}#{key}");
-                    Visited { name, address, source, said }.named()
+                    Visited { name, alias: None, address, source, said }.named()
                 }
                 None => {
                     let trouble = Trouble {
                         reason: "it dials this machine".to_owned(),
                         hint: Some("give runs --worker listen://IP:PORT".to_owned()),
                     };
-                    Visited { name, address: "-".to_owned(), source, said: Err(trouble) }
+                    let address = "-".to_owned();
+                    Visited { name, alias: None, address, source, said: Err(trouble) }
                 }
             }
         }
     });
-    visited.extend(futures::future::join_all(known).await);
+    // All at once: a worker that doesn't answer holds up no other.
+    let (named, known) =
+        futures::future::join(futures::future::join_all(named), futures::future::join_all(known))
+            .await;
+    let mut visited: Vec<Visited> = named.into_iter().flatten().chain(known).collect();
+    for it in &mut visited {
+        let key = it.address.split_once('#').and_then(|(_, key)| key.parse().ok());
+        let alias = key.and_then(|key: PublicKey| keys.known().get(&key));
+        it.alias = alias.map(|known| known.name.clone()).filter(|alias| *alias != it.name);
+    }
     // Once each, as what it was first: named, if it was.
     let mut told = BTreeSet::new();
     visited.retain(|it| it.instance().is_none_or(|instance| told.insert(instance)));
@@ -128,21 +164,12 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
 /// It can't be found, or doesn't do it.
 pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Trouble> {
     let keys = Keys::load(&settings.identity)?;
-    let address = match name.parse::<WorkerAddress>() {
-        Ok(address @ WorkerAddress::Tcp { .. }) => address,
-        _ => find(settings, name).await?,
+    let talk = match name.parse::<WorkerAddress>() {
+        Ok(address @ WorkerAddress::Tcp { .. }) => talk::at(settings, &keys, &address).await?,
+        _ => talk::to(settings, name).await?,
     };
-    let talk = reach(&keys, &address).await?;
     answered(talk.worker.drain(link::context(ANSWER)).await)?;
     Ok(talk.hello.name.clone())
-}
-
-/// Greets a worker that must know what the first version didn't.
-pub(super) async fn reach(keys: &Keys, address: &WorkerAddress) -> Result<Talk, Trouble> {
-    let WorkerAddress::Tcp { host, port, key } = address else {
-        return Err(Unusable::new(format!("{address} can't be dialled")).into());
-    };
-    Ok(Talk::begin(keys, host, *port, *key).await?.recent()?)
 }
 
 pub(super) fn answered<T>(
@@ -155,26 +182,10 @@ pub(super) fn answered<T>(
     }
 }
 
-pub(super) async fn find(settings: &FleetSettings, name: &str) -> Result<WorkerAddress, Trouble> {
-    let visited = visit(settings).await?;
-    let meant = |it: &&Visited| it.name == name || it.address.ends_with(&format!("#{name}"));
-    let addresses: BTreeSet<_> = visited.iter().filter(meant).map(|it| &it.address).collect();
-    let mut addresses = addresses.into_iter().filter_map(|it| it.parse().ok());
-    match (addresses.next(), addresses.next()) {
-        (Some(address), None) => Ok(address),
-        (Some(_), Some(_)) => Err(Unusable::new(format!("several workers are called {name}"))
-            .hint("name it by its address: `cargo distest workers` shows it")
-            .into()),
-        (None, _) => Err(Unusable::new(format!("no worker is called {name}"))
-            .hint("`cargo distest workers` shows which there are")
-            .into()),
-    }
-}
-
 async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
     let here = |said| {
         let (name, source) = (String::new(), Source::Address);
-        vec![Visited { name, address: address.to_string(), source, said }.named()]
+        vec![Visited { name, alias: None, address: address.to_string(), source, said }.named()]
     };
     let only = |text: &str| here(Err(Unusable::new(text).into()));
     match address {
@@ -212,6 +223,7 @@ async fn all(keys: &Keys, found: BTreeSet<Found>, source: Source) -> Vec<Visited
         let Found { key, name, addresses } = &found;
         let mut visited = Visited {
             name: name.clone(),
+            alias: None,
             address: "-".to_owned(),
             source,
             said: Err(Unusable::new("its key is not known here")
@@ -221,13 +233,20 @@ async fn all(keys: &Keys, found: BTreeSet<Found>, source: Source) -> Vec<Visited
                 ))
                 .into()),
         };
-        for (host, port) in addresses {
-            visited.address = format!("tcp://{}#{key}", format_place(host, *port));
-            if keys.may_be(&found) {
-                visited.said = ask(keys, host, *port, Some(*key)).await;
-            }
-            if visited.said.is_ok() {
-                break;
+        let at =
+            |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
+        // The likeliest, unless another one answers.
+        visited.address = addresses.first().map_or_else(|| "-".to_owned(), at);
+        if keys.may_be(&found) {
+            for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
+                let said = ask(keys, &place.0, place.1, Some(*key)).await;
+                let answered = said.is_ok();
+                if answered || number == 0 {
+                    (visited.address, visited.said) = (at(place), said);
+                }
+                if answered {
+                    break;
+                }
             }
         }
         visited.named()
@@ -242,6 +261,13 @@ impl Visited {
             self.name.clone_from(&said.hello.name);
         }
         self
+    }
+
+    /// Whether somebody means this one: by what it calls itself, what this user calls it, or its key.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name
+            || self.alias.as_deref() == Some(name)
+            || self.address.split_once('#').is_some_and(|(_, key)| key == name)
     }
 
     fn instance(&self) -> Option<String> {
@@ -265,11 +291,6 @@ impl Talk {
         port: u16,
         key: Option<PublicKey>,
     ) -> Result<Self, Unusable> {
-        // It has nothing to ask us: there is no session.
-        let nothing = |_, _| async {
-            let (kind, why) = (std::io::ErrorKind::Unsupported, "there is no session");
-            Err(ServerError::new(kind, why.to_owned()))
-        };
         Self::serving(keys, host, port, key, nothing).await
     }
 
@@ -285,7 +306,21 @@ impl Talk {
         H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
         F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
     {
-        let mut stream = connection::reach(keys, host, port, key).await?;
+        let stream = connection::reach(keys, host, port, key).await?;
+        Self::over(keys, stream, callbacks).await
+    }
+
+    /// The same over a stream that leads to a worker.
+    pub(super) async fn over<S, H, F>(
+        keys: &Keys,
+        mut stream: S,
+        callbacks: H,
+    ) -> Result<Self, Unusable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
+    {
         let hello = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
             Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused()),
             answer => answer.map_err(connection::not_greeted)?,
@@ -304,24 +339,45 @@ impl Talk {
     }
 }
 
+/// It has nothing to ask us: there is no session.
+pub(super) async fn nothing(_: Context, _: ClientRequest) -> Result<ClientResponse, ServerError> {
+    Err(ServerError::new(std::io::ErrorKind::Unsupported, "there is no session".to_owned()))
+}
+
 async fn ask(keys: &Keys, host: &str, port: u16, key: Option<PublicKey>) -> Result<Said, Trouble> {
     let talk = Talk::begin(keys, host, port, key).await?;
     // What an older worker doesn't know would end the connection.
+    let asked = SystemTime::now();
     let status = match talk.hello.protocol.minor {
         0 => Err(Unusable::new("it is too old to tell what goes on there").into()),
         _ => answered(talk.worker.status(link::context(ANSWER)).await),
     };
-    Ok(Said { hello: talk.hello.clone(), status })
-}
-
-fn split(place: &str) -> Option<(String, u16)> {
-    let (host, port) = place.rsplit_once(':')?;
-    let host = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(host);
-    Some((host.to_owned(), port.parse().ok()?))
+    let clock =
+        status.as_ref().ok().and_then(|it| Clock::told(it.clock_ms, asked, SystemTime::now()));
+    Ok(Said { hello: talk.hello.clone(), status, clock })
 }
 
 impl From<Unusable> for Trouble {
     fn from(unusable: Unusable) -> Self {
         Self { reason: unusable.reason, hint: unusable.hint }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_compared_with_the_middle_of_question_and_answer() {
+        let at = |ms: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        let check = |shown, ahead_ms, uncertain_ms| {
+            let clock = Some(Clock { ahead_ms, uncertain_ms });
+            assert_eq!(Clock::told(shown, at(1_000), at(1_200)), clock);
+        };
+        check(1_100, 0, 100);
+        check(9_100, 8_000, 100);
+        check(100, -1_000, 100);
+        assert_eq!(Clock::told(0, at(1_000), at(1_200)), None);
+        assert_eq!(Clock::told(u64::MAX, at(1_000), at(1_200)), None);
     }
 }

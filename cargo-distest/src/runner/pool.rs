@@ -121,7 +121,10 @@ impl Pool {
                 }
                 if state.answered {
                     let mut troubles = state.troubles.clone();
-                    if state.members.keys().any(|id| !unsuited.contains(id)) {
+                    troubles.extend(state.of_leaving());
+                    let stays =
+                        |id: &&WorkerId| !state.leaving.contains(id) && !unsuited.contains(id);
+                    if state.members.keys().any(|id| stays(&id)) {
                         let own = match network {
                             Network::Host => "",
                             Network::Private => " in a network of its own",
@@ -201,6 +204,15 @@ impl State {
             stays && connected && (*embedded || *hello.target == *triple.0)
         };
         self.members.values().filter(fits).min_by_key(load).cloned()
+    }
+
+    /// Of each worker that drains, that it takes nothing.
+    fn of_leaving(&self) -> Vec<String> {
+        let leaving = self.members.iter().filter(|(id, _)| self.leaving.contains(id));
+        let told = leaving.map(|(_, member)| {
+            format!("worker {} finishes what runs and takes nothing more", member.connection.name)
+        });
+        told.collect()
     }
 
     fn lose(&mut self, worker: WorkerId, reason: &str) {

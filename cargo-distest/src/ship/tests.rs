@@ -3,8 +3,8 @@ use std::fs;
 
 use distest_worker::proof::Nonce;
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Challenge, FilePiece, Lease, OsText, Pong, Proof, SessionReady,
-    SessionSpec, StdinChunk, Stop, Worker, WorkerStatus,
+    AttemptId, BinaryKey, Challenge, FilePiece, FolderPage, Lease, OsText, Pong, Proof,
+    SessionReady, SessionSpec, StdinChunk, Stop, TreePiece, Worker, WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::store::{Owned, Store, Upload};
@@ -142,6 +142,14 @@ impl Worker for FakeWorker {
     }
 
     async fn write_file(self, _: Context, _: FilePiece) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn list_folder(self, _: Context, _: OsText, _: OsText) -> Result<FolderPage, Refusal> {
+        Ok(FolderPage::default())
+    }
+
+    async fn write_tree(self, _: Context, _: TreePiece) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! `cargo distest cp`: one file to a worker, or from it.
+//! `cargo distest cp`: files and folders to a worker, or from it.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
             return Err(Failure::new(ExitCode::Usage, what).hint(hint));
         }
     };
-    copied.map(|_| ExitCode::Passed).map_err(|trouble| {
+    copied.map(|()| ExitCode::Passed).map_err(|trouble| {
         failed(ExitCode::CommandFailed, format!("could not copy {from} to {to}"), trouble)
     })
 }

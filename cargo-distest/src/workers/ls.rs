@@ -13,12 +13,26 @@ pub(super) fn json(visited: &[Visited]) -> String {
     format!("{}\n", json!({ "workers": workers }))
 }
 
+/// Whether a worker is one of those that are looked for: any of the names, all of the labels.
+pub(super) fn is_meant(visited: &Visited, names: &[String], labels: &[String]) -> bool {
+    let named = names.is_empty() || names.iter().any(|name| visited.is_called(name));
+    named
+        && labels.iter().all(|wanted| {
+            let Ok(Said { hello, .. }) = &visited.said else { return false };
+            match wanted.split_once('=') {
+                Some((key, value)) => hello.labels.get(key).is_some_and(|it| it == value),
+                None => hello.labels.contains_key(wanted),
+            }
+        })
+}
+
 fn json_of(visited: &Visited) -> Value {
-    let Visited { name, address, source, said } = visited;
-    let mut value = json!({ "name": name, "address": address, "source": source.word() });
+    let Visited { name, alias, address, source, said } = visited;
+    let mut value =
+        json!({ "name": name, "alias": alias, "address": address, "source": source.word() });
     let more = match said {
         Err(trouble) => json!({ "usable": false, "reason": trouble.reason, "hint": trouble.hint }),
-        Ok(Said { hello, status }) => {
+        Ok(Said { hello, status, clock: _ }) => {
             let mut more = json!({
                 "usable": true,
                 "target": hello.target,
@@ -112,10 +126,14 @@ fn line(cells: &[String; 9], widths: &[usize; 9]) -> String {
 
 fn cells(visited: &Visited) -> [String; 9] {
     let none = || "-".to_owned();
-    let Visited { name, address, source, said } = visited;
-    let name = if name.is_empty() { none() } else { plain(name) };
+    let Visited { name, alias, address, source, said } = visited;
+    let name = match alias {
+        _ if name.is_empty() => none(),
+        Some(alias) => format!("{} ({})", plain(name), plain(alias)),
+        None => plain(name),
+    };
     let address = format!("{} ({})", plain(address), source.word());
-    let Ok(Said { hello, status }) = said else {
+    let Ok(Said { hello, status, clock: _ }) = said else {
         return [name, none(), none(), none(), none(), none(), none(), none(), address];
     };
     let status = status.as_ref().ok();
@@ -224,11 +242,12 @@ mod tests {
         };
         let named = |name: &str, address: &str, source, said| Visited {
             name: name.to_owned(),
+            alias: None,
             address: address.to_owned(),
             source,
             said,
         };
-        let said = |hello: &Hello, status| Ok(Said { hello: hello.clone(), status });
+        let said = |hello: &Hello, status| Ok(Said { hello: hello.clone(), status, clock: None });
         let other = Hello { name: "other".to_owned(), labels: Labels::new(), ..hello.clone() };
         vec![
             named("big", "tcp://10.0.0.7:7777", Source::Registry, said(&hello, Ok(status))),
@@ -253,5 +272,26 @@ mod tests {
         assert_eq!(big["sessions"][0]["queued"], json!(2));
         assert_eq!(other["status_reason"], json!("this key may not look"));
         assert_eq!((&ssh["usable"], &ssh["hint"]), (&json!(false), &json!("start it")));
+    }
+
+    #[test]
+    fn names_and_labels_find_workers() {
+        let mut all = visited();
+        all[1].alias = Some("mine".to_owned());
+        let found = |names: &[&str], labels: &[&str]| -> Vec<String> {
+            let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let (names, labels) = (owned(names), owned(labels));
+            let found = all.iter().filter(|it| is_meant(it, &names, &labels));
+            found.map(|it| it.name.clone()).collect()
+        };
+        assert_eq!(found(&[], &[]).len(), 3);
+        assert_eq!(found(&["big", "mine"], &[]), ["big", "other"]);
+        for labels in [&["gpu"][..], &["gpu=none"], &["gpu", "gpu=none"]] {
+            assert_eq!(found(&[], labels), ["big"], "{labels:?}");
+        }
+        for labels in [&["gpu=yes"][..], &["gpu=none", "os"]] {
+            assert!(found(&[], labels).is_empty(), "{labels:?}");
+        }
+        assert!(human(&all).contains("other (mine)"));
     }
 }

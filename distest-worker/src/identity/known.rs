@@ -98,6 +98,11 @@ impl KnownWorkers {
         self.workers.iter().find(|(_, known)| known.address == address).map(|(key, _)| key)
     }
 
+    /// What is known of a key.
+    pub fn get(&self, key: &PublicKey) -> Option<&KnownWorker> {
+        self.workers.get(key)
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&PublicKey, &KnownWorker)> {
         self.workers.iter()

@@ -162,13 +162,19 @@ impl Method for WorkerRequest {
             Self::WriteFile { .. } => 15,
             Self::Challenge { .. } => 16,
             Self::Prove { .. } => 17,
+            Self::ListFolder { .. } => 18,
+            Self::WriteTree { .. } => 19,
         }
     }
 
     fn is_bulk(&self) -> bool {
         matches!(
             self,
-            Self::Put { .. } | Self::Stdin { .. } | Self::WriteFile { .. } | Self::Prove { .. }
+            Self::Put { .. }
+                | Self::Stdin { .. }
+                | Self::WriteFile { .. }
+                | Self::Prove { .. }
+                | Self::WriteTree { .. }
         )
     }
 }
@@ -194,11 +200,13 @@ impl Method for WorkerResponse {
             Self::WriteFile(_) => 15,
             Self::Challenge(_) => 16,
             Self::Prove(_) => 17,
+            Self::ListFolder(_) => 18,
+            Self::WriteTree(_) => 19,
         }
     }
 
     fn is_bulk(&self) -> bool {
-        matches!(self, Self::ReadFile(_))
+        matches!(self, Self::ReadFile(_) | Self::ListFolder(_))
     }
 }
 

@@ -20,25 +20,31 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 const REPLACEMENT: &str = ".distest-replacement";
 
 /// A folder that stands for `/`.
-pub(super) struct Beneath {
+pub(crate) struct Beneath {
     base: OwnedFd,
     /// The parent of the last slot: entries come sorted.
     last: Option<(PathBuf, OwnedFd)>,
 }
 
 /// A name in a folder, where something is or will be.
-pub(super) struct Slot<'a> {
+pub(crate) struct Slot<'a> {
     parent: &'a OwnedFd,
     name: OsString,
 }
 
 impl Beneath {
-    pub(super) fn open(base: &Path) -> io::Result<Self> {
+    pub(crate) fn open(base: &Path) -> io::Result<Self> {
         Ok(Self { base: open(base, folder_flags(), Mode::empty())?, last: None })
     }
 
+    /// Gives the folder itself these permissions.
+    pub(crate) fn own_mode(&self, mode: u32) -> io::Result<()> {
+        let folder = File::from(self.base.try_clone()?);
+        folder.set_permissions(Permissions::from_mode(mode & 0o777))
+    }
+
     /// The place of an absolute path without `..`. Creates the folders on the way.
-    pub(super) fn slot(&mut self, path: &Path) -> io::Result<Slot<'_>> {
+    pub(crate) fn slot(&mut self, path: &Path) -> io::Result<Slot<'_>> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -58,18 +64,24 @@ impl Beneath {
 }
 
 impl Slot<'_> {
-    pub(super) fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         fstatat(self.parent, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// A folder with these permissions and all of its owner's.
-    pub(super) fn folder(&self, mode: u32) -> io::Result<()> {
+    pub(crate) fn folder(&self, mode: u32) -> io::Result<()> {
         let folder = enter(self.parent, &self.name)?;
         File::from(folder).set_permissions(Permissions::from_mode(mode & 0o777 | 0o700))
     }
 
+    /// Gives a folder these permissions, and no more.
+    pub(crate) fn folder_mode(&self, mode: u32) -> io::Result<()> {
+        let folder = File::from(enter(self.parent, &self.name)?);
+        folder.set_permissions(Permissions::from_mode(mode & 0o777))
+    }
+
     /// A new file with what `write` puts into it. Nothing if that fails.
-    pub(super) fn file(
+    pub(crate) fn file(
         &self,
         mode: u32,
         write: impl FnOnce(&File) -> io::Result<()>,
@@ -88,7 +100,7 @@ impl Slot<'_> {
     }
 
     /// A symbolic link with this text.
-    pub(super) fn link(&self, target: &Path) -> io::Result<()> {
+    pub(crate) fn link(&self, target: &Path) -> io::Result<()> {
         self.create(|name| Ok(symlinkat(target, self.parent, name)?))
     }
 

@@ -14,9 +14,9 @@ use super::hands::Hands;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, FilePiece, Lease, OsText, Pong,
-    Proof, PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk, Stop, TreeSpec,
-    Worker, WorkerRequest, WorkerResponse, WorkerStatus,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, FilePiece, FolderPage, Lease,
+    OsText, Pong, Proof, PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk,
+    Stop, TreePiece, TreeSpec, Worker, WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -210,6 +210,23 @@ impl Worker for Handler {
         self.need(Permission::Run)?;
         self.word();
         self.files.prove(proofs).await
+    }
+
+    async fn list_folder(
+        self,
+        _: Context,
+        path: OsText,
+        after: OsText,
+    ) -> Result<FolderPage, Refusal> {
+        self.need(Permission::Copy)?;
+        self.word();
+        self.copying.list(path, after).await
+    }
+
+    async fn write_tree(self, _: Context, piece: TreePiece) -> Result<(), Refusal> {
+        self.need(Permission::Copy)?;
+        self.word();
+        self.copying.write_tree(piece).await
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {

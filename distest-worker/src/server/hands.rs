@@ -1,4 +1,4 @@
-//! Remote hands: one file of the worker's user to the client, or from it.
+//! Remote hands: files and folders of the worker's user to the client, or from it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,12 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::NamedTempFile;
 
 use super::files::blocking;
-use crate::protocol::{CHUNK_BYTES_MAX, FilePiece, OsText, Refusal, RefusalKind};
+use crate::copying::{self, Builder};
+use crate::protocol::{
+    CHUNK_BYTES_MAX, FilePiece, FolderPage, OsText, Refusal, RefusalKind, TreePiece,
+};
 
 /// A connection's file on its way in; what is unfinished goes with the connection.
 #[derive(Clone, Default)]
 pub(super) struct Hands {
     incoming: Arc<Mutex<Option<Incoming>>>,
+    tree: Arc<Mutex<Option<(PathBuf, Builder)>>>,
 }
 
 struct Incoming {
@@ -44,6 +48,38 @@ impl Hands {
             }
             let mut incoming = incoming.lock().unwrap_or_else(PoisonError::into_inner);
             write(&mut incoming, &path, &piece).map_err(|error| refusal("write", &path, &error))
+        })
+        .await
+    }
+
+    /// The next page of a folder.
+    pub(super) async fn list(&self, path: OsText, after: OsText) -> Result<FolderPage, Refusal> {
+        blocking(move || {
+            let at = absolute(&path)?;
+            let page = copying::page(&at, after.as_os_str());
+            page.map_err(|error| refusal("read", &at, &error))
+        })
+        .await
+    }
+
+    /// The next piece of a folder.
+    pub(super) async fn write_tree(&self, piece: TreePiece) -> Result<(), Refusal> {
+        // What replaces something has the same name for a moment, whoever copies.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let tree = Arc::clone(&self.tree);
+        blocking(move || {
+            let root = absolute(&piece.root)?;
+            let at = root.join(piece.path.as_path());
+            let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut taken = || {
+                let (_, builder) = match tree.as_mut() {
+                    Some(begun) if begun.0 == root => begun,
+                    _ => tree.insert((root.clone(), Builder::below(&root)?)),
+                };
+                builder.take(piece.path.as_path(), &piece.node)
+            };
+            taken().map_err(|error| refusal("write", &at, &error))
         })
         .await
     }

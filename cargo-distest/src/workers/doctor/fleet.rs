@@ -1,0 +1,188 @@
+//! What the doctor sees of the workers, and of the network that leads to them.
+
+use std::net::IpAddr;
+
+use distest_worker::sandbox::level::Level;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use super::{DESCRIPTORS_MIN, DISK_FREE_MIN, Finding, could, fine, wrong};
+use crate::fleet::{self, Clock, Said, Source, Trouble, Visited};
+use crate::settings::{FleetSettings, KeySource, WorkerAddress};
+
+/// A worker's store is nearly full at this many percent.
+const STORE_FULL_PERCENT: u64 = 90;
+/// Milliseconds by which clocks may differ.
+const CLOCK_MS_MAX: u64 = 2_000;
+
+/// Every worker that is named or known.
+pub(super) async fn workers(settings: &FleetSettings) -> Vec<Finding> {
+    if settings.identity.key == KeySource::Nowhere {
+        return Vec::new();
+    }
+    match fleet::visit(settings).await {
+        // The key's finding says why.
+        Err(_) => Vec::new(),
+        Ok(visited) if visited.is_empty() && settings.workers.is_empty() => {
+            vec![fine("workers", "none: tests run on this machine".to_owned())]
+        }
+        Ok(visited) => {
+            let mdns = settings.workers.contains(&WorkerAddress::Mdns);
+            let mut findings: Vec<_> = mdns.then(|| local_network(&visited)).into_iter().collect();
+            findings.extend(visited.iter().flat_map(worker));
+            findings
+        }
+    }
+}
+
+/// Whether the local network shows its workers.
+fn local_network(visited: &[Visited]) -> Finding {
+    let found = visited.iter().filter(|it| it.source == Source::Mdns).count();
+    if found > 0 {
+        return fine("mdns", format!("{found} workers say that they are there"));
+    }
+    let takes_part = getifaddrs().into_iter().flatten().any(|interface| {
+        let flags = InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_UP;
+        let address = interface.address.as_ref();
+        let v4 = address.and_then(|it| it.as_sockaddr_in()).map(|it| IpAddr::from(it.ip()));
+        let v6 = address.and_then(|it| it.as_sockaddr_in6()).map(|it| IpAddr::from(it.ip()));
+        interface.flags.contains(flags) && v4.or(v6).is_some_and(|ip| !ip.is_loopback())
+    });
+    match takes_part {
+        true => could(
+            "mdns",
+            "no worker in the local network says that it is there".to_owned(),
+            "start workers with `serve --mdns` and let UDP port 5353 through firewalls; where \
+             multicast doesn't get through, use `registry` and `serve --register`",
+        ),
+        false => could(
+            "mdns",
+            "no network interface of this machine takes multicast".to_owned(),
+            "use `registry` and `serve --register`, or name workers by their addresses",
+        ),
+    }
+}
+
+fn worker(visited: &Visited) -> Vec<Finding> {
+    let name = if visited.name.is_empty() { &visited.address } else { &visited.name };
+    let about = format!("worker {name}");
+    let Said { hello, status, clock } = match &visited.said {
+        Ok(said) => said,
+        Err(Trouble { reason, hint }) => {
+            return vec![Finding { hint: hint.clone(), ..wrong(&about, reason.clone()) }];
+        }
+    };
+    let mut findings = Vec::new();
+    let mut found = |text: String, hint: &str| findings.push(could(&about, text, hint));
+    let ours = env!("CARGO_PKG_VERSION");
+    if hello.software != ours {
+        let text = format!("has version {}, and {ours} is here", hello.software);
+        found(text, "upgrade the older one");
+    }
+    if let Some(text) = clock.and_then(skew) {
+        found(text, "have both clocks set by NTP: times of files and in output differ");
+    }
+    match status {
+        Err(Trouble { reason, hint }) => {
+            let text = format!("doesn't tell how it is: {reason}");
+            found(text, hint.as_deref().unwrap_or("upgrade it"));
+        }
+        Ok(status) => {
+            if status.draining || !status.paused.is_empty() {
+                let why = if status.draining { "it drains" } else { &status.paused };
+                found(format!("takes no tests: {why}"), "wait, or restart it");
+            }
+            if !status.sandbox_reason.is_empty() {
+                let text = format!("has no better sandbox: {}", status.sandbox_reason);
+                let hint = status.sandbox_hint.as_deref();
+                found(text, hint.unwrap_or("tests may find other paths there"));
+            }
+            let full = status.store_bytes_max / 100 * STORE_FULL_PERCENT;
+            if full > 0 && status.store_bytes > full {
+                let (kept, most) = (status.store_bytes, status.store_bytes_max);
+                let text = format!("keeps {kept} of at most {most} bytes");
+                found(text, "give it more with --store-max");
+            }
+            if let Some(free) = status.disk_free_bytes.filter(|free| *free < DISK_FREE_MIN) {
+                let text = format!("its disk has {} MiB left for files", free >> 20);
+                found(text, "make room there, or name another folder with --store");
+            }
+            let descriptors = status.descriptors_max;
+            if (1..DESCRIPTORS_MIN).contains(&descriptors) {
+                let text = format!("may open {descriptors} files");
+                found(text, "raise `ulimit -Hn` there (LimitNOFILE= in a systemd unit)");
+            }
+        }
+    }
+    if findings.is_empty() {
+        let level = Level::ALL.into_iter().find(|it| it.number() == hello.sandbox_level);
+        let sandbox = level.map_or("unknown", Level::name);
+        let text = format!("{} slots for {}, sandbox {sandbox}", hello.slots, hello.target);
+        findings.push(fine(&about, text));
+    }
+    findings
+}
+
+/// What to say of a clock that differs by more than can be explained.
+fn skew(Clock { ahead_ms, uncertain_ms }: Clock) -> Option<String> {
+    let off = ahead_ms.unsigned_abs();
+    let which = if ahead_ms > 0 { "ahead of" } else { "behind" };
+    (off > CLOCK_MS_MAX.saturating_add(uncertain_ms))
+        .then(|| format!("its clock is {:.1} s {which} this machine's", off as f64 / 1e3))
+}
+
+#[cfg(test)]
+mod tests {
+    use distest_worker::hello::Hello;
+    use distest_worker::protocol::WorkerStatus;
+
+    use super::super::Grade;
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut Said), expected: &str) {
+        let hello = Hello {
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            name: "w1".to_owned(),
+            ..Hello::default()
+        };
+        let status = WorkerStatus {
+            store_bytes_max: 100 << 30,
+            descriptors_max: 4096,
+            disk_free_bytes: Some(100 << 30),
+            ..WorkerStatus::default()
+        };
+        let clock = Some(Clock { ahead_ms: 900, uncertain_ms: 10 });
+        let mut said = Said { hello, status: Ok(status), clock };
+        change(&mut said);
+        let (name, address, source) = ("w1".to_owned(), String::new(), Source::Known);
+        let found = worker(&Visited { name, alias: None, address, source, said: Ok(said) });
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].text.contains(expected), "{found:?}");
+        assert_eq!(found[0].grade == Grade::Fine, expected == "slots", "{found:?}");
+        assert_eq!(found[0].hint.is_some(), expected != "slots");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_worker_is_said_with_what_to_do() {
+        check(|_| {}, "slots");
+        check(|it| it.hello.software = "0.0.1".to_owned(), "version 0.0.1");
+        let clock = |ahead_ms, uncertain_ms| Some(Clock { ahead_ms, uncertain_ms });
+        check(|it| it.clock = clock(90_000, 1), "90.0 s ahead of");
+        check(|it| it.clock = clock(-2_100, 50), "2.1 s behind");
+        check(|it| it.clock = clock(2_100, 500), "slots");
+        check(|it| it.clock = clock(i64::MIN, u64::MAX), "slots");
+        let status = |change: fn(&mut WorkerStatus)| {
+            move |it: &mut Said| change(it.status.as_mut().unwrap())
+        };
+        check(status(|it| it.disk_free_bytes = Some(5 << 20)), "5 MiB left");
+        check(status(|it| it.descriptors_max = 256), "may open 256 files");
+        check(status(|it| it.store_bytes = 95 << 30), "keeps");
+        check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "no better sandbox");
+        check(status(|it| it.draining = true), "drains");
+    }
+
+    #[test]
+    fn a_network_that_shows_nobody_is_told() {
+        assert_eq!(local_network(&[]).grade, Grade::Could);
+    }
+}
