@@ -1,0 +1,122 @@
+//! What a heartbeat waits while an upload fills a slow link:
+//! `cargo run --release -p distest-worker --example upload-latency -- [MEGABYTES] [BYTES_PER_SECOND]`
+//!
+//! Two ends in TLS over a pipe in memory that carries so much each way (100 MB, 1 MB/s unless told
+//! otherwise), with as much between them as sockets buffer. While one uploads, a heartbeat and a
+//! cancellation are sent every 100 ms; prints how long they took. Exits with 1 if the worst is above
+//! 250 ms.
+
+#![expect(clippy::print_stdout, reason = "it prints its result")]
+#![expect(clippy::unwrap_used, reason = "a bench that can't be carried out has failed")]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use distest_worker::digest::Digest;
+use distest_worker::identity::PrivateKey;
+use distest_worker::link::{self, DEADLINE, DEADLINE_BULK, Pipeline, client_end, worker_end};
+use distest_worker::protocol::{
+    BlobChunk, CHUNK_BYTES_MAX, ClientResponse, Encoding, Pong, PutReply, Stop, WorkerRequest,
+    WorkerResponse,
+};
+use distest_worker::tls::{self, Purpose};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+const MEGABYTES: u64 = 100;
+const BYTES_PER_SECOND: u64 = 1_000_000;
+const WORST: Duration = Duration::from_millis(250);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let number = |place: usize| std::env::args().nth(place).and_then(|text| text.parse().ok());
+    let bytes = number(1).unwrap_or(MEGABYTES) * 1_000_000;
+    let rate = number(2).unwrap_or(BYTES_PER_SECOND);
+    let (near, far) = slow_pipe(rate);
+    let [client, worker] = [(); 2].map(|()| PrivateKey::generate().unwrap());
+    let only = |key| -> tls::Trust { Arc::new(move |theirs| *theirs == key) };
+    let (theirs, ours) = (only(client.public()), only(worker.public()));
+    let accepted = tls::accept(far, &worker, |_| Some(Arc::clone(&theirs)));
+    let secured = tokio::join!(tls::connect(near, &client, Purpose::Session, ours), accepted);
+    let (near, far) = (secured.0.unwrap().stream, secured.1.unwrap().stream);
+    let _worker = worker_end(far, |_| {
+        |_, request| async move {
+            Ok(match request {
+                WorkerRequest::Ping {} => WorkerResponse::Ping(Pong::default()),
+                WorkerRequest::Put { .. } => WorkerResponse::Put(Ok(PutReply::More)),
+                _ => WorkerResponse::Stop(()),
+            })
+        }
+    });
+    let (worker, _client) = client_end(near, |_, _| async { Ok(ClientResponse::Report(())) });
+    let began = Instant::now();
+    let uploading = worker.clone();
+    let upload = tokio::spawn(async move {
+        let data = Bytes::from(vec![7; CHUNK_BYTES_MAX]);
+        let mut pipeline = Pipeline::new(8);
+        for _ in 0..bytes / CHUNK_BYTES_MAX as u64 {
+            let (digest, encoding) = (Digest::of(b""), Encoding::Raw);
+            let chunk =
+                BlobChunk { digest, size: bytes, encoding, data: data.clone(), last: false };
+            if let Some(reply) =
+                pipeline.push(uploading.put(link::context(DEADLINE_BULK), chunk)).await
+            {
+                reply.unwrap().unwrap();
+            }
+        }
+        while pipeline.next().await.is_some() {}
+    });
+    let (mut heartbeats, mut cancels) = (Vec::new(), Vec::new());
+    while !upload.is_finished() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let asked = Instant::now();
+        worker.ping(link::context(DEADLINE)).await.unwrap();
+        heartbeats.push(asked.elapsed());
+        let asked = Instant::now();
+        worker.stop(link::context(DEADLINE), Stop::Kill).await.unwrap();
+        cancels.push(asked.elapsed());
+    }
+    let took = began.elapsed().as_secs_f64();
+    println!("{} MB in {took:.1} s, in TLS, {rate} bytes/s", bytes / 1_000_000);
+    let mut worst = Duration::ZERO;
+    for (name, mut times) in [("heartbeat", heartbeats), ("cancel", cancels)] {
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        let count = times.len();
+        println!(
+            "{name:<10} {count:5} times: median {:5.1} ms, 99 % {:5.1} ms, worst {:5.1} ms",
+            at(50),
+            at(99),
+            at(100)
+        );
+        worst = worst.max(times[count - 1]);
+    }
+    if worst <= WORST { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A pipe that carries `rate` bytes per second each way.
+fn slow_pipe(rate: u64) -> (DuplexStream, DuplexStream) {
+    // As much as a socket buffers.
+    let (near, near_far) = duplex(256 * 1024);
+    let (far, far_near) = duplex(256 * 1024);
+    let (near_read, near_write) = tokio::io::split(near_far);
+    let (far_read, far_write) = tokio::io::split(far_near);
+    tokio::spawn(carry(near_read, far_write, rate));
+    tokio::spawn(carry(far_read, near_write, rate));
+    (near, far)
+}
+
+async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, rate: u64) {
+    let mut piece = vec![0; 1500];
+    let mut free = tokio::time::Instant::now();
+    while let Ok(bytes @ 1..) = from.read(&mut piece).await {
+        // The timer counts in milliseconds; what it rounds up is caught up with.
+        free = free.max(tokio::time::Instant::now() - Duration::from_millis(2));
+        free += Duration::from_micros(bytes as u64 * 1_000_000 / rate);
+        tokio::time::sleep_until(free).await;
+        if to.write_all(&piece[..bytes]).await.is_err() {
+            return;
+        }
+    }
+}
