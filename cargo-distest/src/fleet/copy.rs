@@ -100,7 +100,7 @@ async fn walk(
         }
         let mut after = OsString::new();
         loop {
-            let page = list(root.join(&path), after.clone()).await?;
+            let page = list(below(root, &path), after.clone()).await?;
             all[at - 1].1 = FolderNode::Folder { mode: page.mode };
             // Without progress it would never end.
             if !page.is_folder || page.more && page.entries.is_empty() {
@@ -185,7 +185,7 @@ async fn get_folder(
 ) -> Result<(), Trouble> {
     let mut builder = Builder::below(to).map_err(|error| here("write", to, &error))?;
     let mut take = |path: &Path, node: &PieceNode| {
-        builder.take(path, node).map_err(|error| here("write", &to.join(path), &error))
+        builder.take(path, node).map_err(|error| here("write", &below(to, path), &error))
     };
     for (path, node) in steps(whole) {
         match node {
@@ -266,6 +266,11 @@ async fn each_piece_there(
             return Ok(());
         }
     }
+}
+
+/// Without a slash behind the folder itself.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
 }
 
 fn local_page(path: &Path, after: &std::ffi::OsStr) -> Result<FolderPage, Trouble> {
