@@ -45,6 +45,14 @@ public-crates *ARGS:
 bench-sleepers *ARGS:
     cargo run --release -p distest-tests --bin bench-sleepers -- {{ARGS}}
 
+# Time to the first test through ssh, by step
+bench-ssh *ARGS:
+    cargo run --release -p distest-tests --bin bench-ssh -- {{ARGS}}
+
+# 10,000 connections that prove nothing, beside a client that works
+half-open *ARGS:
+    cargo run --release -p distest-tests --bin half-open -- {{ARGS}}
+
 # Simulated runs: as many seeds as that, or FROM..TO
 simulate SEEDS="100000":
     DISTEST_SIM_SEEDS={{SEEDS}} cargo test --release -p cargo-distest --lib sim::tests::seeds -- --nocapture
