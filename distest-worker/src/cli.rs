@@ -168,6 +168,9 @@ pub struct CommonArgs {
     /// The most that is tried to recreate clients' paths; `variables` runs tests in no sandbox
     #[arg(long, value_name = "LEVEL", default_value = "namespaces", value_parser = level)]
     pub sandbox: Level,
+    /// Serve several clients also where no sandbox hides their files from each other's tests
+    #[arg(long)]
+    pub trust_clients: bool,
     /// Bytes that tests may write into one sandbox, in memory
     #[arg(long, value_name = "BYTES", default_value_t = WRITES_BYTES_MAX)]
     pub writes_max: u64,
@@ -206,6 +209,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     match command {
         WorkerCommand::Serve(ServeArgs { listen, metrics, found, keys, common }) => {
             let worker = worker(common, &keys)?;
+            worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
             let listening = listening(listen, Arc::clone(&reception)).await?;
@@ -235,6 +239,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
         }
         WorkerCommand::Join(JoinArgs { addresses, keys, common }) => {
             let worker = worker(common, &keys)?;
+            worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
             join_all(reception, addresses).await
         }
@@ -346,7 +351,17 @@ fn not_the_internet() -> Result<(), String> {
 }
 
 fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {
-    let CommonArgs { slots, name, store, store_max, sandbox, writes_max, labels, polite } = args;
+    let CommonArgs {
+        slots,
+        name,
+        store,
+        store_max,
+        sandbox,
+        trust_clients,
+        writes_max,
+        labels,
+        polite,
+    } = args;
     polite.obey()?;
     let folder = store.or_else(default_store).ok_or(
         "could not find a folder for received files: this user has no home\nhint: name one with --store",
@@ -366,6 +381,7 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
         most: sandbox,
         writes_bytes_max: writes_max,
         hidden: files.filter_map(|file| folder_of(file)).collect(),
+        trust_clients,
     };
     let worker = serve::share(config, wish)
         .map_err(|error| format!("could not find this program's own executable: {error}"))?;
@@ -378,6 +394,10 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
     polite.keep(&worker);
     Ok(worker)
 }
+
+/// Said where no sandbox hides anything from tests.
+const ONE_CLIENT: &str = "warning: tests can read this worker's key and what it keeps, so it serves one client only\n  \
+                          hint: with --trust-clients it serves all that it lets in";
 
 /// What this worker can't do, why, and what helps.
 fn warn(what: &str, Shortfall { reason, hint }: &Shortfall) {

@@ -35,7 +35,7 @@ pub const SESSIONS_MAX: usize = 1024;
 /// How long sessions may take to end when the worker shuts down, before they are dropped.
 const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
 /// Between two looks at whether `authorized_keys` has changed.
-const REFRESH: Duration = Duration::from_millis(500);
+pub(crate) const REFRESH: Duration = Duration::from_millis(500);
 /// Refused connections that are told of within [`TOLD_WITHIN`]; a stranger must not fill our log.
 const REFUSED_TOLD_MAX: u32 = 20;
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
@@ -49,6 +49,8 @@ pub struct SandboxWish {
     pub writes_bytes_max: u64,
     /// Folders that no test may see, beside the store and the user's own.
     pub hidden: Vec<PathBuf>,
+    /// Clients may see each other's files, where sandboxes can't hide them.
+    pub trust_clients: bool,
 }
 
 /// A worker that has no connection yet. It starts attempts through this process's own executable,
@@ -66,7 +68,11 @@ pub fn share(config: WorkerConfig, wish: SandboxWish) -> io::Result<Arc<WorkerSh
     let mut host = Host::of_this_process(&own);
     host.writes_bytes_max = wish.writes_bytes_max;
     probe(&mut host, &zygote, store.scratch(), wish.most);
-    Ok(WorkerShared::on(host, config, zygote))
+    let worker = WorkerShared::on(host, config, zygote);
+    if !worker.host().level.is_enclosed() && !wish.trust_clients {
+        worker.serve_one_client();
+    }
+    Ok(worker)
 }
 
 /// An address that others can dial, for one that means all of this machine's.

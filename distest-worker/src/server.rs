@@ -21,8 +21,8 @@ mod permits;
 mod sessions;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
@@ -41,10 +41,10 @@ use self::handler::Handler;
 use self::permits::Permits;
 use self::sessions::Sessions;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
-use crate::identity::{Gate, Peer};
+use crate::identity::{Gate, Peer, PublicKey};
 use crate::link::{self, LinkEnd};
 use crate::memory::Memory;
-use crate::protocol::{Labels, Report, WorkerStatus};
+use crate::protocol::{Labels, Refusal, RefusalKind, Report, WorkerStatus};
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::store::Store;
@@ -75,14 +75,26 @@ pub struct WorkerShared {
     scratch: PathBuf,
     permits: Arc<Permits>,
     memory: Memory,
-    draining: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     /// Why nothing is to be started now.
     paused: watch::Sender<Option<String>>,
-    shutting_down: watch::Sender<bool>,
+    /// Whom alone it serves, if it hides one client's files from another's tests in no sandbox.
+    only: OnceLock<Mutex<Option<PublicKey>>>,
     sessions: Sessions,
     counters: Counters,
     /// See [`Hello::instance`].
     instance: String,
+}
+
+/// How far a worker is on its way to its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Stage {
+    /// It takes sessions.
+    Serving,
+    /// It takes nothing more, and what runs comes to its end.
+    Draining,
+    /// All sessions end now.
+    ShuttingDown,
 }
 
 /// What is counted.
@@ -124,7 +136,6 @@ impl WorkerShared {
         let scratch =
             config.store.as_ref().map_or_else(std::env::temp_dir, |store| store.scratch().into());
         let permits = Permits::new(config.slots.max(1));
-        let (draining, shutting_down) = (watch::Sender::new(false), watch::Sender::new(false));
         let sessions = Sessions::default();
         let (host, instance) = (Arc::new(host), instance());
         Arc::new(Self {
@@ -134,9 +145,9 @@ impl WorkerShared {
             scratch,
             permits,
             memory: Memory::of_this_machine(),
-            draining,
+            stage: watch::Sender::new(Stage::Serving),
             paused: watch::Sender::new(None),
-            shutting_down,
+            only: OnceLock::new(),
             sessions,
             counters: Counters::default(),
             instance,
@@ -155,17 +166,55 @@ impl WorkerShared {
 
     /// Takes nothing more, and ends each session when what runs in it has ended.
     pub fn drain(&self) {
-        self.draining.send_replace(true);
+        self.reach(Stage::Draining);
     }
 
     /// Whether all sessions end now.
     pub(crate) fn shuts_down(&self) -> bool {
-        *self.shutting_down.borrow()
+        *self.stage.borrow() >= Stage::ShuttingDown
     }
 
     /// Whether it takes nothing more.
     fn drains(&self) -> bool {
-        *self.draining.borrow()
+        *self.stage.borrow() >= Stage::Draining
+    }
+
+    fn reach(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| {
+            let further = stage > *now;
+            *now = stage.max(*now);
+            further
+        });
+    }
+
+    async fn reached(&self, stage: Stage) {
+        // An error means that the sender is gone, which `self` holds.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// From now on serves the first client that comes, and no other: tests could see what others
+    /// have here, and what they left.
+    pub fn serve_one_client(&self) {
+        let _ = self.only.set(Mutex::default());
+    }
+
+    /// Whether it serves the first client and no other.
+    pub fn serves_one_client(&self) -> bool {
+        self.only.get().is_some()
+    }
+
+    /// Whether this client may have a session. Who needs no key could see all that is here anyway.
+    fn may_serve(&self, key: Option<&PublicKey>) -> Result<(), Refusal> {
+        let (Some(only), Some(key)) = (self.only.get(), key) else { return Ok(()) };
+        let mut only = only.lock().unwrap_or_else(PoisonError::into_inner);
+        if *only.get_or_insert(*key) == *key {
+            return Ok(());
+        }
+        let message = "could not open a session: in no sandbox this worker can't hide one client's \
+                       files from another's tests, and it has served another client";
+        let hint = "start it again for this client, with --trust-clients if its clients may see each \
+                    other's files, or where sandboxes are possible";
+        Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
     }
 
     /// Starts nothing more for now, and why; or goes on. What runs comes to its end, and sessions are
@@ -192,8 +241,7 @@ impl WorkerShared {
 
     /// When it drains, or shuts down.
     pub async fn draining(&self) {
-        // An error means that the sender is gone, which `self` holds.
-        let _ = self.draining.subscribe().wait_for(|is| *is).await;
+        self.reached(Stage::Draining).await;
     }
 
     /// What has happened since it started.
@@ -241,14 +289,12 @@ impl WorkerShared {
 
     /// Ends all sessions, in order, and lets no more begin.
     pub fn shut_down(&self) {
-        self.draining.send_replace(true);
-        self.shutting_down.send_replace(true);
+        self.reach(Stage::ShuttingDown);
     }
 
     /// When it shuts down.
     pub(crate) async fn shutting_down(&self) {
-        // An error means that the sender is gone, which `self` holds.
-        let _ = self.shutting_down.subscribe().wait_for(|is| *is).await;
+        self.reached(Stage::ShuttingDown).await;
     }
 
     /// How it makes sandboxes.

@@ -281,6 +281,11 @@ impl Session {
         self.slots.iter().filter(|slot| matches!(slot, Slot::Busy(_))).count() as u32
     }
 
+    /// It is open, and was not told to drain.
+    pub fn takes_more(&self) -> bool {
+        self.phase == Phase::Open && self.draining.is_none()
+    }
+
     /// Attempts waiting.
     pub fn queued(&self) -> u32 {
         self.queue.len() as u32

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use distest_worker::identity::{PrivateKey, PublicKey};
+use distest_worker::identity::{Gate, PrivateKey, PublicKey};
 use distest_worker::registry::{
     Asker, HOST_CONNECTIONS_MAX, Registration, Registry, RegistryError, RegistryPlace,
 };
@@ -146,4 +146,31 @@ async fn who_falls_silent_is_forgotten() {
     while !honest.names().await.is_empty() {}
     let late = honest.worker.register(worker("w1", "h:1", honest.client_key)).await;
     assert!(late.is_err(), "it has to come anew");
+}
+
+#[tokio::test]
+async fn a_withdrawn_key_is_out_and_so_is_its_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("authorized_keys");
+    let [worker_key, client_key] = [(); 2].map(|()| PrivateKey::generate().unwrap());
+    let client_line = format!("{} view client\n", client_key.public());
+    let lines = format!("{client_line}{} run worker\n", worker_key.public());
+    std::fs::write(&path, lines).unwrap();
+    let gate = Gate::new(Some(path.clone()), None);
+    gate.refresh();
+    let key = PrivateKey::generate().unwrap();
+    let registry = Registry::at("127.0.0.1:0".parse().unwrap(), key, Some(gate)).await.unwrap();
+    let at = RegistryPlace { place: registry.address().unwrap().to_string(), key: None };
+    tokio::spawn(registry.serve(|_| {}));
+    let mut registered = Asker::dial(&at, &worker_key).await.unwrap();
+    registered.register(worker("w1", "h:1", client_key.public())).await.unwrap();
+    let mut client = Asker::dial(&at, &client_key).await.unwrap();
+    assert_eq!(client.list().await.unwrap().len(), 1);
+
+    std::fs::write(&path, client_line).unwrap();
+    while !client.list().await.unwrap().is_empty() {}
+    assert!(registered.register(worker("w1", "h:1", client_key.public())).await.is_err());
+    // A client of TLS 1.3 hears of its refusal with the first answer.
+    let again = async { Asker::dial(&at, &worker_key).await?.list().await };
+    assert!(again.await.is_err());
 }

@@ -435,6 +435,9 @@ async fn an_upload_left_half_way_is_refused_once_and_then_taken() {
     assert_eq!(peer.put(&blob, &packed, encoding).await, Ok(PutReply::Stored));
 }
 
+/// It serves several clients, on whatever machine.
+const SEVERAL: &[&str] = &["--trust-clients"];
+
 /// A `distest-worker serve` of its own, and a key that it lets in. Ended when dropped.
 struct Served {
     process: Child,
@@ -446,11 +449,15 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::with(SEVERAL)
+    }
+
+    fn with(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // What a client of the same user has: on loopback it needs no telling.
         let config = Folder::at(folder.path().join("config/distest"));
         let our_key = PrivateKey::load_or_make(&config.client_key()).unwrap();
-        let (process, address, worker_key) = Self::run(&folder);
+        let (process, address, worker_key) = Self::run(&folder, more);
         Self { process, address, worker_key, our_key, folder }
     }
 
@@ -458,12 +465,14 @@ impl Served {
     fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        (self.process, self.address, self.worker_key) = Self::run(&self.folder);
+        (self.process, self.address, self.worker_key) = Self::run(&self.folder, SEVERAL);
     }
 
-    fn run(folder: &tempfile::TempDir) -> (Child, String, PublicKey) {
+    fn run(folder: &tempfile::TempDir, more: &[&str]) -> (Child, String, PublicKey) {
         let mut process = Command::new(WORKER)
-            .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--name", "w2", "--store"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--slots", "2", "--name", "w2"])
+            .args(more)
+            .arg("--store")
             .arg(folder.path().join("store"))
             .env("XDG_CONFIG_HOME", folder.path().join("config"))
             .env("XDG_STATE_HOME", folder.path().join("state"))

@@ -19,7 +19,7 @@ use super::{
 use crate::accept::AcceptObstacle;
 use crate::identity::{Gate, PrivateKey, PublicKey};
 use crate::message;
-use crate::serve::{HalfOpen, Signals};
+use crate::serve::{HalfOpen, REFRESH, Signals};
 use crate::tls::{self, Purpose, Trust};
 
 /// A connection is answered at most once in this time.
@@ -74,9 +74,13 @@ impl Registry {
         let half_open = HalfOpen::new();
         let mut connections = JoinSet::new();
         let mut obstacle = AcceptObstacle::default();
+        let mut refresh = interval(REFRESH);
         loop {
             tokio::select! {
                 _ = self.signals.next() => return,
+                _ = refresh.tick() => if let Some(gate) = &self.shared.gate {
+                    gate.refresh().into_iter().for_each(&mut tell);
+                },
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let shared = Arc::clone(&self.shared);
@@ -116,7 +120,23 @@ impl Shared {
         proved();
         let (key, mut stream) = (secured.key, secured.stream);
         match Seat::take(&self, from) {
-            Ok(seat) => seat.attend(stream, key).await,
+            Ok(seat) => {
+                // Whom the gate no longer lets in is out, and its entry with it.
+                let withdrawn = async {
+                    match &self.gate {
+                        Some(gate) => {
+                            if let Some(peer) = gate.admit(&key, loopback) {
+                                gate.revoked(&peer).await;
+                            }
+                        }
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    ended = seat.attend(stream, key) => ended,
+                    () = withdrawn => Ok(()),
+                }
+            }
             Err(why) => {
                 answer(&mut stream, &Answer::Refused { why }).await?;
                 stream.shutdown().await

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::collect::Collect;
 use super::environment::{self, Environment};
 use super::files::Files;
-use super::forward::Forwarding;
+use super::forward::{Forwarding, LINGER};
 use super::handler::Request;
 use super::layers::Layers;
 use super::outbox::{self, Outbox};
@@ -53,7 +53,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const DRAINING: &str = "the worker takes no more tests";
 /// Characters of a run's name that are kept.
 const RUN_CHARS_MAX: usize = 100;
-/// How long what runs and what is told may take at the end, before it is dropped.
+/// How long what is told may take at the end of a session that ends in order, before it is dropped:
+/// as long as what attempts wrote to services of the client's has to arrive, and a little more.
+const TELL_TIME: Duration = LINGER.saturating_add(Duration::from_secs(1));
+/// How long what runs may take when a session is ended.
 const END_TIME: Duration = Duration::from_secs(5);
 
 /// Drives one connection's session.
@@ -166,7 +169,6 @@ impl Driver {
         let admission = Arc::clone(&self.admission);
         let mut shutting_down = pin!(worker.shutting_down());
         let mut withdrawn = pin!(admission.withdrawn());
-        let (mut draining, mut drains) = (pin!(worker.draining()), false);
         let mut idle = pin!(tokio::time::sleep(IDLE_MAX));
         loop {
             tokio::select! {
@@ -182,16 +184,14 @@ impl Driver {
                     self.end(false).await;
                     return (LinkEnd::Closed, Some("this key's permission was withdrawn"));
                 }
-                () = &mut draining, if !drains => {
-                    drains = true;
+                () = worker.draining(), if self.may_drain() => {
                     if self.opened.is_none() {
                         self.end(true).await;
                         return (LinkEnd::Closed, Some(DRAINING));
                     }
                     self.step(Input::Drain);
                 }
-                () = worker.paused(), if self.opened.is_some() && !drains => {
-                    drains = true;
+                () = worker.paused(), if self.opened.is_some() && self.may_drain() => {
                     self.step(Input::Drain);
                 }
                 Some(request) = requests.recv() => {
@@ -220,6 +220,11 @@ impl Driver {
             self.end(false).await;
             return (LinkEnd::Closed, Some(over));
         }
+    }
+
+    /// There is no session, or one that has not been told yet.
+    fn may_drain(&self) -> bool {
+        self.opened.as_ref().is_none_or(|opened| opened.session.takes_more())
     }
 
     /// The next thing that happens here, not at the client's.
@@ -294,6 +299,9 @@ impl Driver {
         }
         if self.worker.drains() {
             return Err(Refusal::new(RefusalKind::Closed, DRAINING));
+        }
+        if !spec.hands {
+            self.worker.may_serve(self.admission.peer.key.as_ref())?;
         }
         if let Some(why) = self.worker.pause_reason() {
             let message = format!("the worker takes no tests for now: {why}");
@@ -536,7 +544,7 @@ impl Driver {
             self.tell_all().await;
             forwarding.settle().await;
         };
-        let _ = tokio::time::timeout(END_TIME, told).await;
+        let _ = tokio::time::timeout(TELL_TIME, told).await;
         if let Some(collect) = opened.collect {
             let written = opened.written.into_values().collect();
             let collected = collect.rest(written, opened.sandbox);

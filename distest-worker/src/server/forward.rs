@@ -36,7 +36,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::level::Level;
 
 /// How long the service may take for what an attempt wrote before it ended.
-const LINGER: Duration = Duration::from_secs(10);
+pub(super) const LINGER: Duration = Duration::from_secs(10);
 /// Connections of one attempt at once: beyond that the client refuses all, so it isn't asked.
 const CONNECTIONS_MAX: usize = 2 * FORWARDED_MAX;
 /// A buffer with less room than this gives way to a new one.

@@ -73,3 +73,29 @@ async fn what_wants_all_places_has_nobody_beside_it() {
     other.started(1).await;
     other.finished(1).await;
 }
+
+#[tokio::test]
+async fn a_worker_that_hides_nothing_serves_one_client() {
+    let served = Served::with(&["--sandbox", "variables"]);
+    let spec = || SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
+    let (key, first) = client(&served, "first").await;
+    let second = PrivateKey::generate().unwrap();
+    let line = format!("{} run first\n{} run second\n", key.public(), second.public());
+    std::fs::write(served.authorized_keys(), line).unwrap();
+    for _ in 0..2 {
+        let other = connect(served.stream_of(&second).await).await;
+        let refused = other.worker.open(link::context(DEADLINE), spec()).await.unwrap();
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::Forbidden);
+        assert!(refused.hint.unwrap().contains("--trust-clients"));
+    }
+    // Another connection of the first, at the same time and later.
+    session_of(&served, &key).await;
+    drop(first);
+    session_of(&served, &key).await;
+    let other = connect(served.stream_of(&second).await).await;
+    assert!(other.worker.open(link::context(DEADLINE), spec()).await.unwrap().is_err());
+
+    let served = Served::with(&["--sandbox", "variables", "--trust-clients"]);
+    let (_first, _second) = (client(&served, "a").await, client(&served, "b").await);
+}
