@@ -107,6 +107,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "share", "store", "tools", "zygote",
         ],
     ),
+    ("log", &[]),
     ("probe", &["sandbox", "zygote"]),
     (
         "serve",
@@ -117,6 +118,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "identity",
             "invitation",
             "link",
+            "log",
             "message",
             "probe",
             "protocol",
@@ -136,6 +138,7 @@ const WORKER: &[(&str, &[&str])] = &[
         &[
             "identity",
             "invitation",
+            "log",
             "mdns",
             "metrics",
             "polite",

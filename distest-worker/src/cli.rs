@@ -22,6 +22,7 @@ pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
+use crate::log::{Format, Line};
 use crate::metrics::Metrics;
 use crate::protocol::Labels;
 use crate::sandbox::enclosure::hide_from_others;
@@ -71,6 +72,9 @@ pub struct ServeArgs {
     /// Answer requests for /metrics there, in the text of OpenMetrics, whoever asks
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// How what happens is written to stderr: for people, or as a JSON object a line
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
     /// How it is found.
     #[command(flatten)]
     pub found: FoundArgs,
@@ -207,7 +211,8 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     raise_descriptor_limit();
     hide_from_others();
     match command {
-        WorkerCommand::Serve(ServeArgs { listen, metrics, found, keys, common }) => {
+        WorkerCommand::Serve(ServeArgs { listen, metrics, log_format, found, keys, common }) => {
+            log_format.begin();
             let worker = worker(common, &keys)?;
             worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
@@ -233,7 +238,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             if reception.gate().is_empty() && !address.ip().is_loopback() {
                 say(NOBODY);
             }
-            listening.serve(|text| say(&text)).await;
+            listening.serve(|line| line.tell()).await;
             findable.gone().await;
             Ok(())
         }
@@ -267,7 +272,7 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
             };
             match end {
                 ConnectionEnd::NoHello(error) => Err(format!("no client on stdin: {error}")),
-                ConnectionEnd::Link(_) => Ok(()),
+                ConnectionEnd::Link(_) | ConnectionEnd::Session { .. } => Ok(()),
             }
         }
     }
@@ -462,6 +467,5 @@ fn ready(line: &str) -> Result<(), String> {
 }
 
 fn say(text: &str) {
-    // A worker whose stderr is closed has nobody to tell.
-    let _ = writeln!(io::stderr(), "{text}");
+    Line::from(text.to_owned()).tell();
 }

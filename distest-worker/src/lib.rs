@@ -15,6 +15,7 @@ pub mod hello;
 pub mod identity;
 pub mod invitation;
 pub mod link;
+pub mod log;
 #[cfg(feature = "mdns")]
 pub mod mdns;
 mod memory;

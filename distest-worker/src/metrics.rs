@@ -127,6 +127,7 @@ fn text(status: &WorkerStatus, counted: &Counted) -> String {
     let counters = [
         ("attempts", "Attempts that came to their end.", counted.finished),
         ("attempts_lost", "Attempts that came to none.", counted.lost),
+        ("store_evictions", "Received files that were removed to make room.", counted.evicted),
         ("connections_refused", "Connections that nobody let in.", counted.refused),
     ];
     for (name, help, value) in counters {

@@ -22,6 +22,7 @@ pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
 use crate::accept::AcceptObstacle;
 use crate::invitation::InvitationError;
+use crate::log::Line;
 use crate::probe::probe;
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
@@ -148,13 +149,13 @@ impl Listening {
 
     /// Serves every client that is let in until SIGINT, which ends all sessions; SIGTERM or a client
     /// that may do that lets what runs come to its end. `tell` gets what an operator should know.
-    pub async fn serve(mut self, mut tell: impl FnMut(String)) {
+    pub async fn serve(mut self, mut tell: impl FnMut(Line)) {
         let mut connections = JoinSet::new();
         let mut refresh = tokio::time::interval(REFRESH);
         let mut told = Told::default();
         let half_open = HalfOpen::new();
         if let Err(error) = &self.control {
-            tell(format!("`distest-worker invite` won't find this worker: {error}"));
+            tell(format!("`distest-worker invite` won't find this worker: {error}").into());
         }
         let worker = Arc::clone(self.reception.worker());
         let mut draining = pin!(worker.draining());
@@ -166,7 +167,9 @@ impl Listening {
                     break;
                 }
                 () = &mut draining => break,
-                _ = refresh.tick() => self.reception.gate().refresh().into_iter().for_each(&mut tell),
+                _ = refresh.tick() => {
+                    self.reception.gate().refresh().into_iter().for_each(|text| tell(text.into()));
+                }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         // Answers are small and awaited: they must not wait for company.
@@ -177,7 +180,7 @@ impl Listening {
                             (peer, reception.receive(stream, loopback, place).await)
                         });
                     }
-                    Err(error) => obstacle.met(&error, &mut tell).await,
+                    Err(error) => obstacle.met(&error, &mut |text: String| tell(text.into())).await,
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
@@ -190,7 +193,7 @@ impl Listening {
         }
         drop(self.listener);
         if !worker.shuts_down() && !connections.is_empty() {
-            tell("finishing what runs; a second signal ends it".to_owned());
+            tell("finishing what runs; a second signal ends it".to_owned().into());
             let ended = async {
                 loop {
                     tokio::select! {
@@ -201,7 +204,8 @@ impl Listening {
                         },
                         // Who is removed now is out now.
                         _ = refresh.tick() => {
-                            self.reception.gate().refresh().into_iter().for_each(&mut tell);
+                            let told = self.reception.gate().refresh();
+                            told.into_iter().for_each(|text| tell(text.into()));
                         }
                     }
                 }
@@ -224,24 +228,31 @@ struct Told {
 }
 
 impl Told {
-    fn about(&mut self, tell: &mut impl FnMut(String), peer: SocketAddr, end: &End) {
+    fn about(&mut self, tell: &mut impl FnMut(Line), peer: SocketAddr, end: &End) {
+        let peer = Some(peer.to_string());
+        let line = |message: String| Line { message, peer: peer.clone(), ..Line::default() };
         let text = match end {
-            End::Served(ConnectionEnd::NoHello(error)) => format!("{peer}: refused: {error}"),
-            End::Served(ConnectionEnd::Link(end)) => return tell(format!("{peer}: {end}")),
-            End::Invited(Ok(what)) => return tell(format!("{peer}: {what}")),
-            End::Invited(Err(error)) => format!("{peer}: refused: {error}"),
-            End::Full => format!("{peer}: refused: there are {SESSIONS_MAX} sessions already"),
-            End::Refused(error) => format!("{peer}: refused: {error}"),
+            End::Served(ConnectionEnd::NoHello(error)) => format!("refused: {error}"),
+            End::Served(ConnectionEnd::Link(end)) => return tell(line(end.to_string())),
+            End::Served(ConnectionEnd::Session { end, client, run }) => {
+                let (client, run) = (Some(client.clone()), Some(run.clone()));
+                return tell(Line { client, run, ..line(end.to_string()) });
+            }
+            End::Invited(Ok(what)) => return tell(line(what.clone())),
+            End::Invited(Err(error)) => format!("refused: {error}"),
+            End::Full => format!("refused: there are {SESSIONS_MAX} sessions already"),
+            End::Refused(error) => format!("refused: {error}"),
         };
         if self.since.is_none_or(|since| since.elapsed() > TOLD_WITHIN) {
             if self.refused > REFUSED_TOLD_MAX {
-                tell(format!("{} more connections were refused", self.refused - REFUSED_TOLD_MAX));
+                let more = self.refused - REFUSED_TOLD_MAX;
+                tell(format!("{more} more connections were refused").into());
             }
             *self = Self { since: Some(Instant::now()), refused: 0 };
         }
         self.refused += 1;
         if self.refused <= REFUSED_TOLD_MAX {
-            tell(text);
+            tell(line(text));
         }
     }
 }

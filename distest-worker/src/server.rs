@@ -114,6 +114,8 @@ pub(crate) struct Counted {
     pub(crate) lost: u64,
     /// Connections that were not let in.
     pub(crate) refused: u64,
+    /// Blobs that were removed to make room.
+    pub(crate) evicted: u64,
 }
 
 /// How a connection ended.
@@ -123,6 +125,15 @@ pub enum ConnectionEnd {
     NoHello(HelloError),
     /// There was a session, or could have been one.
     Link(LinkEnd),
+    /// There was one.
+    Session {
+        /// How it ended.
+        end: LinkEnd,
+        /// What the worker calls its client.
+        client: String,
+        /// The run that it served.
+        run: String,
+    },
 }
 
 impl WorkerShared {
@@ -248,7 +259,8 @@ impl WorkerShared {
     pub(crate) fn counted(&self) -> Counted {
         let Counters { finished, lost, refused } = &self.counters;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counted { finished: count(finished), lost: count(lost), refused: count(refused) }
+        let evicted = self.config.store.as_ref().map_or(0, Store::evicted);
+        Counted { finished: count(finished), lost: count(lost), refused: count(refused), evicted }
     }
 
     /// A connection was not let in.
@@ -398,6 +410,7 @@ where
     });
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
     let driver = Driver::new(worker, Arc::clone(&files), client, Admission { peer, gate, speaks });
+    let served = driver.served();
     let (end, last_word) = driver.run(requests_in, &link).await;
     match last_word {
         Some(why) => link.close(why).await,
@@ -405,7 +418,12 @@ where
     }
     // Removing a sandbox takes time; handlers that still hold it end with the link.
     let _ = tokio::task::spawn_blocking(move || drop(files)).await;
-    ConnectionEnd::Link(end)
+    match served.get() {
+        Some((client, run)) => {
+            ConnectionEnd::Session { end, client: client.clone(), run: run.clone() }
+        }
+        None => ConnectionEnd::Link(end),
+    }
 }
 
 /// Who is served, and until when.

@@ -59,6 +59,7 @@ struct Inner {
     live: Live,
     usage: Mutex<Usage>,
     serial: AtomicU64,
+    evicted: AtomicU64,
 }
 
 /// Bytes as far as this process knows.
@@ -110,6 +111,7 @@ impl Store {
             live,
             usage: Mutex::default(),
             serial: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
         };
         let store = Self { inner: Arc::new(inner) };
         store.make_room(0).map_err(fail("read", &store.inner.blobs))?;
@@ -256,6 +258,11 @@ impl Store {
         self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner).stored
     }
 
+    /// Blobs that this process has removed to make room.
+    pub fn evicted(&self) -> u64 {
+        self.inner.evicted.load(Ordering::Relaxed)
+    }
+
     /// The bound that it was opened with, in bytes.
     pub fn bytes_max(&self) -> u64 {
         self.inner.bytes_max
@@ -309,7 +316,10 @@ impl Store {
             for digest in evict::choose(residents, bound.saturating_sub(bytes_max / SLACK_DIVISOR))
             {
                 match fs::remove_file(self.blob(digest)) {
-                    Ok(()) => stored -= sizes[&digest],
+                    Ok(()) => {
+                        stored -= sizes[&digest];
+                        self.inner.evicted.fetch_add(1, Ordering::Relaxed);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         stored -= sizes[&digest];
                     }

@@ -344,7 +344,8 @@ async fn sessions_share_the_workers_slots_and_a_lost_client_leaves_nothing() {
     second.started(1).await;
     second.finished(1).await;
     let end = first_served.await.unwrap();
-    assert!(matches!(end, ConnectionEnd::Link(LinkEnd::PeerClosed)), "{end:?}");
+    let closed = matches!(end, ConnectionEnd::Session { end: LinkEnd::PeerClosed, .. });
+    assert!(closed, "{end:?}");
     assert!(!alive(&pid), "process {pid} outlived its client");
 }
 

@@ -18,6 +18,7 @@ use crate::case;
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("metrics::count_what_happens", metrics),
+        case("log::json_names_the_run_and_the_client", json_log),
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
         case("doctor::uses_the_compiler_that_cargo_would", compiler),
@@ -59,8 +60,35 @@ fn metrics(scratch: &Scratch) {
     let counted = text.lines().find_map(|line| line.strip_prefix("distest_attempts_total "));
     let counted: usize = counted.expect("a counter").parse().expect("a number");
     assert!(counted >= tests, "{counted} of {tests}");
+    assert!(text.contains("\ndistest_store_evictions_total 0\n"), "{text}");
     assert!(ask(&socket, b"GET /other HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
     assert_eq!(ask(&socket, &[b'x'; 100_000]), "", "no answer to a request without end");
+}
+
+fn json_log(scratch: &Scratch) {
+    let store = scratch.join("store");
+    let worker = Worker::start_changed(scratch, "w1", 2, &store, Executable::Worker, |command| {
+        command.args(["--log-format", "json"]);
+    });
+    let fixture = Fixture::named("paths");
+    let run = Client::run(scratch, &fixture).only_on(std::slice::from_ref(&worker));
+    let transcript = run.finish().transcript(0);
+    let of_the_run = || {
+        let log = worker.log();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.filter(|line| line["run"] == transcript.start.run.as_str()).collect::<Vec<_>>()
+    };
+    // The worker may hear of the end after the client.
+    let silent = what_stays(DEADLINE, || match of_the_run().is_empty() {
+        true => vec![worker.log()],
+        false => vec![],
+    });
+    assert!(silent.is_empty(), "{silent:?}");
+    for line in of_the_run() {
+        assert_eq!(line["client"], "this user", "{line}");
+        assert!(line["time"].is_f64() && line["message"].is_string(), "{line}");
+        assert!(line["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{line}");
+    }
 }
 
 fn findings(scratch: &Scratch, exit_code: i32, args: &[&str]) -> Vec<Value> {

@@ -110,6 +110,10 @@ async fn again_and_again(
                 back_off = BACK_OFF_MIN;
                 format!("{}: {end}", address.place)
             }
+            Ok(ConnectionEnd::Session { end, run, .. }) => {
+                back_off = BACK_OFF_MIN;
+                format!("{}: run {run}: {end}", address.place)
+            }
             Ok(ConnectionEnd::NoHello(error)) => format!("{}: {error}", address.place),
             Err(error) => format!("{}: {error}", address.place),
         };

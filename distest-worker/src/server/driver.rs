@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -79,6 +79,8 @@ pub(super) struct Driver {
     live: Option<OutputChunk>,
     began: Instant,
     wake: Option<Instant>,
+    /// The client and the run of its first session.
+    served: Arc<OnceLock<(String, String)>>,
 }
 
 /// An open session.
@@ -155,7 +157,13 @@ impl Driver {
             live: None,
             began: Instant::now(),
             wake: None,
+            served: Arc::default(),
         }
+    }
+
+    /// Will be the client and the run that it serves.
+    pub(super) fn served(&self) -> Arc<OnceLock<(String, String)>> {
+        Arc::clone(&self.served)
     }
 
     /// Serves until the connection ends, the client falls silent or the worker shuts down. Then
@@ -321,12 +329,13 @@ impl Driver {
         };
         let ready = ready(slots, &sandbox, self.worker.host());
         self.began = Instant::now();
+        let client = self.admission.peer.name.clone();
+        let run: String =
+            spec.run.chars().filter(|c| !c.is_control()).take(RUN_CHARS_MAX).collect();
+        _ = self.served.set((client.clone(), run.clone()));
         self.opened = Some(Opened {
             session: Session::new(slots),
-            listed: self.worker.sessions.begin(
-                self.admission.peer.name.clone(),
-                spec.run.chars().filter(|c| !c.is_control()).take(RUN_CHARS_MAX).collect(),
-            ),
+            listed: self.worker.sessions.begin(client, run),
             slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
             env: environment::with(
