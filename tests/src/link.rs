@@ -1,9 +1,10 @@
 //! Links of virtual interfaces to workers in network namespaces of their own, and their failures.
 //! Only root can make them. Needs the program `ip`.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No interface has this hardware address.
 const NOBODYS: &str = "02:00:00:00:00:01";
@@ -17,6 +18,19 @@ pub struct Link {
     outer: Ipv4Addr,
     /// Where the worker is if a router is between: the router's address there, and its own.
     pub(crate) far: Option<(Ipv4Addr, Ipv4Addr)>,
+    _number: Number,
+}
+
+/// Links that one process has at a time.
+const LINKS_MAX: u32 = 256;
+
+/// Tells a link from the others of this process. It comes round again when all others have had
+/// their turn, since the interfaces of a namespace outlive it a little.
+struct Number(u32);
+
+struct Numbers {
+    last: u32,
+    used: BTreeSet<u32>,
 }
 
 /// Which packets are lost.
@@ -31,19 +45,18 @@ pub enum Lost {
 }
 
 impl Link {
-    /// Names and addresses that nobody else uses: of this process, and of this call.
+    /// Names and addresses that nobody else uses: of this process, and of this link.
     pub(crate) fn next() -> Self {
-        static LINKS: AtomicU32 = AtomicU32::new(0);
-        let (process, number) = (std::process::id(), LINKS.fetch_add(1, Ordering::Relaxed));
-        assert!(number < 256, "networks are used up");
-        let base = 0x0a40_0000 | ((process & 0x1fff) << 10) | (number << 2);
-        let name = |side| format!("d{process}{side}{number}");
+        let (process, number) = (std::process::id(), Number::take());
+        let base = 0x0a40_0000 | ((process & 0x1fff) << 10) | (number.0 << 2);
+        let name = |side| format!("d{process}{side}{}", number.0);
         Self {
             outside: name("o"),
             inside: name("i"),
             outer: Ipv4Addr::from(base | 1),
             inner: Ipv4Addr::from(base | 2),
             far: None,
+            _number: number,
         }
     }
 
@@ -61,7 +74,7 @@ impl Link {
     }
 
     pub(crate) fn join(&self, process: u32) {
-        let Self { outside, inside, outer, inner, far } = self;
+        let Self { outside, inside, outer, inner, far, _number } = self;
         let process = process.to_string();
         let peer = ["peer", "name", inside, "netns", &process];
         ip(&[&["link", "add", outside, "type", "veth"][..], &peer].concat());
@@ -93,6 +106,31 @@ impl Link {
         let told = ip(&["neigh", "show", &self.inner.to_string(), "dev", &self.outside]);
         let words = told.split_whitespace().skip_while(|word| *word != "lladdr");
         words.take(2).last().expect("the worker has been talked to").to_owned()
+    }
+}
+
+impl Number {
+    fn take() -> Self {
+        let mut numbers = Numbers::all();
+        let mut others = (1..=LINKS_MAX).map(|step| (numbers.last + step) % LINKS_MAX);
+        let number = others.find(|number| !numbers.used.contains(number));
+        let number = number.expect("fewer than 256 links at once");
+        numbers.last = number;
+        numbers.used.insert(number);
+        Self(number)
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        Numbers::all().used.remove(&self.0);
+    }
+}
+
+impl Numbers {
+    fn all() -> MutexGuard<'static, Self> {
+        static ALL: Mutex<Numbers> = Mutex::new(Numbers { last: 0, used: BTreeSet::new() });
+        ALL.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
