@@ -196,7 +196,7 @@ fn tree(data: &[u8]) -> bool {
         // What exists here already proves nothing.
         .filter(|path| path.is_absolute() && fs::symlink_metadata(path).is_err())
         .collect();
-    let roots = ["/work/a".into(), "/work/b".into()];
+    let roots = ["/code/a".into(), "/code/b".into()];
     let sandbox = Sandbox::at(folder.path().join("inside"), &roots).expect("these are fine roots");
     let laid = sandbox.lay(store(), &entries).is_ok();
     assert_eq!(listed(&outside), before, "something outside was touched");
@@ -262,7 +262,7 @@ fn configuration(data: &[u8]) -> bool {
         1 => ConfigFiles { distest: file, ..ConfigFiles::default() },
         _ => ConfigFiles { user: file, ..ConfigFiles::default() },
     };
-    let root = PathBuf::from("/work");
+    let root = PathBuf::from("/code");
     let facts = Facts { cores: 2, workspace_root: root.clone(), cwd: root };
     settings::resolve(&RunArgs::default(), &|_| None, &files, &facts).is_ok()
 }
@@ -301,7 +301,7 @@ fn globs(data: &[u8]) -> bool {
     let patterns: Vec<&str> = text.lines().collect();
     match Globs::new(&patterns) {
         Ok(globs) => {
-            let _ = globs.matches(Path::new("/work/a/b.rs"), Some(Path::new("a/b.rs")));
+            let _ = globs.matches(Path::new("/code/a/b.rs"), Some(Path::new("a/b.rs")));
             !patterns.is_empty()
         }
         Err(_) => false,

@@ -405,7 +405,10 @@ impl Dispatch {
                 inputs.extend(hopeless.then_some(Input::NoWorker));
             }
             FleetMessage::Memory { worker, short } => {
-                if let Some(connected) = self.workers.get(&worker).filter(|_| short) {
+                let known = self.workers.get_mut(&worker).filter(|_| short);
+                if let Some(connected) = known
+                    && connected.is_first_shortage()
+                {
                     let name = connected.name();
                     let text = format!("worker {name} is short of memory: it gets no new tests");
                     let hint = "give it fewer slots, or more memory".to_owned();

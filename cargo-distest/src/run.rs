@@ -407,7 +407,7 @@ impl Line {
             workers_given: !fleet.workers.is_empty(),
             wait_workers: fleet.wait_workers,
             wait_for: fleet.wait_for,
-            may_stay_local: !fleet.wait_given,
+            may_stay_local: !fleet.wait_given && fleet.fallback != Fallback::Fail,
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
             origin: self.origin,
             here: self.travel.here(&self.workspace),

@@ -25,6 +25,6 @@ impl AcceptObstacle {
 }
 
 /// Waits before the next try to accept: a descriptor must come free first, and nobody tells.
-pub(crate) async fn accept_again() {
+pub async fn accept_again() {
     sleep(ACCEPT_AGAIN_AFTER).await;
 }

@@ -212,12 +212,17 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     hide_from_others();
     match command {
         WorkerCommand::Serve(ServeArgs { listen, metrics, log_format, found, keys, common }) => {
+            // Before anything is opened or started that could have or inherit this descriptor.
+            let place = match listen {
+                ListenAt::Address(address) => Place::At(address),
+                ListenAt::Handed => Place::Handed(listen::handed()?),
+            };
             log_format.begin();
             let worker = worker(common, &keys)?;
             worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
             let name = reception.worker().config().name.clone();
-            let listening = listening(listen, Arc::clone(&reception)).await?;
+            let listening = listening(place, Arc::clone(&reception)).await?;
             let bound = listening.address();
             let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
             let address = serve::reachable(bound);
@@ -278,13 +283,20 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
     }
 }
 
-async fn listening(at: ListenAt, reception: Arc<Reception>) -> Result<Listening, String> {
-    match at {
-        ListenAt::Address(address) => Listening::at(address, reception)
+/// What to listen with.
+enum Place {
+    At(SocketAddr),
+    Handed(std::net::TcpListener),
+}
+
+async fn listening(place: Place, reception: Arc<Reception>) -> Result<Listening, String> {
+    match place {
+        Place::At(address) => Listening::at(address, reception)
             .await
             .map_err(|error| format!("could not listen at {address}: {error}")),
-        ListenAt::Handed => Listening::on(listen::handed()?, reception)
-            .map_err(|error| format!("could not listen: {error}")),
+        Place::Handed(listener) => {
+            Listening::on(listener, reception).map_err(|error| format!("could not listen: {error}"))
+        }
     }
 }
 

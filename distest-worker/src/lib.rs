@@ -3,7 +3,7 @@
 //! One session per connection. [`protocol`] is what both ends say; this crate knows nothing of the
 //! client (`cargo-distest`), which depends on it for the protocol and for its embedded worker.
 
-mod accept;
+pub mod accept;
 pub mod cli;
 pub mod compat;
 pub mod copying;

@@ -101,4 +101,11 @@ fn fallback_forbidden(scratch: &Scratch) {
     run().finish().complains(97, &["error", socket]);
     let transcript = run().json().finish().transcript(97);
     assert!(transcript.attempts.is_empty(), "nothing runs");
+
+    // Nor when the tests are known to be quick here.
+    Client::run_human(scratch, &fixture).finish().complains(0, &["Summary"]);
+    let silent = Impostor::start(Manner::Silent);
+    let known = Client::run_human(scratch, &fixture).worker(&silent.address);
+    let known = known.args(["--local-slots", "2"]).json().finish().transcript(97);
+    assert!(known.attempts.is_empty(), "nothing runs here either");
 }

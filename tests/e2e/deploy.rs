@@ -281,7 +281,9 @@ fn deployment(scratch: &Scratch, object: &Yaml) -> Vec<(String, i64)> {
                     let at = format!("0.0.0.0:{port}");
                     assert!(words.contains(&at), "nothing listens at {name}: {words:?}");
                 }
-                let probe = container["readinessProbe"]["tcpSocket"]["port"].as_str().unwrap();
+                let probe = &container["readinessProbe"];
+                let asked = ["tcpSocket", "httpGet"].map(|kind| probe[kind]["port"].as_str());
+                let probe = asked.into_iter().flatten().next().expect("a port is asked");
                 assert!(named.iter().any(|(name, _)| name == probe));
             }
             ports.extend(named);

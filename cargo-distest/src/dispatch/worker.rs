@@ -52,6 +52,7 @@ pub(super) struct Connected {
     shipper: Shipper,
     tree: watch::Receiver<Option<Arc<Tree>>>,
     outcomes: mpsc::Sender<Outcome>,
+    was_short: bool,
 }
 
 impl Connected {
@@ -66,11 +67,17 @@ impl Connected {
         let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {
             let _ = told.try_send(Outcome::Shipped { worker, bytes, blobs });
         });
-        Self { connection, shipper, tree, outcomes }
+        Self { connection, shipper, tree, outcomes, was_short: false }
     }
 
     pub(super) fn name(&self) -> &str {
         &self.connection.name
+    }
+
+    /// It has not been short of memory before: shortages come and go with what runs there, and one
+    /// word is enough.
+    pub(super) fn is_first_shortage(&mut self) -> bool {
+        !std::mem::replace(&mut self.was_short, true)
     }
 
     pub(super) fn slots(&self) -> u32 {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use distest_worker::link;
 use distest_worker::protocol::{
     CHUNK_BYTES_MAX, FilePiece, FolderNode, FolderPage, PieceNode, TreePiece,
 };
+use nix::fcntl::OFlag;
 
 use super::visit::{Talk, Trouble, answered};
 use super::{Unusable, talk};
@@ -226,8 +227,10 @@ async fn each_piece(
     send: impl AsyncFn(u64, Bytes, bool) -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
     let could_not = |error| here("read", from, &error);
-    let mut file = File::open(from).map_err(could_not)?;
-    // Reading a pipe or a device may never end.
+    // Opening a pipe may never end, nor may reading it or a device.
+    let no_wait = OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(no_wait).open(from);
+    let mut file = file.map_err(could_not)?;
     if !file.metadata().map_err(could_not)?.is_file() {
         return Err(Unusable::new(format!("{} is no file", from.display())).into());
     }

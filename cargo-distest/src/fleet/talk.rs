@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use distest_worker::accept::accept_again;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
@@ -98,7 +99,10 @@ async fn joiner(
     };
     loop {
         let accepted = timeout_at(end, listener.accept()).await.map_err(|_| nobody())?;
-        let Ok((stream, peer)) = accepted else { continue };
+        let Ok((stream, peer)) = accepted else {
+            accept_again().await;
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let loopback = peer.ip().to_canonical().is_loopback();
         let place = Place { address: "-", pinned: None, loopback };

@@ -136,7 +136,7 @@ fn to_worker() -> Vec<(&'static str, Vec<u8>)> {
     let spec = SessionSpec {
         run: "run".to_owned(),
         slots: 2,
-        roots: vec!["/work/a".into()],
+        roots: vec!["/code/a".into()],
         ..SessionSpec::default()
     };
     vec![
@@ -215,10 +215,10 @@ fn entries(list: &[(&str, &str)]) -> Vec<u8> {
 fn trees() -> Vec<(&'static str, Vec<u8>)> {
     let out = "../../../../outside";
     vec![
-        ("plain", entries(&[("/work/a/d", "folder"), ("/work/a/d/f", "file"), ("/work/a/l", "d")])),
-        ("through", entries(&[("/work/a/l", out), ("/work/a/l/new", "file")])),
-        ("over", entries(&[("/work/a/l", out), ("/work/a/l", "folder"), ("/work/a/l/x", "file")])),
-        ("up", entries(&[("/work/a/../../../outside/new", "file"), ("/work/c/f", "file")])),
+        ("plain", entries(&[("/code/a/d", "folder"), ("/code/a/d/f", "file"), ("/code/a/l", "d")])),
+        ("through", entries(&[("/code/a/l", out), ("/code/a/l/new", "file")])),
+        ("over", entries(&[("/code/a/l", out), ("/code/a/l", "folder"), ("/code/a/l/x", "file")])),
+        ("up", entries(&[("/code/a/../../../outside/new", "file"), ("/code/c/f", "file")])),
     ]
 }
 

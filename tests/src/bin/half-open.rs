@@ -2,7 +2,7 @@
 //!
 //! Opens them all at once (10,000 unless told otherwise) and keeps them; meanwhile a client looks at the
 //! worker and runs a fixture there. Prints the times with and without, and what the worker has open.
-//! Exits with 1 if the client is refused. Meant for `cargo run --release -p distest-tests --bin half-open`.
+//! Panics if the client is refused. Meant for `cargo run --release -p distest-tests --bin half-open`.
 
 #![expect(clippy::print_stdout, reason = "it prints its result")]
 
