@@ -239,7 +239,7 @@ impl Shipper {
         for (_, mut there) in claimed {
             *there = true;
         }
-        let missing = self.prover.prove(&self.worker, missing, files).await?;
+        let missing = self.prover.prove(&self.worker, missing, files).await;
         // After a failure no other blob is begun, but what is under way is sent to its end: half a
         // blob would be in the way when it is sent again.
         let failed: Mutex<Option<ShipError>> = Mutex::default();

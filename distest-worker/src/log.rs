@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_one_line_in_both_formats() {
+    fn a_line_names_what_it_is_about_in_both_formats() {
         let line = Line {
             message: "over\n\"ok\"".to_owned(),
             peer: Some("[::1]:5".to_owned()),

@@ -27,7 +27,7 @@ pub use forward::{
     FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX, Forward, ForwardedId, ForwardedPiece,
     SOCKET_PATH_BYTES_MAX,
 };
-pub use holding::{Challenge, PROOFS_MAX, Proof};
+pub use holding::{Challenge, PROOFS_MAX, PROVED_BYTES_MAX, Proof};
 
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -103,7 +103,8 @@ pub trait Worker {
     /// What a proof that this client holds a blob is to be made with. This and `prove` only for
     /// workers that say so in their greeting.
     async fn challenge() -> Result<Challenge, Refusal>;
-    /// Proves that this client holds blobs, at most [`PROOFS_MAX`] at once. Answers those that it
+    /// Proves that this client holds blobs, at most [`PROOFS_MAX`] of
+    /// [`PROVED_BYTES_MAX`] at once. Answers those that it
     /// needn't send; the others are not here, or were not proved.
     async fn prove(proofs: Vec<Proof>) -> Result<Vec<Digest>, Refusal>;
     /// The next page of what lies in a folder of the worker's user, after the name `after`. Needs

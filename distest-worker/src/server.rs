@@ -217,8 +217,19 @@ impl WorkerShared {
     /// Whether this client may have a session. Who needs no key could see all that is here anyway.
     fn may_serve(&self, key: Option<&PublicKey>) -> Result<(), Refusal> {
         let (Some(only), Some(key)) = (self.only.get(), key) else { return Ok(()) };
+        let only = only.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::is_served(only.as_ref().unwrap_or(key), key)
+    }
+
+    /// From now on it is this client that is served, if it is one only.
+    fn claim(&self, key: Option<&PublicKey>) -> Result<(), Refusal> {
+        let (Some(only), Some(key)) = (self.only.get(), key) else { return Ok(()) };
         let mut only = only.lock().unwrap_or_else(PoisonError::into_inner);
-        if *only.get_or_insert(*key) == *key {
+        Self::is_served(only.get_or_insert(*key), key)
+    }
+
+    fn is_served(only: &PublicKey, key: &PublicKey) -> Result<(), Refusal> {
+        if only == key {
             return Ok(());
         }
         let message = "could not open a session: in no sandbox this worker can't hide one client's \

@@ -22,7 +22,7 @@ pub struct Ticket(pub u64);
 
 /// Who was served so much less than another comes first.
 pub const LAG: Duration = Duration::from_secs(1);
-/// Who wanted nothing for a while is owed no more than this: places times time.
+/// Who wanted nothing for a while is owed no more than this, and owes no more: places times time.
 const OWED_MAX: Duration = Duration::from_secs(10);
 
 /// A worker's places.
@@ -116,11 +116,6 @@ impl Share {
         self.clients.values().map(|account| account.held).sum()
     }
 
-    /// Places that a client holds.
-    pub fn held_by(&self, client: ClientId) -> u32 {
-        self.clients.get(&client).map_or(0, |account| account.held)
-    }
-
     /// Whether others wait.
     pub fn others_wait(&self, client: ClientId) -> bool {
         self.waiting.values().any(|wish| wish.client != client)
@@ -142,24 +137,30 @@ impl Share {
     }
 
     /// A client that wanted nothing wants something: it is owed what it did not get from others
-    /// that are here, but not for long; who is new is owed nothing.
+    /// that are here, and owes what it had before them, but neither for long. Who is new is owed
+    /// nothing.
     fn begin(&mut self, client: ClientId) {
-        let busy = |id: &ClientId, account: &Account| {
-            account.held > 0 || self.waiting.values().any(|wish| wish.client == *id)
-        };
-        let others =
-            self.clients.iter().filter(|(id, account)| **id != client && busy(id, account));
-        let least = others.map(|(_, account)| account.served).min();
-        match self.clients.get_mut(&client) {
-            Some(account) => {
-                let owed = least.unwrap_or_default().saturating_sub(OWED_MAX);
-                account.served = account.served.max(owed);
-            }
-            None => {
-                let served = least.unwrap_or_default();
-                self.clients.insert(client, Account { held: 0, served });
-            }
+        let level = self.level(client);
+        let account = self.clients.entry(client).or_insert(Account { held: 0, served: level });
+        account.served = account.served.max(level.saturating_sub(OWED_MAX));
+        // Who still holds places has not been away: long attempts would rid it of what it owes.
+        if account.held == 0 {
+            account.served = account.served.min(level.saturating_add(OWED_MAX));
         }
+    }
+
+    /// Where a client begins that is as well off as the others.
+    fn level(&self, client: ClientId) -> Duration {
+        let waits = |id: &ClientId| self.waiting.values().any(|wish| wish.client == *id);
+        let others = || self.clients.iter().filter(|(id, _)| **id != client);
+        let waiting = others().filter(|(id, _)| waits(id)).map(|(_, account)| account.served);
+        // Who wants no more than it holds may have been served little without lacking anything.
+        let holding = others().filter(|(_, account)| account.held > 0);
+        let holding = holding.map(|(_, account)| account.served);
+        // With nobody here, time has come as far as it has for anyone: whoever had it for itself
+        // once does not owe it to who comes later.
+        let known = self.clients.values().map(|account| account.served);
+        waiting.min().or(holding.max()).or(known.max()).unwrap_or_default()
     }
 
     /// Hands out what is free.
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(share.ask(at(0), Ticket(3), B, 1), []);
         assert!(share.others_wait(A) && share.others_wait(B));
         assert_eq!(share.give_back(at(0), A, 1), [Ticket(3)]);
-        assert_eq!((share.held_by(A), share.held_by(B)), (1, 1));
+        assert_eq!((share.clients[&A].held, share.clients[&B].held), (1, 1));
         assert_eq!(share.give_back(at(0), A, 1), [Ticket(2)]);
         assert_eq!(share.in_use(), 2);
     }
@@ -276,7 +277,7 @@ mod tests {
         assert_eq!(share.give_back(at(1000), B, 1), []);
         assert_eq!(share.give_back(at(2000), B, 1), []);
         assert_eq!(share.give_back(at(2000), B, 1), [Ticket(4)]);
-        assert_eq!(share.held_by(A), 4);
+        assert_eq!(share.clients[&A].held, 4);
         assert_eq!(share.clients[&A].served, at(2000), "two stood empty for a second");
         // Whoever does not wait any longer keeps nothing.
         assert_eq!(share.give_back(at(2000), A, u32::MAX), [Ticket(5)]);
@@ -302,6 +303,77 @@ mod tests {
         assert_eq!(share.withdraw(at(200_000), Ticket(3)), []);
         share.forget();
         assert_eq!(share.clients.len(), 1);
+    }
+
+    /// Has `client` all places for an hour with nobody else here, on 16 of them.
+    fn an_hour_alone(share: &mut Share, client: ClientId, from: u64) {
+        let ticket = |number| Ticket(from + number);
+        for number in 0..16 {
+            assert_eq!(share.ask(at(from), ticket(number), client, 1), [ticket(number)]);
+        }
+        for _ in 0..16 {
+            assert_eq!(share.give_back(at(from + 3_600_000), client, 1), []);
+        }
+    }
+
+    #[test]
+    fn who_had_all_with_nobody_there_owes_nothing_to_who_comes_later() {
+        for known in [false, true] {
+            let mut share = Share::new(16);
+            if known {
+                assert_eq!(share.ask(at(0), Ticket(0), B, 1), [Ticket(0)]);
+                assert_eq!(share.give_back(at(0), B, 1), []);
+            }
+            an_hour_alone(&mut share, A, 1);
+            let now = at(10_000_000);
+            for number in 0..32 {
+                share.ask(now, Ticket(10_000_000 + number), B, 1);
+            }
+            assert_eq!(share.clients[&B].held, 16);
+            let later = at(10_001_000);
+            assert_eq!(share.ask(later, Ticket(20_000_000), A, 1), []);
+            assert_eq!(share.give_back(later, B, 1), [Ticket(20_000_000)], "known: {known}");
+        }
+    }
+
+    #[test]
+    fn who_wants_few_places_does_not_hold_the_level_down() {
+        let mut share = Share::new(16);
+        assert_eq!(share.ask(at(0), Ticket(0), C, 1), [Ticket(0)]);
+        for number in 1..17 {
+            share.ask(at(0), Ticket(number), A, 1);
+        }
+        assert_eq!((share.clients[&A].held, share.clients[&C].held), (15, 1));
+        // A could have no more; C wanted none.
+        share.ask(at(3_600_000), Ticket(17), B, 1);
+        assert_eq!(share.clients[&B].served, share.clients[&A].served);
+        // A goes; who comes is as well off as C, whoever that makes A owe.
+        for number in [16, 17] {
+            share.withdraw(at(3_600_000), Ticket(number));
+        }
+        for _ in 0..15 {
+            share.give_back(at(3_600_000), A, 1);
+        }
+        share.forget();
+        share.ask(at(3_600_000), Ticket(18), B, 1);
+        assert_eq!(share.clients[&B].served, share.clients[&C].served);
+    }
+
+    #[test]
+    fn who_was_away_owes_little_and_who_is_here_owes_all() {
+        let mut share = Share::new(2);
+        assert_eq!(share.ask(at(0), Ticket(0), A, 1), [Ticket(0)]);
+        assert_eq!(share.ask(at(0), Ticket(1), A, 1), [Ticket(1)]);
+        assert_eq!(share.ask(at(0), Ticket(2), B, 2), []);
+        let now = at(100_000);
+        assert_eq!(share.give_back(now, A, 1), []);
+        // It has one still, so it was not away.
+        assert_eq!(share.ask(now, Ticket(3), A, 1), []);
+        assert_eq!(share.clients[&A].served - share.clients[&B].served, at(200_000));
+        assert_eq!(share.withdraw(now, Ticket(3)), []);
+        assert_eq!(share.give_back(now, A, 1), [Ticket(2)]);
+        assert_eq!(share.ask(now, Ticket(4), A, 1), []);
+        assert_eq!(share.clients[&A].served - share.clients[&B].served, OWED_MAX);
     }
 
     /// A client's backlog: how many milliseconds each of its attempts takes, how many it asks for at

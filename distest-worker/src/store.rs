@@ -60,6 +60,8 @@ struct Inner {
     usage: Mutex<Usage>,
     serial: AtomicU64,
     evicted: AtomicU64,
+    /// Held by whoever looks at proofs.
+    proving: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Bytes as far as this process knows.
@@ -112,15 +114,11 @@ impl Store {
             usage: Mutex::default(),
             serial: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            proving: Arc::default(),
         };
         let store = Self { inner: Arc::new(inner) };
         store.make_room(0).map_err(fail("read", &store.inner.blobs))?;
         Ok(store)
-    }
-
-    /// Which of these blobs are not here. Those that are count as used now.
-    pub fn missing(&self, digests: &[Digest]) -> Vec<Digest> {
-        digests.iter().copied().filter(|digest| !self.contains(*digest)).collect()
     }
 
     /// Whether a blob is here. If so, it counts as used now.
@@ -158,12 +156,12 @@ impl Store {
 
     /// Keeps blobs from being evicted, by any process, until the pin is dropped.
     ///
-    /// Pin first, then ask for what is [`missing`](Self::missing): a blob that is not here can be
+    /// Pin first, then ask for what is [`missing`](Owned::missing): a blob that is not here can be
     /// pinned, too.
     pub fn pin(&self, digests: impl IntoIterator<Item = impl Borrow<Digest>>) -> Pin {
-        let digests = digests.into_iter().map(|digest| *digest.borrow()).collect();
+        let digests: Vec<Digest> = digests.into_iter().map(|digest| *digest.borrow()).collect();
         let serial = self.inner.serial.fetch_add(1, Ordering::Relaxed);
-        Pin::new(self.clone(), digests, serial)
+        Pin::new(self.clone(), &digests, serial)
     }
 
     /// Makes `dest` a new file with a blob's bytes, which are verified on the way.

@@ -409,7 +409,7 @@ async fn files_are_verified_laid_out_and_run_below_the_workers_folder() {
     drop(peer);
     served.await.unwrap();
     assert!(!Path::new(path).exists(), "the sandbox outlived its session");
-    assert_eq!(store.missing(&[digest]), [], "the blob is kept");
+    assert_eq!(store.owned(None).missing(&[digest]), [], "the blob is kept");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::fs;
+use std::sync::atomic::AtomicBool;
 
 use distest_worker::proof::Nonce;
 use distest_worker::protocol::{
@@ -34,6 +35,8 @@ struct Seen {
     /// What proofs are to be made with, if they are wanted, and how many there were.
     nonce: Option<Nonce>,
     proofs: usize,
+    refuses_challenges: bool,
+    refuses_proofs: bool,
     prepared: Vec<BinarySpec>,
     /// Refusals of the next pieces, of `lay_tree` and of `prepare`.
     refuse_puts: VecDeque<RefusalKind>,
@@ -126,6 +129,9 @@ impl Worker for FakeWorker {
     }
 
     async fn challenge(self, _: Context) -> Result<Challenge, Refusal> {
+        if self.seen().refuses_challenges {
+            return Err(Refusal::new(RefusalKind::Invalid, "no challenges today"));
+        }
         let nonce = self.seen().nonce.as_ref().map(|nonce| nonce.as_bytes().to_vec().into());
         Ok(Challenge { nonce: nonce.unwrap_or_default() })
     }
@@ -134,7 +140,10 @@ impl Worker for FakeWorker {
         let mut seen = self.seen();
         let nonce = seen.nonce.clone().expect("a challenge came first");
         seen.proofs += proofs.len();
-        Ok(self.owned.prove(&nonce, &proofs))
+        if seen.refuses_proofs {
+            return Err(Refusal::new(RefusalKind::Invalid, "no proofs today"));
+        }
+        Ok(self.owned.prove(&nonce, &proofs, &AtomicBool::new(false)))
     }
 
     async fn read_file(self, _: Context, path: OsText, _: u64) -> Result<FilePiece, Refusal> {
@@ -251,6 +260,30 @@ fn what_others_have_sent_is_proved_and_not_sent() {
         let other = Shipper::new(bench.shipper.worker.clone(), true);
         other.binary(&spec, &files).await.unwrap();
         assert_eq!((other.shipped(), bench.worker.seen().proofs), (Shipped::default(), 2));
+    });
+}
+
+#[test]
+fn a_worker_that_refuses_a_proof_gets_all_and_is_shown_no_more() {
+    Bench::run(|bench| async move {
+        bench.worker.seen().nonce = Nonce::new();
+        bench.worker.seen().refuses_proofs = true;
+        let (spec, files) = bench.binary(&[("a", b"b")]);
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!((bench.shipper.shipped().blobs, bench.worker.seen().proofs), (1, 1));
+        let (spec, files) = bench.binary(&[("c", b"d")]);
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!((bench.shipper.shipped().blobs, bench.worker.seen().proofs), (2, 1));
+    });
+}
+
+#[test]
+fn a_worker_that_refuses_a_challenge_gets_all() {
+    Bench::run(|bench| async move {
+        bench.worker.seen().refuses_challenges = true;
+        let (spec, files) = bench.binary(&[("a", b"b")]);
+        bench.shipper.binary(&spec, &files).await.unwrap();
+        assert_eq!((bench.shipper.shipped().blobs, bench.worker.seen().proofs), (1, 0));
     });
 }
 

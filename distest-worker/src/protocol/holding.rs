@@ -7,6 +7,8 @@ use crate::digest::Digest;
 
 /// The most proofs in one call.
 pub const PROOFS_MAX: usize = 10_000;
+/// The most bytes that the proofs in one call are of, the largest one's not counted.
+pub const PROVED_BYTES_MAX: u64 = 256 << 20;
 
 /// What a worker asks of a client that would prove that it holds something.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -328,6 +328,10 @@ impl Driver {
             enclosure: enclosure.map(Arc::new),
         };
         let ready = ready(slots, &sandbox, self.worker.host());
+        // Nothing can be refused any more: who gets no session keeps nobody else out.
+        if !spec.hands {
+            self.worker.claim(self.admission.peer.key.as_ref())?;
+        }
         self.began = Instant::now();
         let client = self.admission.peer.name.clone();
         let run: String =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -13,8 +13,8 @@ use crate::digest::Digest;
 use crate::identity::PublicKey;
 use crate::proof::Nonce;
 use crate::protocol::{
-    BinarySpec, BlobChunk, Challenge, OsText, PROOFS_MAX, Proof, PutReply, Refusal, RefusalKind,
-    SessionSpec, TreeEntry, TreeNode,
+    BinarySpec, BlobChunk, Challenge, OsText, PROOFS_MAX, PROVED_BYTES_MAX, Proof, PutReply,
+    Refusal, RefusalKind, SessionSpec, TreeEntry, TreeNode,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
@@ -48,7 +48,7 @@ pub(super) struct Files {
     owned: Option<Owned>,
     /// What its proofs are made with.
     nonce: OnceLock<Nonce>,
-    /// One call at a time: each may be long.
+    /// One call at a time, so that a connection stands in the store's line but once.
     proving: AsyncMutex<()>,
     in_place: bool,
     host: Arc<Host>,
@@ -138,8 +138,25 @@ impl Files {
             let message = format!("could not take {} proofs: more than asked for", proofs.len());
             return Err(Refusal::new(RefusalKind::Invalid, message));
         };
+        if is_too_much(&proofs) {
+            let message = format!(
+                "could not take {} proofs: all but the largest are of more than {PROVED_BYTES_MAX} \
+                 bytes",
+                proofs.len()
+            );
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
         let _turn = self.proving.lock().await;
-        Ok(blocking(move || owned.prove(&nonce, &proofs)).await)
+        let turn = self.store()?.proving().await;
+        // If nobody waits for the answer any more, this is dropped.
+        let gone = Gone::default();
+        let seen = Arc::clone(&gone.0);
+        let proved = blocking(move || {
+            // Whoever is next waits for the work to end, not for the answer.
+            let _turn = turn;
+            owned.prove(&nonce, &proofs, &seen)
+        });
+        Ok(proved.await)
     }
 
     /// Takes the next piece of a blob. The turn is taken before the first `await`, so pieces keep
@@ -236,6 +253,22 @@ impl Files {
         }
         Ok(Arc::clone(uploads.entry(digest).or_default()))
     }
+}
+
+/// Says when it is dropped.
+#[derive(Default)]
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether proofs are more work than a call may be. A blob of any size may be proved.
+fn is_too_much(proofs: &[Proof]) -> bool {
+    let sizes = || proofs.iter().map(|proof| u128::from(proof.size));
+    sizes().sum::<u128>() - sizes().max().unwrap_or_default() > u128::from(PROVED_BYTES_MAX)
 }
 
 fn embedded() -> Refusal {

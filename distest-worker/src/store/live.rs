@@ -29,8 +29,8 @@ pub(super) struct Live {
 
 /// Keeps blobs in the store as long as it exists. See [`Store::pin`].
 pub struct Pin {
-    store: Store,
-    digests: Vec<Digest>,
+    /// The file is in its folder.
+    _store: Store,
     file: PathBuf,
 }
 
@@ -100,7 +100,7 @@ impl Drop for Live {
 }
 
 impl Pin {
-    pub(super) fn new(store: Store, digests: Vec<Digest>, serial: u64) -> Self {
+    pub(super) fn new(store: Store, digests: &[Digest], serial: u64) -> Self {
         let file = store.inner.live.dir().join(format!("{PIN_PREFIX}{serial}"));
         let list: Vec<u8> = digests.iter().flat_map(|digest| *digest.as_bytes()).collect();
         // Without the lock, or on a full disk, a pin may come too late; then the blob is missing
@@ -108,17 +108,7 @@ impl Pin {
         let guard = lock_shared(&store.inner.lock);
         let _ = fs::write(&file, list);
         drop(guard);
-        Self { store, digests, file }
-    }
-
-    /// What it keeps.
-    pub fn digests(&self) -> &[Digest] {
-        &self.digests
-    }
-
-    /// Which of them are not in the store.
-    pub fn missing(&self) -> Vec<Digest> {
-        self.store.missing(&self.digests)
+        Self { _store: store, file }
     }
 }
 

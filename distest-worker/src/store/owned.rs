@@ -10,7 +10,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::{Store, create_private, live};
 use crate::digest::Digest;
@@ -110,10 +113,11 @@ impl Owned {
     }
 
     /// Takes proofs that the client holds blobs; answers those that are here and were proved.
+    /// Comes to its end soon once the client is `gone`.
     ///
     /// How long that takes depends on the sizes that the proofs name, not on what is here.
-    pub fn prove(&self, nonce: &Nonce, proofs: &[Proof]) -> Vec<Digest> {
-        let proved = |proof: &&Proof| self.store.is_proved(nonce, proof);
+    pub fn prove(&self, nonce: &Nonce, proofs: &[Proof], gone: &AtomicBool) -> Vec<Digest> {
+        let proved = |proof: &&Proof| self.store.is_proved(nonce, proof, gone);
         let proved: Vec<Digest> = proofs.iter().filter(proved).map(|proof| proof.digest).collect();
         self.add(&proved);
         proved
@@ -189,18 +193,38 @@ impl OfKey {
     }
 }
 
+/// Read only as long as somebody wants to know.
+struct Wanted<'a, R> {
+    content: R,
+    gone: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Wanted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.content.read(buffer)
+    }
+}
+
 impl Store {
-    fn is_proved(&self, nonce: &Nonce, proof: &Proof) -> bool {
+    /// The right to look at proofs, which one has at a time: it costs a core and the disk.
+    pub(crate) async fn proving(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.inner.proving).lock_owned().await
+    }
+
+    fn is_proved(&self, nonce: &Nonce, proof: &Proof, gone: &AtomicBool) -> bool {
         if proof.size > self.inner.bytes_max {
             return false;
         }
         let blob = File::open(self.blob(proof.digest)).ok();
         let is_as_long = |blob: &File| blob.metadata().is_ok_and(|it| it.len() == proof.size);
         let proved = match blob.filter(is_as_long) {
-            Some(blob) => nonce.prove(blob.take(proof.size)).ok(),
+            Some(blob) => nonce.prove(Wanted { content: blob.take(proof.size), gone }).ok(),
             None => {
                 // Takes as long, so that nobody learns from the time whether there is one.
-                let _ = nonce.prove(io::repeat(0).take(proof.size));
+                let _ = nonce.prove(Wanted { content: io::repeat(0).take(proof.size), gone });
                 None
             }
         };

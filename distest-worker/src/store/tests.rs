@@ -1,4 +1,8 @@
+use std::sync::atomic::AtomicBool;
+
 use super::*;
+use crate::proof::Nonce;
+use crate::protocol::Proof;
 
 const MAX: u64 = 1 << 20;
 
@@ -14,6 +18,11 @@ fn take_in(store: &Store, data: &[u8]) -> Digest {
     upload.push(data).unwrap();
     upload.finish().unwrap();
     digest
+}
+
+/// Which of these are not in the store, whoever asks.
+fn missing(store: &Store, digests: &[Digest]) -> Vec<Digest> {
+    store.owned(None).missing(digests)
 }
 
 fn zstd(data: &[u8]) -> Vec<u8> {
@@ -60,7 +69,7 @@ fn blobs_come_back_after_a_restart() {
     drop(store);
 
     let store = Store::open(dir.path(), MAX).unwrap();
-    assert_eq!(store.missing(&[digest, other, empty]), [other]);
+    assert_eq!(missing(&store, &[digest, other, empty]), [other]);
     let dest = dir.path().join("dest");
     store.place(digest, 300_000, 0o4755, &dest).unwrap();
     assert_eq!(fs::read(&dest).unwrap(), data);
@@ -92,7 +101,7 @@ fn only_what_was_declared_gets_in() {
         let refusal = send(&store, digest, size, encoding, sent).unwrap_err();
         assert_eq!(refusal.kind, RefusalKind::Corrupt, "{name}");
         assert!(refusal.message.contains(says), "{name}: {}", refusal.message);
-        assert_eq!(store.missing(&[digest]), [digest], "{name}");
+        assert_eq!(missing(&store, &[digest]), [digest], "{name}");
     }
     assert_eq!(uploads(dir.path()), 0);
     assert_eq!(store.usage().reserved, 0);
@@ -111,7 +120,7 @@ fn a_flipped_bit_on_disk_is_noticed() {
     let refusal = store.place(digest, 5000, 0o644, &dest).unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::MissingBlob, "{}", refusal.message);
     assert!(!dest.exists());
-    assert_eq!(store.missing(&[digest]), [digest], "the client sends it again");
+    assert_eq!(missing(&store, &[digest]), [digest], "the client sends it again");
 
     take_in(&store, &data);
     store.place(digest, 5000, 0o644, &dest).unwrap();
@@ -130,7 +139,7 @@ fn what_was_sent_again_is_not_removed_for_what_it_replaced() {
     discard(&path, &File::open(&path).unwrap()).unwrap();
     take_in(&store, &data);
     discard(&path, &slow).unwrap_err();
-    assert_eq!(store.missing(&[digest]), []);
+    assert_eq!(missing(&store, &[digest]), []);
 }
 
 #[test]
@@ -190,7 +199,7 @@ fn the_bound_holds_and_pins_count_in_every_process() {
 
     let fourth = take_in(&ours, &blobs[3]);
     let all = [digests[0], digests[1], digests[2], fourth];
-    assert_eq!(ours.missing(&all), [digests[2]], "the oldest is pinned, the next was used");
+    assert_eq!(missing(&ours, &all), [digests[2]], "the oldest is pinned, the next was used");
 
     let _everything = ours.pin(all);
     let refused = ours.begin(Digest::of(b"more"), 30_000, Encoding::Raw).err().unwrap();
@@ -256,7 +265,7 @@ fn several_processes_upload_the_same_blobs() {
     }
     let store = Store::open(dir.path(), 64 << 20).unwrap();
     let digests: Vec<_> = (0..20).map(|round| Digest::of(&vec![round; 100_000])).collect();
-    assert_eq!(store.missing(&digests), []);
+    assert_eq!(missing(&store, &digests), []);
     assert_eq!(store.usage().stored, 2_000_000);
     assert_eq!(fs::read_dir(dir.path().join("v1/live")).unwrap().count(), 1, "only ours");
 }
@@ -301,4 +310,23 @@ fn blobs_from_before_are_nobodys() {
     let alice = store.owned(Some("alice"));
     assert_eq!(alice.missing(&[digest]), [digest]);
     assert!(alice.others_have_some(), "proving is worth the while");
+}
+
+#[tokio::test]
+async fn proofs_are_looked_at_one_call_after_another_and_for_nobody_who_is_gone() {
+    let (_dir, store) = store(MAX);
+    let nonce = Nonce::new().unwrap();
+    let digest = take_in(&store, b"a");
+    let mac = nonce.prove(&b"a"[..]).unwrap().as_bytes().to_vec().into();
+    let proofs = [Proof { digest, size: 1, mac }];
+    let alice = store.owned(Some("alice"));
+    assert_eq!(alice.prove(&nonce, &proofs, &AtomicBool::new(true)), []);
+    assert_eq!(alice.prove(&nonce, &proofs, &AtomicBool::new(false)), [digest]);
+    let turn = store.proving().await;
+    let other = store.clone();
+    let next = other.proving();
+    tokio::pin!(next);
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(turn);
+    next.await;
 }

@@ -143,6 +143,12 @@ async fn proofs_are_made_for_a_challenge_and_not_without_end() {
     bob.send(b"his").await;
     alice.nonce().await;
     assert_eq!(prove(vec![proof.clone()]).await, Ok(vec![]));
-    let refused = prove(vec![proof; PROOFS_MAX + 1]).await.unwrap_err();
+    let refused = prove(vec![proof.clone(); PROOFS_MAX + 1]).await.unwrap_err();
     assert_eq!(refused.kind, RefusalKind::Invalid);
+    // Bytes are counted but for the largest blob's, which nobody can prove in parts.
+    let of = |size| Proof { size, ..proof.clone() };
+    assert_eq!(prove(vec![of(u64::MAX), of(1)]).await, Ok(vec![]));
+    let refused = prove(vec![of(u64::MAX), of(PROVED_BYTES_MAX), of(1)]).await.unwrap_err();
+    assert_eq!(refused.kind, RefusalKind::Invalid);
+    assert!(refused.message.contains("268435456 bytes"), "{refused}");
 }

@@ -96,6 +96,17 @@ async fn a_worker_that_hides_nothing_serves_one_client() {
     let other = connect(served.stream_of(&second).await).await;
     assert!(other.worker.open(link::context(DEADLINE), spec()).await.unwrap().is_err());
 
+    let served = Served::with(&["--sandbox", "variables"]);
+    let (first, second) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let line = format!("{} run first\n{} run second\n", first.public(), second.public());
+    std::fs::write(served.authorized_keys(), line).unwrap();
+    // Who gets no session has had none.
+    let other = connect(served.stream_of(&first).await).await;
+    let invalid = SessionSpec { collect: vec!["[".into()], ..spec() };
+    let refused = other.worker.open(link::context(DEADLINE), invalid).await.unwrap();
+    assert_eq!(refused.unwrap_err().kind, RefusalKind::Invalid);
+    session_of(&served, &second).await;
+
     let served = Served::with(&["--sandbox", "variables", "--trust-clients"]);
     let (_first, _second) = (client(&served, "a").await, client(&served, "b").await);
 }
