@@ -160,6 +160,12 @@ pub enum Effect {
         /// So many at once.
         places: u32,
     },
+    /// Don't wait any longer for one permit for so many places. Not answered; the permit may be on
+    /// its way, and is given back then.
+    WithdrawPermit {
+        /// So many at once.
+        places: u32,
+    },
     /// Give back a permit. Not answered.
     ReturnPermit(u32),
     /// Start an attempt. Answered by [`Input::Spawned`], [`Input::CouldNotSpawn`],
@@ -301,6 +307,7 @@ impl Session {
         self.take(now, input, effects);
         self.watch_clocks(now, crowded, effects);
         self.drop_what_can_never_run(effects);
+        self.withdraw(effects);
         self.ask(effects);
         self.end_if_idle(effects);
         self.tell_wake(effects);
@@ -611,6 +618,22 @@ impl Session {
             let (attempt, detail) = (spec.id, detail.to_owned());
             Effect::Report(Report::Lost { attempt, reason, detail })
         }));
+    }
+
+    /// Takes back what was asked for and nothing wants any more. Only if it is more than one place,
+    /// which stand empty until there are enough; one is given back when it comes.
+    fn withdraw(&mut self, effects: &mut Vec<Effect>) {
+        for (&places, asked) in self.asked.iter_mut().filter(|(places, _)| **places > 1) {
+            let wanting = match self.draining {
+                Some(_) => 0,
+                None => self.queue.iter().filter(|spec| spec.places == places).count(),
+            };
+            for _ in wanting..*asked {
+                effects.push(Effect::WithdrawPermit { places });
+            }
+            *asked = wanting.min(*asked);
+        }
+        self.asked.retain(|_, asked| *asked > 0);
     }
 
     fn ask(&mut self, effects: &mut Vec<Effect>) {

@@ -412,6 +412,12 @@ impl World {
                 Some(number) => inputs.push_back((conn, Input::Permit { number, places })),
                 None => self.hosts[host].waiting.push_back((conn, places)),
             },
+            Effect::WithdrawPermit { places } => {
+                let waiting = &mut self.hosts[host].waiting;
+                if let Some(at) = waiting.iter().position(|wait| *wait == (conn, places)) {
+                    waiting.remove(at);
+                }
+            }
             Effect::ReturnPermit(number) => {
                 self.hosts[host].permits.push(number);
                 inputs.extend(self.next_permit(host));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::collect::Collect;
@@ -73,6 +73,8 @@ pub(super) struct Driver {
     events_to: mpsc::Sender<SlotEvent>,
     /// Waits for places on this worker.
     asking: JoinSet<Option<Permit>>,
+    /// For how many each of those waits.
+    waits: Vec<(u32, AbortHandle)>,
     /// For whom.
     sharer: Sharer,
     /// Live output that waits for a place in the outbox; slots' events wait behind it.
@@ -153,6 +155,7 @@ impl Driver {
             events,
             events_to,
             asking: JoinSet::new(),
+            waits: Vec::new(),
             sharer,
             live: None,
             began: Instant::now(),
@@ -518,7 +521,17 @@ impl Driver {
                                 inputs.push_back(Input::Permit { number, places });
                                 opened.permits.insert(number, permit);
                             }
-                            Err(waiting) => _ = self.asking.spawn(waiting),
+                            Err(waiting) => {
+                                self.waits.retain(|(_, wait)| !wait.is_finished());
+                                self.waits.push((places, self.asking.spawn(waiting)));
+                            }
+                        }
+                    }
+                    Effect::WithdrawPermit { places } => {
+                        let waits =
+                            |(of, wait): &(u32, AbortHandle)| *of == places && !wait.is_finished();
+                        if let Some(at) = self.waits.iter().position(waits) {
+                            self.waits.swap_remove(at).1.abort();
                         }
                     }
                     Effect::ReturnPermit(permit) => {

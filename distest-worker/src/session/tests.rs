@@ -61,6 +61,7 @@ fn short(effect: &Effect) -> String {
         }
         Effect::AskPermit { places: 1 } => "ask".to_owned(),
         Effect::AskPermit { places } => format!("ask for {places}"),
+        Effect::WithdrawPermit { places } => format!("withdraw {places}"),
         Effect::ReturnPermit(permit) => format!("return {permit}"),
         Effect::Spawn { slot, permit, attempt } => {
             format!("spawn {} in {} by {permit}", attempt.id.0, slot.0)
@@ -115,6 +116,26 @@ fn attempts_run_in_order_as_far_as_there_are_slots_and_permits() {
             (0.6, permit(4), "return 4"),
             (0.7, exited(0, 1), "return 7, finished 1"),
             (0.8, exited(0, 1), ""),
+        ],
+    );
+}
+
+#[test]
+fn many_places_that_nothing_wants_any_more_are_not_waited_for() {
+    let wide = |id| AttemptSpec { places: 4, ..spec(id) };
+    let granted = Input::Permit { number: 3, places: 4 };
+    check(
+        1,
+        &[
+            (0.0, Input::Lease(vec![wide(1), spec(2)]), "leased, ask for 4"),
+            (0.1, Input::Revoke(vec![AttemptId(1)]), "revoked [1], withdraw 4, ask"),
+            // It was on its way.
+            (0.2, granted.clone(), "return 3"),
+            (0.3, Input::Revoke(vec![AttemptId(2)]), "revoked [2]"),
+            (0.4, permit(2), "return 2"),
+            (0.5, Input::Lease(vec![wide(3)]), "leased, ask for 4"),
+            (0.6, Input::Drain, "draining, withdraw 4, wake 2.6s"),
+            (0.7, granted, "return 3"),
         ],
     );
 }
@@ -419,6 +440,7 @@ impl World {
                 Effect::Leased(Err(_)) => {}
                 Effect::Revoked(attempts) => attempts.iter().for_each(|id| self.answer(id.0)),
                 Effect::AskPermit { .. } => self.asked += 1,
+                Effect::WithdrawPermit { .. } => self.asked -= 1,
                 Effect::ReturnPermit(permit) => assert!(self.permits.remove(&permit)),
                 Effect::Spawn { slot, attempt, .. } => {
                     let before = self.slots.insert(slot.0, (attempt.id.0, false, None));
@@ -620,7 +642,7 @@ fn an_attempt_waits_for_as_many_places_as_it_takes() {
             (0.1, spawned(1, 1), "started 1, wake 60.1s"),
             (0.2, Input::Lease(vec![wide(3, 2)]), "leased"),
             (0.2, exited(1, 1), "return 8, finished 1, ask for 2"),
-            (0.2, Input::Revoke(vec![AttemptId(3)]), "revoked [3]"),
+            (0.2, Input::Revoke(vec![AttemptId(3)]), "revoked [3], withdraw 2"),
             (0.3, Input::Permit { number: 8, places: 2 }, "return 8"),
         ],
     );
