@@ -43,9 +43,11 @@ pub fn paths(text: &[u8]) -> Vec<String> {
         let part = String::from_utf8_lossy(part);
         let lines: Vec<&str> = part.lines().map(without_location).collect();
         let part = lines.join("\n");
+        let escaped: Vec<String> = part.lines().flat_map(escaped).collect();
+        let escaped = escaped.iter().map(String::as_str);
         let quoted = part.lines().flat_map(quoted);
         let words = part.split(|c: char| c.is_whitespace() || "\"'`()[]{}<>,;|=".contains(c));
-        for word in quoted.chain(words) {
+        for word in escaped.chain(quoted).chain(words) {
             let word = trimmed(word);
             let path = word.len() <= PATH_BYTES_MAX && word.contains(['/', '.']);
             if path && word.contains(char::is_alphanumeric) && seen.insert(word.to_owned()) {
@@ -136,6 +138,37 @@ fn quoted(line: &str) -> impl Iterator<Item = &str> {
     ['"', '\'', '`'].into_iter().flat_map(|quote| line.split(quote).skip(1).step_by(2))
 }
 
+/// What stands between double quotes as `{:?}` writes it, where that differs from what it stands for.
+fn escaped(line: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut characters = line.chars();
+    while characters.any(|character| character == '"') {
+        let (mut text, mut differs) = (String::new(), false);
+        loop {
+            match characters.next() {
+                // Not one that was closed.
+                None => return found,
+                Some('"') => break,
+                Some('\\') => {
+                    differs = true;
+                    match characters.next() {
+                        Some('t') => text.push('\t'),
+                        Some('n') => text.push('\n'),
+                        Some('r') => text.push('\r'),
+                        // Others stand for themselves, or for what no path here has.
+                        other => text.extend(other),
+                    }
+                }
+                Some(other) => text.push(other),
+            }
+        }
+        if differs {
+            found.push(text);
+        }
+    }
+    found
+}
+
 /// Without punctuation around it and `:LINE:COLUMN` behind it.
 fn trimmed(word: &str) -> &str {
     let mut word = word.trim_end_matches(['.', ':', '!', '?']);
@@ -195,6 +228,16 @@ mod tests {
         assert_eq!(paths(&vec![b'/'; 1 << 20]), [""; 0]);
         let many: String = (0..500).map(|number| format!("a/{number} ")).collect();
         assert_eq!(paths(many.as_bytes()).len(), PATHS_MAX);
+    }
+
+    #[test]
+    fn finds_paths_that_were_printed_for_debugging() {
+        for path in ["data/a\\b.txt", "data/the \"best\" x", "/w/tab\there", "it's/a \"b\\"] {
+            let text = format!("opening \"x\": {path:?}: no such file");
+            let found = paths(text.as_bytes());
+            assert!(found.iter().any(|found| found == path), "{path} in {found:?}");
+        }
+        assert_eq!(escaped("\"plain\" and \"open\\"), [""; 0]);
     }
 
     #[test]

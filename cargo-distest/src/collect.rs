@@ -17,7 +17,9 @@ use std::time::{Duration, SystemTime};
 
 use distest_worker::digest::{Digest, Hasher};
 use distest_worker::globs::Globs;
-use distest_worker::protocol::{CollectedPiece, Refusal, RefusalKind, TreeNode};
+use distest_worker::protocol::{
+    COLLECTED_FILE_BYTES_MAX, CollectedPiece, Refusal, RefusalKind, TreeNode,
+};
 
 use self::place::{Found, Placed};
 use crate::model::WorkerId;
@@ -106,6 +108,14 @@ impl Collector {
                 state.notices.insert(text.clone());
                 return Err(Refusal::new(RefusalKind::OutOfResources, text));
             }
+            if let Some(bytes) = piece.too_large {
+                let (mib, most) = (bytes.div_ceil(1 << 20), COLLECTED_FILE_BYTES_MAX >> 20);
+                let text = format!("it has {mib} MiB, and at most {most} MiB of a file come back");
+                let shown = self.shown(&path).display();
+                let text = format!("{shown} was not brought back from a worker: {text}");
+                state.notices.insert(text);
+                return Ok(());
+            }
             if state.partial.len() >= PARTIAL_MAX {
                 let text = format!("more than {PARTIAL_MAX} files are on their way at once");
                 return Err(Refusal::new(RefusalKind::Invalid, text));
@@ -175,15 +185,21 @@ impl Collector {
                 },
             }
         };
-        let shown = || path.strip_prefix(root).unwrap_or(path).display();
+        let shown = || self.shown(path).display();
         match place::place(root, path, &mut new.file, digest, mode, may_replace) {
             Ok(Placed::Written) => {
                 state.written.insert(path.to_owned(), (worker, digest));
             }
             Ok(Placed::Same) => {}
             Ok(Placed::Kept) => {
-                let text = "was not brought back from a worker: it has changed here meanwhile";
-                state.notices.insert(format!("{} {text}", shown()));
+                let why = match state.written.get(path) {
+                    Some((by, _)) if *by != worker => {
+                        "another test's file of that name was brought before"
+                    }
+                    _ => "it has changed here meanwhile",
+                };
+                let text = format!("{} was not brought back from a worker: {why}", shown());
+                state.notices.insert(text);
             }
             Err(error) => {
                 let text = format!("{} could not be brought back from a worker: {error}", shown());
@@ -213,6 +229,11 @@ impl Collector {
         }
         let text = format!("the client does not collect {path:?}");
         Err(Refusal::new(RefusalKind::Forbidden, text))
+    }
+
+    /// A path as people are told of it.
+    fn shown<'a>(&self, path: &'a Path) -> &'a Path {
+        self.root_of(path).and_then(|root| path.strip_prefix(root).ok()).unwrap_or(path)
     }
 
     fn root_of(&self, path: &Path) -> Option<&Path> {

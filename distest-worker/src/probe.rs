@@ -197,6 +197,13 @@ fn shortfall(failures: &[(Level, Failure)]) -> Option<Shortfall> {
     Some(Shortfall { reason: format!("{level}: {reason}"), hint })
 }
 
+/// What comes of a level that was chosen, and not for want of a better one.
+pub fn consequences_of(level: Level) -> Option<Shortfall> {
+    let told = consequences(level, can_fence()).trim_start_matches("; ");
+    let reason = (!told.is_empty()).then(|| told.to_owned())?;
+    Some(Shortfall { reason, hint: None })
+}
+
 /// What comes of a level beside that paths are recreated otherwise.
 fn consequences(level: Level, can_fence: bool) -> &'static str {
     match (level, can_fence) {
@@ -308,6 +315,8 @@ mod tests {
         for level in Level::ALL {
             let told = |can_fence| consequences(level, can_fence);
             assert_eq!(told(true).contains("leak detection: partial"), !level.has_pid_namespace());
+            let chosen = consequences_of(level).map(|it| it.reason).unwrap_or_default();
+            assert_eq!(chosen, told(can_fence()).trim_start_matches("; "));
             assert_eq!(told(false).contains("can signal"), level == Level::Mounts);
             assert_eq!(told(true).contains("all that is this user's"), !level.is_enclosed());
         }

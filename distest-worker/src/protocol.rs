@@ -31,6 +31,8 @@ pub use holding::{Challenge, PROOFS_MAX, PROVED_BYTES_MAX, Proof};
 
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one file that is collected.
+pub const COLLECTED_FILE_BYTES_MAX: u64 = 256 << 20;
 /// The most bytes of a test's stdout or stderr that travel inside [`Report::Finished`]; more goes
 /// ahead of it as [`OutputChunk`]s.
 pub const INLINE_OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -355,6 +357,10 @@ pub struct CollectedPiece {
     pub data: Bytes,
     /// No piece follows.
     pub last: bool,
+    /// If it has more than [`COLLECTED_FILE_BYTES_MAX`] bytes: how many. Then nothing of it is kept,
+    /// and no piece follows, although this is not a last one.
+    #[serde(default)]
+    pub too_large: Option<u64>,
 }
 
 /// What the client gets.

@@ -230,6 +230,32 @@ fn private_folders_are_empty_and_can_be_written() {
 }
 
 #[test]
+fn terminals_can_be_made() {
+    at_each_level(async |rig, level| {
+        // Whoever opens the first makes the second.
+        let script = "exec 3<>/dev/ptmx && ls /dev/pts | grep -c '^[0-9]'";
+        let count = rig.output(1, script).await;
+        assert!(count.trim().parse::<u32>().is_ok_and(|count| count > 0), "{level}: {count}");
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(count.trim(), "1", "{level}: none of the machine's");
+        }
+    });
+}
+
+#[test]
+fn a_folder_that_has_travelled_can_be_renamed_where_the_kernel_lets_it() {
+    at(Level::Root, async |rig| {
+        let folder = rig.outside("lower/nowhere/at all/proj/folder");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("within"), "travelled").unwrap();
+        // A shell's own way would copy it.
+        let script = "perl -e 'rename(\"folder\", \"renamed\") or die $!' && cat renamed/within";
+        assert_eq!(rig.output(1, script).await, "travelled");
+        assert_eq!(rig.output(1, "ls -d folder 2>/dev/null; true").await, "");
+    });
+}
+
+#[test]
 fn nothing_of_the_machine_can_be_written() {
     at_each_level(async |rig, level| {
         let here = env!("CARGO_MANIFEST_DIR");

@@ -66,6 +66,8 @@ fn on_a_worker(scratch: &Scratch) {
     let workers = [Worker::start_changed(scratch, "w1", 1, &store, executable, |command| {
         command.args(["--sandbox", "variables"]);
     })];
+    let told = workers[0].log();
+    assert!(told.contains("all that is this user's, the worker's own files"), "{told}");
     // Through cargo's configuration, because the fixture's own variables don't travel otherwise.
     let out = format!("env.ENVIRONMENT_OUT='{}'", folder.display());
     let client = Client::run(scratch, &fixture)

@@ -495,6 +495,10 @@ fn bad_input(scratch: &Scratch) {
         let shown = path.display().to_string();
         run(&["--forward", &shown]).complains(96, &[&format!("could not forward {shown}"), why]);
     }
+    for (path, at) in [("/proc/self/a.sock", "/proc"), ("/sys/a.sock", "/sys")] {
+        let why = format!("nobody can listen below {at}");
+        run(&["--forward", path]).complains(96, &[&format!("could not forward {path}"), &why]);
+    }
     let twice = run(&["--forward", "5432", "--forward", "05432"]);
     twice.complains(2, &["`--forward 5432` is given twice"]);
     for (config, why) in [

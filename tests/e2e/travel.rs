@@ -446,6 +446,7 @@ fn come_back(scratch: &Scratch) {
             fs::create_dir("proptest-regressions").unwrap();
             fs::write("proptest-regressions/lib.txt", "cc 0123").unwrap();
             fs::write("large.profraw", vec![b'x'; 1_000_000]).unwrap();
+            fs::File::create("huge.profraw").unwrap().set_len(300 << 20).unwrap();
             fs::write("state.txt", "after").unwrap();
             fs::write("unasked.txt", "stays there").unwrap();
             symlink("/etc/passwd", "link.snap.new").unwrap();
@@ -460,14 +461,15 @@ fn come_back(scratch: &Scratch) {
         let client = Client::call(scratch, &folder, &["run", "--offline"]).only_on(&workers);
         client.args(["--collect", "state.txt", "--collect", "*.snap"]).finish()
     };
-    run().complains(0, &["collected 4 files from workers: large.profraw"]);
+    let too_large = "huge.profraw was not brought back from a worker: it has 300 MiB";
+    run().complains(0, &["collected 4 files from workers: large.profraw", too_large]);
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
     assert_eq!(read("tests/snapshots/it__a.snap.new").as_deref(), Some("to review"));
     assert_eq!(read("proptest-regressions/lib.txt").as_deref(), Some("cc 0123"));
     assert_eq!(read("large.profraw").map(|content| content.len()), Some(1_000_000));
     assert_eq!(read("state.txt").as_deref(), Some("after"));
     assert_eq!(read("same.snap").as_deref(), Some("same"));
-    for absent in ["unasked.txt", "link.snap.new"] {
+    for absent in ["unasked.txt", "link.snap.new", "huge.profraw"] {
         assert!(folder.join(absent).symlink_metadata().is_err(), "{absent}");
     }
 }

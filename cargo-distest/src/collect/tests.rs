@@ -41,7 +41,7 @@ impl Bench {
 
     fn piece(&self, path: &Path, offset: u64, data: &str, last: bool) -> CollectedPiece {
         let data = data.to_owned().into();
-        CollectedPiece { path: path.into(), mode: 0o4777, offset, data, last }
+        CollectedPiece { path: path.into(), mode: 0o4777, offset, data, last, too_large: None }
     }
 
     fn bring(&self, worker: WorkerId, name: &str, content: &str) -> Result<(), RefusalKind> {
@@ -117,7 +117,22 @@ fn the_first_of_two_workers_wins_and_may_say_more() {
     assert_eq!(bench.read("x.out").as_deref(), Some("one"));
     bench.bring(ONE, "x.out", "one and more").unwrap();
     assert_eq!(bench.read("x.out").as_deref(), Some("one and more"));
-    bench.check(&["x.out"], &["x.out was not brought back"]);
+    let why = "x.out was not brought back from a worker: another test's file of that name";
+    bench.check(&["x.out"], &[why]);
+}
+
+#[test]
+fn a_file_that_is_too_large_is_told_of_and_leaves_nothing() {
+    let bench = bench();
+    let begun = bench.piece(&bench.at("x.out"), 0, "begun", false);
+    bench.collector.take(ONE, &begun).unwrap();
+    let (data, size) = (Vec::new().into(), COLLECTED_FILE_BYTES_MAX + 1);
+    let told = CollectedPiece { data, too_large: Some(size), ..begun };
+    bench.collector.take(ONE, &told).unwrap();
+    assert!(bench.collector.state().partial.is_empty());
+    assert_eq!(bench.read("x.out").as_deref(), Some("travelled"));
+    let told = "x.out was not brought back from a worker: it has 257 MiB, and at most 256 MiB";
+    bench.check(&[], &[told]);
 }
 
 #[test]

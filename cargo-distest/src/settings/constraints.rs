@@ -220,13 +220,15 @@ pub(super) fn forwards(profile: &[Forward], flags: &[Forward]) -> Result<Vec<For
 pub fn check_services(forwards: &[Forward]) -> Result<(), Failure> {
     for forward in forwards {
         let Forward::Socket(path) = forward else { continue };
-        let Ok(metadata) = std::fs::metadata(path.as_path()) else { continue };
-        let kind = metadata.file_type();
-        if kind.is_socket() {
-            continue;
-        }
+        let kernels = ["/proc", "/sys"].into_iter().find(|at| path.as_path().starts_with(at));
+        let why = match (kernels, std::fs::metadata(path.as_path()).map(|it| it.file_type())) {
+            (Some(at), _) => format!("nobody can listen below {at}"),
+            (None, Err(_)) => continue,
+            (None, Ok(kind)) if kind.is_socket() => continue,
+            (None, Ok(kind)) if kind.is_dir() => "it is a folder".to_owned(),
+            (None, Ok(_)) => "it is no Unix socket".to_owned(),
+        };
         let what = format!("could not forward {forward}");
-        let why = if kind.is_dir() { "it is a folder" } else { "it is no Unix socket" };
         let hint = "name the socket that the service listens at, or its port";
         return Err(Failure::new(ExitCode::Setup, what).because(why).hint(hint));
     }

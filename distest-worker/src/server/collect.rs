@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -12,15 +12,14 @@ use super::files::blocking;
 use crate::globs::Globs;
 use crate::link::{self, DEADLINE_BULK};
 use crate::protocol::{
-    CHUNK_BYTES_MAX, ClientClient, CollectedPiece, Refusal, RefusalKind, SessionSpec,
+    CHUNK_BYTES_MAX, COLLECTED_FILE_BYTES_MAX, ClientClient, CollectedPiece, Refusal, RefusalKind,
+    SessionSpec,
 };
 use crate::sandbox::changes::{Change, ChangeKind, Written};
 use crate::sandbox::{Created, Sandbox};
 
 /// Files that one session brings to its client.
 const FILES_MAX: usize = 10_000;
-/// Bytes of one file that is brought.
-const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// What a session's client wants to have.
 pub(super) struct Collect {
@@ -88,28 +87,60 @@ impl Collect {
             {
                 return;
             }
-            let (mut file, mut offset) = (file, 0);
-            loop {
-                // What can't be read on is left out; the client has half of it and forgets it.
-                let Ok((rest, data)) = next(file).await else { break };
-                file = rest;
-                let last = data.len() < CHUNK_BYTES_MAX;
-                let length = data.len() as u64;
-                let piece =
-                    CollectedPiece { path: path.as_path().into(), mode, offset, data, last };
-                let taken = self.client.collect(link::context(DEADLINE_BULK), piece).await;
-                offset += length;
-                match taken {
-                    Ok(Ok(())) if !last && offset < FILE_BYTES_MAX => {}
-                    Ok(Ok(())) => break,
-                    // This one, but perhaps others.
-                    Ok(Err(refusal)) if refusal.kind != RefusalKind::OutOfResources => break,
-                    Ok(Err(_)) | Err(_) => return self.over.store(true, Ordering::Relaxed),
-                }
+            if let Err(Stop) = self.bring_one(&path, mode, file).await {
+                return self.over.store(true, Ordering::Relaxed);
             }
         }
     }
+
+    async fn bring_one(&self, path: &Path, mode: u32, file: File) -> Result<(), Stop> {
+        let mut piece = CollectedPiece {
+            path: path.into(),
+            mode,
+            offset: 0,
+            data: Bytes::new(),
+            last: false,
+            too_large: None,
+        };
+        let known = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut size = known;
+        let mut file = file;
+        loop {
+            if size > COLLECTED_FILE_BYTES_MAX {
+                let (offset, data) = (0, Bytes::new());
+                let told = CollectedPiece { offset, data, too_large: Some(size), ..piece };
+                return self.send(told).await.map(drop);
+            }
+            // What can't be read on is left out; the client has half of it and forgets it.
+            let Ok((rest, data)) = next(file).await else { return Ok(()) };
+            file = rest;
+            let last = data.len() < CHUNK_BYTES_MAX;
+            let length = data.len() as u64;
+            // It may have grown meanwhile.
+            size = known.max(piece.offset + length);
+            if size <= COLLECTED_FILE_BYTES_MAX {
+                let next = CollectedPiece { data, last, ..piece.clone() };
+                if !self.send(next).await? || last {
+                    return Ok(());
+                }
+                piece.offset += length;
+            }
+        }
+    }
+
+    /// Whether the client wants more of this file.
+    async fn send(&self, piece: CollectedPiece) -> Result<bool, Stop> {
+        match self.client.collect(link::context(DEADLINE_BULK), piece).await {
+            Ok(Ok(())) => Ok(true),
+            // Not of this one, but perhaps others.
+            Ok(Err(refusal)) if refusal.kind != RefusalKind::OutOfResources => Ok(false),
+            Ok(Err(_)) | Err(_) => Err(Stop),
+        }
+    }
 }
+
+/// The client takes no more files, or is gone.
+struct Stop;
 
 /// The next bytes: a whole piece, or the last.
 async fn next(file: File) -> io::Result<(File, Bytes)> {

@@ -5,10 +5,11 @@
 //! missing (see [`super::plan`]); the private folders and the client's roots are bound to their
 //! places; `/proc` is mounted; the old root goes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -37,10 +38,12 @@ const COVERED_ENTRIES_MAX: usize = 4096;
 
 /// Devices that root's tests find; everyone else finds all, with their permissions. Root could
 /// write to disks.
-const DEVICES: [&str; 16] = [
-    "dri", "fd", "full", "fuse", "kvm", "net", "null", "ptmx", "pts", "random", "stderr", "stdin",
-    "stdout", "tty", "urandom", "zero",
+const DEVICES: [&str; 14] = [
+    "dri", "fd", "full", "fuse", "kvm", "net", "null", "random", "stderr", "stdin", "stdout",
+    "tty", "urandom", "zero",
 ];
+/// What makes terminals, and where they then are.
+const TERMINALS: [&str; 2] = ["ptmx", "pts"];
 
 /// What lies in `/proc` and is the machine's own: its root's tests could change it there.
 const MACHINES_OWN: [&str; 6] =
@@ -123,14 +126,42 @@ fn cover(at: &Path, cover: &Cover, only_devices: bool) -> Result<(), Obstacle> {
         let path = at.join(&name);
         bring_back(&entry, &path).doing(Step::Bind, path.display())?;
     }
+    if only_devices && !TERMINALS.iter().any(|name| cover.without.contains(OsStr::new(name))) {
+        bring_terminals(&source, at).doing(Step::Bind, at.join("pts").display())?;
+    }
     Ok(())
+}
+
+/// Makes terminals possible below a fresh `/dev`: of the sandbox's own, or else the machine's. The
+/// device alone would not do: the kernel looks for `pts` beside it.
+fn bring_terminals(machines: &Path, at: &Path) -> io::Result<()> {
+    let [device, folder] = TERMINALS.map(|name| at.join(name));
+    fs::create_dir(&folder)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let options = Some("newinstance,ptmxmode=0666,mode=0620");
+    let own = mount(Some("devpts"), &folder, Some("devpts"), flags, options).is_ok();
+    if !own {
+        match machines.join("pts") {
+            pts if pts.is_dir() => bind(&pts, &folder, true)?,
+            // Nor has the machine any.
+            _ => return Ok(()),
+        }
+    }
+    // Many machines let nobody open the device in there.
+    let inner = fs::metadata(folder.join("ptmx")).is_ok_and(|it| it.mode() & 0o666 == 0o666);
+    let machines = machines.join("ptmx");
+    if own || inner || !machines.exists() {
+        return symlink("pts/ptmx", device);
+    }
+    fs::File::create(&device)?;
+    bind(&machines, &device, true)
 }
 
 /// Brings an entry of the old root to a path, read-only.
 fn bring_back(entry: &fs::DirEntry, path: &Path) -> io::Result<()> {
     let kind = entry.file_type()?;
     if kind.is_symlink() {
-        return std::os::unix::fs::symlink(fs::read_link(entry.path())?, path);
+        return symlink(fs::read_link(entry.path())?, path);
     }
     if kind.is_dir() {
         fs::create_dir(path)?;
@@ -175,14 +206,19 @@ fn mount_layers(
     for folder in [&upper, &work] {
         fs::create_dir(folder).doing(Step::Overlay, folder.display())?;
     }
-    let mut options =
+    let options =
         format!("lowerdir={LOWER},upperdir={},workdir={}", upper.display(), work.display());
-    if enclosure.level.has_user_namespace() {
-        // Other attributes than these belong to the machine's root.
-        options.push_str(",userxattr");
-    }
-    mount(Some("overlay"), TREE, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-        .doing(Step::Overlay, "the client's files")?;
+    let mount_tree = |more: &str| {
+        let options = format!("{options}{more}");
+        mount(Some("overlay"), TREE, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
+    };
+    let mounted = match enclosure.level.has_user_namespace() {
+        // Other attributes than these belong to the machine's root. Without them, and so here, a
+        // folder that has travelled can't be renamed.
+        true => mount_tree(",userxattr"),
+        false => mount_tree(",redirect_dir=on").or_else(|_| mount_tree("")),
+    };
+    mounted.doing(Step::Overlay, "the client's files")?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(&upper, flags, Mode::empty()).doing(Step::Overlay, upper.display())
 }
