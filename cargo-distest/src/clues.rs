@@ -67,6 +67,25 @@ pub fn misses_variable(text: &[u8], name: &str) -> bool {
     says(name) || says("NotPresent") || says("environment variable not found")
 }
 
+/// Whether a text says that git found no repository.
+pub fn misses_repository(text: &[u8]) -> bool {
+    memchr::memmem::find(text, b"not a git repository").is_some()
+}
+
+/// The tools of the compiler that a text names by their paths, if it says that a file is missing.
+pub fn missed_tools(text: &[u8]) -> Vec<String> {
+    let says = |what: &str| memchr::memmem::find(text, what.as_bytes()).is_some();
+    if !(says("No such file or directory") || says("NotFound")) {
+        return Vec::new();
+    }
+    let is_tool = |path: &String| {
+        let name = Path::new(path).file_name();
+        path.starts_with('/')
+            && ["cargo", "rustc", "rustdoc"].iter().any(|tool| name == Some(tool.as_ref()))
+    };
+    paths(text).into_iter().filter(is_tool).collect()
+}
+
 /// A pattern that stands for this path alone.
 pub fn pattern_of(path: &str) -> String {
     let mut pattern = String::with_capacity(path.len());
@@ -256,6 +275,18 @@ mod tests {
             assert!(misses_variable(text.as_bytes(), "URL"), "{text}");
         }
         assert!(!misses_variable(b"1 != 2", "URL"));
+    }
+
+    #[test]
+    fn a_missing_repository_and_missing_tools_are_named() {
+        assert!(misses_repository(
+            b"fatal: not a git repository (or any of the parent directories): .git"
+        ));
+        assert!(!misses_repository(b"a git repository"));
+        let text = b"could not run \"/opt/rust/bin/cargo\": No such file or directory (os error 2)";
+        assert_eq!(missed_tools(text), ["/opt/rust/bin/cargo"]);
+        assert_eq!(missed_tools(b"/opt/rust/bin/cargo said: 1 != 2"), [""; 0]);
+        assert_eq!(missed_tools(b"cargo, /x/cargo.toml: No such file or directory"), [""; 0]);
     }
 
     #[test]

@@ -75,6 +75,7 @@ impl Hints {
                     hints.push(hint);
                 }
             }
+            hints.extend(texts.iter().flatten().find_map(|text| lacking_hint(text)));
             let missed = |name: &&String| {
                 texts.iter().flatten().any(|text| clues::misses_variable(text, name))
             };
@@ -133,6 +134,18 @@ fn path_hint(path: &Path, here: &Here, left_out: Option<&str>) -> String {
     format!("{what}: include = [{pattern}] in the profile of .config/distest.toml sends it")
 }
 
+/// What never travels, and seems to have been wanted.
+fn lacking_hint(text: &[u8]) -> Option<String> {
+    const REST: &str = "`local-only = true` in an override of the profile keeps such tests here";
+    if clues::misses_repository(text) {
+        return Some(format!(
+            "git finds no repository on a worker, since .git does not travel: {REST}"
+        ));
+    }
+    let tool = clues::missed_tools(text).into_iter().find(|path| Path::new(path).is_file())?;
+    Some(format!("{tool} exists here, but workers have tools of their own only, if any: {REST}"))
+}
+
 fn variable_hint(name: &str) -> String {
     format!(
         "the executable names {name}, which is set here but was not passed: env.pass = [{name:?}] in \
@@ -166,6 +179,18 @@ fn variables(binary: &TestBinary, names: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_never_travels_is_told() {
+        let told = |text: &str| lacking_hint(text.as_bytes()).unwrap_or_default();
+        assert!(told("fatal: not a git repository").contains("since .git does not travel"));
+        let tools = tempfile::tempdir().unwrap();
+        let cargo = tools.path().join("cargo");
+        let text = format!("{}: No such file or directory (os error 2)", cargo.display());
+        assert_eq!(told(&text), "", "nor is it here");
+        fs::write(&cargo, "").unwrap();
+        assert!(told(&text).starts_with(&format!("{} exists here", cargo.display())));
+    }
 
     #[test]
     fn a_path_that_stayed_is_told_with_what_would_send_it() {
