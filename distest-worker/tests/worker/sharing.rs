@@ -50,9 +50,15 @@ async fn a_client_that_lies_about_how_little_it_wants_is_cut_while_another_waits
     assert!(detail.contains("other clients"), "{detail}");
     other.started(1).await;
     assert_eq!(other.finished(1).await.exit, Exit::Code(0));
-    // Its next one has the place now: nobody waits any more, and it is left alone.
-    assert!(matches!(liar.happens().await, Report::Started { .. }));
-    assert_eq!(liar.counts().await.0, 2);
+    // Both of its slots may have been overdue before the other's began. Its next ones have the
+    // places now: nobody waits any more, and they are left alone.
+    loop {
+        match liar.happens().await {
+            Report::Started { .. } if liar.counts().await.0 == 2 => break,
+            Report::Started { .. } | Report::Lost { reason: LossReason::Stopped, .. } => {}
+            report => panic!("{report:?}"),
+        }
+    }
 }
 
 #[tokio::test]
