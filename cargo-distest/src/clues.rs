@@ -1,9 +1,10 @@
 //! What a failed test's output and executable say of things that it lacked. Pure.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use distest_worker::lexical::plain;
 
 /// Paths that are looked at of one output.
 const PATHS_MAX: usize = 200;
@@ -211,19 +212,6 @@ fn without_location(line: &str) -> &str {
     let numbers = numbers.filter(|part| part.parse::<u32>().is_ok()).count();
     let told = before.ends_with("panicked at") || before.trim() == "at" || before.ends_with("',");
     if numbers == 2 && told { before } else { line }
-}
-
-/// Without `.` and `..`.
-fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => _ = plain.pop(),
-            Component::CurDir => {}
-            other => plain.push(other),
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

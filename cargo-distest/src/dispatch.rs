@@ -32,9 +32,9 @@ use crate::scheduler::{
     Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task,
 };
 use crate::settings::Fallback;
+use crate::stamp::Stamp;
 use crate::testenv::{self, RunFacts};
 use crate::tree::Tree;
-use crate::tree::statcache::Stamp;
 use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
@@ -286,8 +286,8 @@ impl Dispatch {
                 Some(message) = messages.recv() => this.on_message(message, &mut inputs).await,
                 Some(order) = orders.recv() => this.on_order(order, &mut inputs).await,
                 () = &mut wait, if !this.gate.workers => this.gate.workers = true,
-                () = until(this.gate.local_at), if this.gate.waits() => this.stay_local().await,
-                () = next(&this.watches), if !this.watches.is_empty() => this.look(&mut inputs),
+                () = until(this.gate.local_at.map(Into::into)), if this.gate.waits() => this.stay_local().await,
+                () = until(this.watches.first().map(|(due, ..)| *due)) => this.look(&mut inputs),
             }
             for _ in 0..BURST {
                 let Ok(message) = messages.try_recv() else { break };
@@ -544,7 +544,7 @@ impl Dispatch {
         }
     }
 
-    async fn finish(&mut self, worker: WorkerId, finished: Finished, inputs: &mut Vec<Input>) {
+    async fn finish(&mut self, worker: WorkerId, mut finished: Finished, inputs: &mut Vec<Input>) {
         let attempt = finished.attempt;
         if self.flight(worker, attempt).is_none() {
             return;
@@ -573,7 +573,7 @@ impl Dispatch {
             started: None,
             batch: None,
             batch_tests: None,
-            notes: finished.notes,
+            notes: finished.take_notes(),
         };
         let duration = finished.duration;
         self.endings.insert((attempt, flight.test), (flight, ending));
@@ -845,7 +845,7 @@ impl Dispatch {
         if ended.result.passed() || ended.result == AttemptResult::Lost {
             return Vec::new();
         }
-        let mut hints = hints::of_notes(notes);
+        let mut hints = notes;
         let failed = matches!(ended.result, AttemptResult::Fail | AttemptResult::Crashed);
         let here = self.workers.get(&ended.worker).is_none_or(Connected::embedded);
         if !failed || here {
@@ -928,18 +928,10 @@ impl Dispatch {
     }
 }
 
-/// Waits until then.
-async fn until(at: Option<Instant>) {
+/// Waits until then, if that is known.
+async fn until(at: Option<tokio::time::Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the next watch.
-async fn next(watches: &BTreeSet<(tokio::time::Instant, WorkerId, AttemptId)>) {
-    match watches.first() {
-        Some((due, ..)) => tokio::time::sleep_until(*due).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

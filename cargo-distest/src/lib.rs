@@ -34,6 +34,7 @@ pub mod shard;
 pub mod ship;
 #[cfg(test)]
 mod sim;
+pub mod stamp;
 pub mod suits;
 pub mod testenv;
 pub mod travel;

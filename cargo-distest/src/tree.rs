@@ -26,8 +26,8 @@ use distest_worker::protocol::TreeEntry;
 
 use self::copies::Copies;
 use self::include::Include;
-use self::statcache::Stamp;
 use crate::failure::{ExitCode, Failure};
+use crate::stamp::Stamp;
 
 /// Files that travel with one binary at most.
 pub const PAYLOAD_FILES_MAX: usize = 200_000;

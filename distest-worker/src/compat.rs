@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use object::ReadCache;
 
 use self::elf::{Elf, Kind};
+use crate::lexical;
 
 /// Libraries of one executable, all together, at most.
 const LIBRARIES_MAX: usize = 2000;
@@ -106,7 +107,7 @@ impl Loader<'_> {
         let fits = |path: PathBuf| {
             // What a `..` leaves need not be laid out yet.
             let look = |path: &Path| read(&(self.on_disk)(path)).filter(|elf| elf.kind == kind);
-            let elf = look(&path).or_else(|| look(&plain(&path)?))?;
+            let elf = look(&path).or_else(|| look(&without_parents(&path)?))?;
             Some(Loaded { path, elf })
         };
         if name.contains('/') {
@@ -134,16 +135,9 @@ fn own_folders(file: &Loaded, folders: &[String]) -> Vec<PathBuf> {
 }
 
 /// By its words alone, without `..`; none if there is none.
-fn plain(path: &Path) -> Option<PathBuf> {
+fn without_parents(path: &Path) -> Option<PathBuf> {
     path.components().find(|component| *component == Component::ParentDir)?;
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => _ = plain.pop(),
-            other => plain.push(other),
-        }
-    }
-    Some(plain)
+    Some(lexical::plain(path))
 }
 
 fn read(path: &Path) -> Option<Elf> {

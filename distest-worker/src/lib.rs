@@ -14,6 +14,7 @@ pub mod globs;
 pub mod hello;
 pub mod identity;
 pub mod invitation;
+pub mod lexical;
 pub mod link;
 pub mod log;
 #[cfg(feature = "mdns")]

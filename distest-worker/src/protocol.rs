@@ -697,6 +697,14 @@ pub struct Finished {
     pub notes: Vec<String>,
 }
 
+impl Finished {
+    /// What it met, within the bounds: a worker may say anything.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        let fits = |note: &String| !note.is_empty() && note.len() <= NOTE_BYTES_MAX;
+        std::mem::take(&mut self.notes).into_iter().filter(fits).take(NOTES_MAX).collect()
+    }
+}
+
 /// The most notes on one attempt.
 pub const NOTES_MAX: usize = 4;
 /// The longest of them, in bytes.

@@ -247,8 +247,7 @@ impl Store {
 
     /// Bytes that are free on the disk that it lies on, if the system says.
     pub fn disk_free(&self) -> Option<u64> {
-        let disk = nix::sys::statvfs::statvfs(self.folder()).ok()?;
-        Some(disk.blocks_available() * disk.fragment_size())
+        disk_free(self.folder())
     }
 
     /// Bytes that it keeps, as far as this process knows.
@@ -352,6 +351,12 @@ fn residents(blobs: &Path, pinned: &Pinned) -> io::Result<Vec<Resident>> {
         }
     }
     Ok(residents)
+}
+
+/// Bytes that are free on the disk that a folder lies on, if the system says.
+pub fn disk_free(folder: &Path) -> Option<u64> {
+    let disk = nix::sys::statvfs::statvfs(folder).ok()?;
+    Some(disk.blocks_available() * disk.fragment_size())
 }
 
 /// Whether a blob's bytes are its own.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic, helpers included")]
 
+mod slow_pipe;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +17,7 @@ use distest_worker::link::{
 use distest_worker::protocol::*;
 use distest_worker::tls::{self, Purpose};
 use serde::Serialize;
+use slow_pipe::slow_pipe;
 use tarpc::client::RpcError;
 use tarpc::context::Context;
 use tarpc::server::Serve;
@@ -186,32 +189,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     client_end(stream, |context, request| TestClient.serve().serve(context, request))
-}
-
-/// A pipe that carries `rate` bytes per second each way.
-fn slow_pipe(rate: u64) -> (DuplexStream, DuplexStream) {
-    // As much as a socket buffers.
-    let (near, near_far) = duplex(256 * 1024);
-    let (far, far_near) = duplex(256 * 1024);
-    let (near_read, near_write) = tokio::io::split(near_far);
-    let (far_read, far_write) = tokio::io::split(far_near);
-    tokio::spawn(carry(near_read, far_write, rate));
-    tokio::spawn(carry(far_read, near_write, rate));
-    (near, far)
-}
-
-async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, rate: u64) {
-    let mut piece = vec![0; 1500];
-    let mut free = tokio::time::Instant::now();
-    while let Ok(bytes @ 1..) = from.read(&mut piece).await {
-        // The timer counts in milliseconds; what it rounds up is caught up with.
-        free = free.max(tokio::time::Instant::now() - Duration::from_millis(2));
-        free += Duration::from_micros(bytes as u64 * 1_000_000 / rate);
-        tokio::time::sleep_until(free).await;
-        if to.write_all(&piece[..bytes]).await.is_err() {
-            return;
-        }
-    }
 }
 
 fn chunks(blob: &[u8]) -> impl Iterator<Item = BlobChunk> {

@@ -87,6 +87,11 @@ impl Service {
         Self { listener, port }
     }
 
+    /// The port of one that was there.
+    fn gone() -> u16 {
+        Self::new().port
+    }
+
     fn accept(&self) -> TcpStream {
         self.listener.accept().expect("connections come").0
     }
@@ -201,9 +206,8 @@ fn nobody_listens(scratch: &Scratch) {
 
 /// What stands below the failed test, and not only above all tests.
 fn says_why(scratch: &Scratch) {
-    let (up, down) = (Service::new(), Service::new());
-    let (upper, lower) = (up.port, down.port);
-    drop(down.listener);
+    let (up, lower) = (Service::new(), Service::gone());
+    let upper = up.port;
     let folder = up.tested_by(
         scratch,
         &format!(
@@ -444,9 +448,8 @@ fn without_sandbox(scratch: &Scratch) {
 
 /// `cargo test` with the runner: the profile's services are found, and one that is down is named.
 fn runner(scratch: &Scratch) {
-    let (up, down) = (Service::new(), Service::new());
-    let (upper, lower) = (up.port, down.port);
-    drop(down.listener);
+    let (up, lower) = (Service::new(), Service::gone());
+    let upper = up.port;
     let folder = up.tested_by(
         scratch,
         &format!(

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Triple;
+use crate::stamp::Stamp;
 
 /// More compilers than these are not remembered.
 const COMPILERS_MAX: usize = 64;
@@ -30,19 +30,9 @@ pub(super) struct Compilers {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Answer {
-    file: FileStamp,
+    file: Stamp,
     host: String,
     sysroot: PathBuf,
-}
-
-/// What tells a file from its replacement. Times in seconds and nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Compilers {
@@ -94,15 +84,8 @@ impl Compilers {
     }
 }
 
-fn stamp(file: &Path) -> io::Result<FileStamp> {
-    let metadata = fs::metadata(file)?;
-    Ok(FileStamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        size: metadata.len(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-    })
+fn stamp(file: &Path) -> io::Result<Stamp> {
+    fs::metadata(file).map(|metadata| Stamp::of(&metadata))
 }
 
 #[cfg(test)]

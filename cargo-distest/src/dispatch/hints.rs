@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use distest_worker::globs::Globs;
-use distest_worker::protocol::{BinaryKey, NOTE_BYTES_MAX, NOTES_MAX};
+use distest_worker::protocol::BinaryKey;
 use object::{Object, ObjectSection};
 
 use super::Runnable;
@@ -94,12 +94,6 @@ impl Hints {
         self.named.insert(key, named);
         hints
     }
-}
-
-/// What a worker says that a test met: as much as makes sense.
-pub(super) fn of_notes(notes: Vec<String>) -> Vec<String> {
-    let fits = |note: &String| !note.is_empty() && note.len() <= NOTE_BYTES_MAX;
-    notes.into_iter().filter(fits).take(NOTES_MAX).collect()
 }
 
 /// Whether something is here that did not travel, and that a test may have wanted.

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use distest_worker::protocol::{
-    AttemptId, BinaryKey, Exit, Finished, NOTE_BYTES_MAX, NOTES_MAX, Network, Report, Stream,
-};
+use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Network, Report, Stream};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -237,11 +235,9 @@ impl State {
             Report::Started { attempt, .. } => self.tell(worker, attempt, Said::Started),
             Report::Slow { .. } | Report::Progress { .. } => {}
             Report::Draining {} => _ = self.leaving.insert(worker),
-            Report::Finished(finished) => {
-                let Finished { attempt, exit, mut notes, .. } = finished;
-                notes.retain(|note| note.len() <= NOTE_BYTES_MAX);
-                notes.truncate(NOTES_MAX);
-                self.tell(worker, attempt, Said::Finished(exit, notes));
+            Report::Finished(mut finished) => {
+                let said = Said::Finished(finished.exit, finished.take_notes());
+                self.tell(worker, finished.attempt, said);
             }
             Report::Lost { attempt, detail, .. } => {
                 self.tell(worker, attempt, Said::Lost(detail));

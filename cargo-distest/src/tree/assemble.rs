@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use distest_worker::digest::Digest;
+use distest_worker::lexical::plain;
 use distest_worker::protocol::{TreeEntry, TreeNode};
 
 use super::copies::{Copies, Taken};
-use super::include::{is_system, plain};
-use super::statcache::Stamp;
+use super::include::is_system;
 use super::{Found, Notices, Tree, TreeRoots, TreeRules, too_many};
 use crate::failure::Failure;
+use crate::stamp::Stamp;
 
 /// More threads than this only wait for the disk.
 const THREADS_MAX: usize = 8;

@@ -18,7 +18,8 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::{Digest, Hasher};
 use nix::fcntl::OFlag;
 
-use super::statcache::{Stamp, StatCache};
+use super::statcache::StatCache;
+use crate::stamp::Stamp;
 
 /// What no run has used for so long goes.
 const UNUSED_MAX: Duration = Duration::from_secs(14 * 24 * 3600);

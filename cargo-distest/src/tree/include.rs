@@ -1,9 +1,10 @@
 //! Files that travel because the user says so, though git ignores them or they lie elsewhere.
 
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use distest_worker::globs::Globs;
+use distest_worker::lexical::plain;
 
 use crate::failure::{ExitCode, Failure};
 
@@ -106,19 +107,6 @@ impl Include {
         }
         found
     }
-}
-
-/// Without `.` and `..`, which are taken for what they say, links or not.
-pub(super) fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => _ = plain.pop(),
-            Component::CurDir => {}
-            other => plain.push(other),
-        }
-    }
-    plain
 }
 
 /// Whether workers have what lies there for themselves.

@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::Digest;
 
 use super::copies::Copies;
-use super::statcache::{Stamp, StatCache};
+use super::statcache::StatCache;
+use crate::stamp::Stamp;
 
 /// What is kept at most, in bytes.
 pub const KEPT_BYTES_MAX: u64 = 10 << 30;

@@ -22,6 +22,8 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::Digest;
 use nix::fcntl::OFlag;
 
+use crate::stamp::Stamp;
+
 /// First line of the file.
 const VERSION: &[u8] = b"cargo-distest stat cache 1\n";
 /// A file modified less than this before it was hashed may change unnoticed.
@@ -47,16 +49,6 @@ struct Entry {
     digest: Digest,
     /// Last asked for, in days since 1970.
     day: AtomicU32,
-}
-
-/// What changes when a file's contents do. Times in nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: i64,
-    changed: i64,
 }
 
 impl StatCache {
@@ -157,25 +149,6 @@ impl StatCache {
         temp.write_all(&bytes)?;
         temp.persist(&self.path)?;
         Ok(())
-    }
-}
-
-impl Stamp {
-    /// Of a file's contents: giving the file another name changes its change time, but not this.
-    pub fn of_contents(metadata: &Metadata) -> Self {
-        Self { changed: 0, ..Self::of(metadata) }
-    }
-
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        let nanos =
-            |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
-            changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
-        }
     }
 }
 

@@ -107,8 +107,7 @@ pub(super) fn disk() -> Option<Finding> {
     let cache = etcetera::choose_base_strategy().ok()?.cache_dir();
     // The folder may be made by the first run.
     let there = cache.ancestors().find(|path| path.is_dir())?;
-    let disk = nix::sys::statvfs::statvfs(there).ok()?;
-    let free = disk.blocks_available() * disk.fragment_size();
+    let free = distest_worker::store::disk_free(there)?;
     let text = format!("{} MiB are free at {}", free >> 20, cache.display());
     Some(match free < DISK_FREE_MIN {
         true => could("disk", text, "make room, or set XDG_CACHE_HOME: copies of files lie there"),
