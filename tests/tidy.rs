@@ -24,6 +24,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("inventory", &["compile", "failure", "model", "parse", "settings"]),
     ("cost", &["model"]),
     ("plan", &["cost", "model"]),
+    ("pace", &["model"]),
     ("shard", &["cost", "model", "plan", "settings"]),
     ("filter", &["event", "failure", "model", "settings"]),
     ("testenv", &["filter", "model"]),
@@ -33,11 +34,11 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("collect", &["model", "tree"]),
-    ("scheduler", &["event", "model", "plan"]),
+    ("scheduler", &["event", "model", "pace", "plan"]),
     ("constraint", &["failure", "filter", "model", "scheduler", "settings"]),
     ("batch", &["model", "scheduler"]),
-    ("forecast", &["model", "scheduler"]),
-    ("sim", &["batch", "dispatch", "event", "model", "plan", "scheduler"]),
+    ("forecast", &["model", "pace", "scheduler"]),
+    ("sim", &["batch", "dispatch", "event", "model", "pace", "plan", "scheduler"]),
     (
         "dispatch",
         &[
@@ -47,6 +48,7 @@ const CLIENT: &[(&str, &[&str])] = &[
             "event",
             "fleet",
             "model",
+            "pace",
             "parcel",
             "plan",
             "scheduler",
@@ -69,7 +71,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ),
     ("results", &["event", "failure", "model", "settings"]),
     ("report", &["event", "failure", "model", "results", "settings", "ui"]),
-    ("history", &["batch", "cost", "event", "failure", "model", "results", "settings"]),
+    ("history", &["batch", "cost", "event", "failure", "model", "pace", "results", "settings"]),
 ];
 
 /// The only modules that know the whole line.
@@ -169,6 +171,7 @@ const PURE: &[(&str, &[&str])] = &[
             "parse",
             "plan",
             "cost",
+            "pace",
             "shard",
             "filter",
             "constraint",

@@ -26,10 +26,11 @@ use crate::event::{
 };
 use crate::fleet::{Connection, Fleet, FleetMessage, LOST_AFTER};
 use crate::model::{AttemptResult, Sharing, TestBinary, TestCase, TestIndex, WorkerId};
+use crate::pace::{Met, Pace, Paces};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
 use crate::scheduler::{
-    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task,
+    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task, Traits,
 };
 use crate::settings::Fallback;
 use crate::stamp::Stamp;
@@ -153,6 +154,8 @@ pub struct DispatchSettings {
     pub origin: Instant,
     /// What a test that fails on a worker may have lacked.
     pub here: Here,
+    /// What earlier runs have found out of workers.
+    pub paces: Paces,
 }
 
 /// How dispatching ended.
@@ -164,6 +167,8 @@ pub struct Dispatched {
     pub fleet: FleetEnd,
     /// The test that no worker may run, if that ended it.
     pub unplaceable: Option<Unplaceable>,
+    /// What it found out of workers.
+    pub met: Vec<Met>,
 }
 
 /// What is left of a fleet at the end of a run.
@@ -192,6 +197,8 @@ struct InFlight {
     worker: WorkerId,
     test: TestIndex,
     number: u32,
+    /// When it was handed out.
+    leased: Instant,
     started: Option<Instant>,
     gather: Gather,
     /// It is a batch, or a witness.
@@ -227,6 +234,8 @@ pub struct Dispatch {
     tests: Vec<Planned>,
     runnables: BTreeMap<BinaryKey, Arc<Runnable>>,
     workers: BTreeMap<WorkerId, Connected>,
+    /// Workers that are or were there, with what was known of them.
+    met: BTreeMap<WorkerId, (String, Option<Pace>)>,
     in_flight: BTreeMap<AttemptId, InFlight>,
     endings: BTreeMap<(AttemptId, TestIndex), (InFlight, Ending)>,
     /// Batches handed out so far.
@@ -314,6 +323,7 @@ impl Dispatch {
             tests: Vec::new(),
             runnables: BTreeMap::new(),
             workers: BTreeMap::new(),
+            met: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
             batches: 0,
@@ -443,7 +453,9 @@ impl Dispatch {
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
         let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
-        let traits = connected.traits();
+        let before = self.settings.paces.get(connected.name()).copied();
+        let traits = Traits { pace: before.unwrap_or_default(), ..connected.traits() };
+        self.met.insert(worker, (connected.name().to_owned(), before));
         self.workers.insert(worker, connected);
         // It is asked first.
         self.gate.nobody = false;
@@ -498,7 +510,9 @@ impl Dispatch {
         match report {
             Report::Started { attempt, slot: _ } => {
                 let Some(flight) = self.flight(worker, attempt) else { return };
-                flight.started = Some(Instant::now());
+                let now = Instant::now();
+                flight.started = Some(now);
+                let waited = now.duration_since(flight.leased);
                 let (test, attempt_number) = (flight.test, flight.number);
                 let event = RunEvent::AttemptStarted { test, attempt: attempt_number, worker };
                 self.tell(event).await;
@@ -507,7 +521,7 @@ impl Dispatch {
                 {
                     connected.pass_stdin(attempt);
                 }
-                inputs.push(Input::Started { worker, attempt });
+                inputs.push(Input::Started { worker, attempt, waited });
             }
             Report::Slow { attempt, elapsed } => {
                 let Some(flight) = self.flight(worker, attempt) else { return };
@@ -764,13 +778,14 @@ impl Dispatch {
             return;
         }
         let mut specs = Vec::with_capacity(grants.len());
+        let (leased, started) = (Instant::now(), None);
         for grant in grants {
             let Grant { attempt, test, number, alone, places, company: _ } = grant;
             let gather = Gather::default();
             if let Some((spec, batch)) = self.batch_spec(&grant) {
                 specs.push(spec);
                 let batch = Some(batch);
-                let flight = InFlight { worker, test, number, started: None, gather, batch };
+                let flight = InFlight { worker, test, number, leased, started, gather, batch };
                 self.in_flight.insert(attempt, flight);
                 continue;
             }
@@ -787,7 +802,8 @@ impl Dispatch {
                 network: planned.network(),
                 places,
             });
-            let flight = InFlight { worker, test, number, started: None, gather, batch: None };
+            let batch = None;
+            let flight = InFlight { worker, test, number, leased, started, gather, batch };
             self.in_flight.insert(attempt, flight);
         }
         if let Some(connected) = self.workers.get(&worker) {
@@ -924,7 +940,14 @@ impl Dispatch {
         let workers = self.workers.into_values();
         futures::future::join_all(workers.map(Connected::close)).await;
         let cancelled = self.scheduler.cancelled();
-        Dispatched { cancelled, fleet, unplaceable: self.unplaceable }
+        let mut met = self.met;
+        let paces = self.scheduler.paces().into_iter();
+        let met = paces.filter_map(|(worker, now)| {
+            let (name, before) = met.remove(&worker)?;
+            Some(Met { worker, name, before, now })
+        });
+        let met = met.collect();
+        Dispatched { cancelled, fleet, unplaceable: self.unplaceable, met }
     }
 }
 

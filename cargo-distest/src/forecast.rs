@@ -4,12 +4,13 @@
 //! it knows neither sessions nor messages, only how long things take.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use distest_worker::protocol::AttemptId;
 
 use crate::model::{AttemptResult, TestIndex, WorkerId};
+use crate::pace::Pace;
 use crate::scheduler::{Effect, Grant, Group, Input, Rules, Scheduler, Task, Traits};
 
 /// From a worker's loss to its declaration.
@@ -61,10 +62,10 @@ pub struct Forecast {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Ready(usize, u32),
-    Leased(usize, Vec<(AttemptId, TestIndex)>),
+    Leased(usize, Duration, Vec<(AttemptId, TestIndex)>),
     /// A test's process ends on a worker.
     Ends(usize, AttemptId, Duration),
-    Started(usize, AttemptId),
+    Started(usize, AttemptId, Duration),
     Ended(usize, AttemptId, Duration),
     Revoke(usize, Vec<AttemptId>),
     Revoked(usize, Vec<AttemptId>),
@@ -75,7 +76,8 @@ enum Event {
 
 #[derive(Default)]
 struct Running {
-    waiting: VecDeque<(AttemptId, TestIndex)>,
+    /// Each with when it was handed out.
+    waiting: VecDeque<(AttemptId, TestIndex, Duration)>,
     busy: u32,
     dead: bool,
 }
@@ -98,12 +100,15 @@ pub fn play(
     let tasks = question.tests.iter().map(|(task, _)| task.clone()).collect();
     let mut inputs = VecDeque::from([Input::Added(tasks), Input::AllAdded]);
     for (index, machine) in question.machines.iter().enumerate() {
-        let speed = if machine.speed_known { (machine.speed * 100.0).round() as u32 } else { 0 };
+        let pace = match machine.speed_known {
+            true => Pace::remembered(machine.speed, None, None),
+            false => Pace::default(),
+        };
         inputs.push_back(Input::Joined {
             worker: WorkerId(index as u32),
             slots: machine.slots,
             round_trip: machine.round_trip,
-            traits: Traits { speed_percent: speed, ..Traits::default() },
+            traits: Traits { pace, ..Traits::default() },
         });
         if let Some(at) = machine.dies_at {
             play.at(at, Event::Dies(index));
@@ -160,7 +165,7 @@ impl Play<'_> {
             }
             Effect::Lease { worker, grants } => {
                 let grants = grants.iter().map(|Grant { attempt, test, .. }| (*attempt, *test));
-                let leased = Event::Leased(worker.0 as usize, grants.collect());
+                let leased = Event::Leased(worker.0 as usize, self.now, grants.collect());
                 self.after_half_trip(worker.0 as usize, leased);
             }
             Effect::Revoke { worker, attempts } => {
@@ -193,7 +198,8 @@ impl Play<'_> {
                 let binary = distest_worker::protocol::BinaryKey(binary);
                 inputs.push_back(Input::Ready { worker: id(index), binary });
             }
-            Event::Leased(index, grants) => {
+            Event::Leased(index, at, grants) => {
+                let grants = grants.into_iter().map(|(attempt, test)| (attempt, test, at));
                 self.workers[index].waiting.extend(grants);
                 self.start(index);
             }
@@ -202,8 +208,8 @@ impl Play<'_> {
                 self.after_half_trip(index, Event::Ended(index, attempt, took));
                 self.start(index);
             }
-            Event::Started(index, attempt) => {
-                inputs.push_back(Input::Started { worker: id(index), attempt });
+            Event::Started(index, attempt, waited) => {
+                inputs.push_back(Input::Started { worker: id(index), attempt, waited });
             }
             Event::Ended(index, attempt, duration) => {
                 self.forecast.attempts += 1;
@@ -212,9 +218,9 @@ impl Play<'_> {
             }
             Event::Revoke(index, mut attempts) => {
                 let waiting = &mut self.workers[index].waiting;
-                let held: BTreeMap<_, _> = waiting.iter().copied().collect();
-                attempts.retain(|attempt| held.contains_key(attempt));
-                waiting.retain(|(attempt, _)| !attempts.contains(attempt));
+                let held: BTreeSet<_> = waiting.iter().map(|(attempt, ..)| *attempt).collect();
+                attempts.retain(|attempt| held.contains(attempt));
+                waiting.retain(|(attempt, ..)| !attempts.contains(attempt));
                 self.after_half_trip(index, Event::Revoked(index, attempts));
             }
             Event::Revoked(index, attempts) => {
@@ -235,12 +241,17 @@ impl Play<'_> {
     fn start(&mut self, index: usize) {
         let machine = &self.question.machines[index];
         while self.workers[index].busy < machine.slots && !self.workers[index].dead {
-            let Some((attempt, test)) = self.workers[index].waiting.pop_front() else { return };
+            let next = self.workers[index].waiting.pop_front();
+            let Some((attempt, test, leased)) = next else { return };
             self.workers[index].busy += 1;
             let (_, takes) = &self.question.tests[test.0 as usize];
             let takes = takes.div_f64(machine.speed.max(0.01)) + self.question.overhead;
-            self.after_half_trip(index, Event::Started(index, attempt));
+            let waited = self.now - leased + machine.round_trip / 2;
+            self.after_half_trip(index, Event::Started(index, attempt, waited));
             self.at(self.now + takes, Event::Ends(index, attempt, takes));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

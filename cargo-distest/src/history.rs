@@ -20,12 +20,15 @@ pub use self::record::{BatchRecord, RunRecord, TestRecord};
 use crate::batch::{Standing, Standings};
 use crate::cost::{Past, Timings};
 use crate::model::{BinaryId, TestName, Triple, Verdict};
+use crate::pace::{Pace, Paces};
 use crate::settings::Warning;
 
 /// Runs whose outcomes are kept.
 pub const RUNS_KEPT: u32 = 50;
 /// How long a test that no run sees any more is remembered.
 pub const FORGET_AFTER: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+/// Workers that are remembered, those that were met last.
+pub const WORKERS_KEPT: u32 = 1000;
 /// How long to wait for another run's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -109,6 +112,14 @@ impl History {
         }
     }
 
+    /// What is known of workers.
+    pub fn paces(&mut self) -> (Paces, Option<Warning>) {
+        match read_paces(&self.db) {
+            Ok(paces) => (paces, None),
+            Err(error) => (Paces::default(), Some(self.recover("read", &error))),
+        }
+    }
+
     /// Stores what a run was told, all of it or nothing.
     pub fn record(&mut self, run: &RunRecord) -> Option<Warning> {
         let error = record::write(&mut self.db, run).err()?;
@@ -146,6 +157,16 @@ fn read_timings(
         let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
         let name = TestName::new(row.get_ref(1)?.as_str()?);
         Ok(((binary, name), past(row, 2)?))
+    })?;
+    rows.collect()
+}
+
+fn read_paces(db: &Connection) -> rusqlite::Result<Paces> {
+    let mut query = db.prepare("SELECT name, speed, overhead_us, rate FROM workers")?;
+    let rows = query.query_map([], |row| {
+        let (speed, overhead): (Option<f64>, Option<i64>) = (row.get(1)?, row.get(2)?);
+        let pace = Pace::remembered(speed.unwrap_or(0.0), overhead.map(duration), row.get(3)?);
+        Ok((row.get(0)?, pace))
     })?;
     rows.collect()
 }

@@ -21,6 +21,7 @@ pub mod history;
 pub mod inventory;
 pub mod key;
 pub mod model;
+pub mod pace;
 pub mod parcel;
 pub mod parse;
 pub mod plan;

@@ -28,6 +28,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
 use crate::fleet::{self, Fleet, Notice, Notices, SessionFacts};
 use crate::history::History;
+use crate::pace::Paces;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
@@ -62,6 +63,7 @@ struct Prepared {
     constraints: Arc<Constraints>,
     history: Option<History>,
     timings: Arc<Timings>,
+    paces: Paces,
     choice: Option<Choice>,
     travel: Travel,
     collector: Arc<Collector>,
@@ -128,6 +130,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
+    let paces = record::paces(history.as_mut(), &mut warnings);
     let choice = record::choice(history.as_mut(), &settings, &workspace, &mut warnings);
     Ok(Prepared {
         settings,
@@ -136,6 +139,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         constraints,
         history,
         timings,
+        paces,
         choice,
         travel,
         collector,
@@ -151,6 +155,7 @@ struct Line {
     filter: Arc<Filter>,
     constraints: Arc<Constraints>,
     timings: Arc<Timings>,
+    paces: Paces,
     choice: Option<Choice>,
     facts: RunFacts,
     travel: Travel,
@@ -194,6 +199,7 @@ impl Line {
             constraints,
             history,
             timings,
+            paces,
             choice,
             travel,
             collector,
@@ -211,6 +217,7 @@ impl Line {
             filter,
             constraints,
             timings,
+            paces,
             choice,
             facts,
             travel,
@@ -411,6 +418,7 @@ impl Line {
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
             origin: self.origin,
             here: self.travel.here(&self.workspace),
+            paces: self.paces.clone(),
         }
     }
 

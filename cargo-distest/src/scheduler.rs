@@ -21,7 +21,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +29,13 @@ use distest_worker::protocol::{AttemptId, BinaryKey, Stop};
 
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
+use crate::pace::Pace;
 use crate::plan::{Rank, Urgency};
 pub use company::{Batch, Company, InBatch, Returned, Rotated};
 use hedge::Hedges;
 pub(crate) use mutation::Mutation;
 pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
-use queue::Queue;
+use queue::{Popped, Queue};
 pub use special::LOSSES_ALONE_MAX;
 use special::Special;
 use state::{Depth, FailedAlone, Live, Role, Story, Workers};
@@ -123,6 +124,8 @@ pub enum Input {
         worker: WorkerId,
         /// Which.
         attempt: AttemptId,
+        /// Since it was handed out.
+        waited: Duration,
     },
     /// Answers [`Effect::Watch`], if the attempt has not ended before.
     Overdue {
@@ -242,7 +245,7 @@ pub enum Effect {
         /// Which.
         attempts: Vec<AttemptId>,
     },
-    /// Say so when this attempt, whose process runs since now, has run for so long. Answered by
+    /// Say so if this attempt has not ended after so long. Answered by
     /// [`Input::Overdue`].
     Watch {
         /// Where.
@@ -385,7 +388,7 @@ pub struct Scheduler {
     mutation: Option<Mutation>,
     /// What is not live any more, for a bug that listens to it.
     #[cfg(test)]
-    late: std::collections::BTreeMap<AttemptId, Live>,
+    late: BTreeMap<AttemptId, Live>,
 }
 
 /// How far the run is, apart from its tests.
@@ -448,8 +451,9 @@ impl Scheduler {
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
             Input::Ready { worker, binary } => self.workers.answer(worker, binary, true),
             Input::Refused { worker, binary } => self.workers.answer(worker, binary, false),
-            Input::Started { worker, attempt } => {
+            Input::Started { worker, attempt, waited } => {
                 self.workers.started(worker, attempt);
+                self.workers.learn_overhead(worker, attempt, waited);
                 self.watch(worker, attempt, effects);
             }
             Input::Overdue { worker, attempt } => self.overdue(worker, attempt),
@@ -484,6 +488,11 @@ impl Scheduler {
         self.hand_out(effects);
         self.finish(effects);
         debug_assert_eq!(self.check(), Ok(()));
+    }
+
+    /// What is known of the workers that are or were there.
+    pub fn paces(&self) -> BTreeMap<WorkerId, Pace> {
+        self.workers.paces()
     }
 
     /// Why the run was cancelled, if it was.
@@ -719,13 +728,15 @@ impl Scheduler {
         }
         self.clear_quarantined(effects);
         self.place_special(true, effects);
+        // Who is fastest with a binary, as far as somebody wanted to know.
+        let mut fastest = BTreeMap::new();
         for depth in [Depth::Slots, Depth::Prefetch] {
             // The emptiest worker first, so that what is left over goes where it starts soonest.
             for worker in self.workers.roomy() {
                 if self.queue.len() == 0 {
                     break;
                 }
-                let grants = self.grants(worker, depth);
+                let grants = self.grants(worker, depth, &mut fastest, effects);
                 if !grants.is_empty() {
                     effects.push(Effect::Lease { worker, grants });
                 }
@@ -762,7 +773,13 @@ impl Scheduler {
         }
     }
 
-    fn grants(&mut self, worker: WorkerId, depth: Depth) -> Vec<Grant> {
+    fn grants(
+        &mut self,
+        worker: WorkerId,
+        depth: Depth,
+        fastest: &mut BTreeMap<BinaryKey, Option<WorkerId>>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Grant> {
         let mut room = self.workers.room(worker, depth).min(self.permits());
         if depth == Depth::Prefetch {
             // What is left is for all: nobody takes more ahead than an equal share.
@@ -770,20 +787,38 @@ impl Scheduler {
             room = room.min(u32::try_from(share).unwrap_or(u32::MAX));
         }
         let mut grants = Vec::new();
-        let patience = self.workers.patience(worker, self.queue.work());
+        let waiting = self.queue.work();
+        let patience = self.workers.patience(worker, waiting);
+        let waits_for_nobody = self.has(Mutation::WaitForNobody);
         for _ in 0..room {
-            let Some((test, company)) =
-                self.queue.pop(|binary| self.workers.is_ready(worker, binary), patience)
-            else {
-                break;
-            };
+            let mut sooner = None;
+            let popped = self.queue.pop(
+                |binary| self.workers.is_ready(worker, binary),
+                patience,
+                |binary, expected| {
+                    let workers = &self.workers;
+                    let on = fastest.entry(binary).or_insert_with(|| workers.fastest(binary));
+                    sooner = on.filter(|on| workers.is_sooner(*on, worker, waiting, expected));
+                    sooner.is_none() && !waits_for_nobody
+                },
+            );
+            // Who is waited for must be heard of: what it runs, or that it takes too long.
+            let relied_on = sooner.and_then(|on| Some((on, self.workers.rely_on(on)?)));
+            effects.extend(relied_on.map(|(worker, (attempt, after))| Effect::Watch {
+                worker,
+                attempt,
+                after,
+            }));
+            let Some(Popped { test, company, expected }) = popped else { break };
             if self.has(Mutation::DoubleGrant) && company == Company::Alone {
                 self.queue_again(test);
             }
             let attempt = self.next_attempt();
             let Story { number, batched, .. } = self.stories[test.0 as usize];
             let with = company.clone();
-            self.workers.grant(worker, attempt, Live::new(test, number, company));
+            let fresh = depth == Depth::Slots;
+            let live = Live { expected, fresh, ..Live::new(test, number, company) };
+            self.workers.grant(worker, attempt, live);
             let alone = number - batched;
             grants.push(Grant { attempt, test, number, alone, places: 1, company: with });
         }
@@ -812,7 +847,7 @@ impl Scheduler {
         for (worker, waiting) in self.workers.waiting() {
             let wanted = waiting.into_iter().filter(|(_, live)| {
                 let binary = self.stories[live.test.0 as usize].binary;
-                self.workers.free_elsewhere(worker, binary)
+                self.workers.free_elsewhere(worker, binary, live.expected)
             });
             let wanted = wanted.map(|(attempt, _)| attempt);
             let attempts: Vec<_> = wanted.take(free as usize).collect();

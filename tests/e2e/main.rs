@@ -33,6 +33,7 @@ mod network;
 mod output;
 mod plan;
 mod polite;
+mod remembered;
 mod runner;
 mod selection;
 mod sharing;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         models::cases(),
         levels::cases(),
         selection::cases(),
+        remembered::cases(),
         output::cases(),
         plan::cases(),
         runner::cases(),

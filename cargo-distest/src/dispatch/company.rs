@@ -304,6 +304,7 @@ impl InFlight {
             worker: batch.worker,
             test,
             number: batch.number,
+            leased: batch.leased,
             started: batch.started,
             gather: Gather::default(),
             batch: None,

@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{CachedStatement, Connection, Transaction, TransactionBehavior, params};
 
-use super::{FORGET_AFTER, RUNS_KEPT, micros, past, standing};
+use super::{FORGET_AFTER, RUNS_KEPT, WORKERS_KEPT, micros, past, standing};
 use crate::batch::{Ran, Standing};
 use crate::cost::Past;
 use crate::event::BatchEnded;
-use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict};
+use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict, WorkerId};
+use crate::pace::{Met, Pace, standard};
 use crate::results::{Counts, Summary, TestState};
 
 /// A run as it is remembered.
@@ -31,6 +32,8 @@ pub struct RunRecord {
     pub tests: Vec<TestRecord>,
     /// Tests that shared a process.
     pub batches: Vec<BatchRecord>,
+    /// What is known of its workers now, by name.
+    pub paces: Vec<(String, Pace)>,
 }
 
 /// A batch as it is remembered.
@@ -57,6 +60,8 @@ pub struct TestRecord {
     pub attempts: u32,
     /// What the last of them took.
     pub duration: Duration,
+    /// What that would have taken on an ordinary worker.
+    pub ordinary: Duration,
     /// What the run was to it, with respect to company.
     pub ran: Ran,
 }
@@ -65,8 +70,11 @@ impl RunRecord {
     /// What is to be remembered of a run, finished or not. None before its first event.
     ///
     /// Tests that were lost or skipped leave nothing: no attempt says anything about them.
-    pub fn of(summary: &Summary, cargo_profile: &str) -> Option<Self> {
+    /// `met`: what the run has found out of its workers.
+    pub fn of(summary: &Summary, cargo_profile: &str, met: &[Met]) -> Option<Self> {
         let started = summary.started()?;
+        let paces = relative(summary, met);
+        let speed = |worker: WorkerId| paces.get(&worker).map_or(1.0, |(_, pace)| pace.speed());
         let finished = summary.finished();
         let batches = summary.batches().iter().map(|it| (it.number, &**it)).collect();
         Some(Self {
@@ -76,8 +84,13 @@ impl RunRecord {
             cargo_profile: cargo_profile.to_owned(),
             exit_code: finished.map_or(summary.exit_code().number(), |end| end.exit_code),
             counts: summary.counts(),
-            tests: summary.tests().iter().filter_map(|it| TestRecord::of(it, &batches)).collect(),
+            tests: summary
+                .tests()
+                .iter()
+                .filter_map(|it| TestRecord::of(it, &batches, speed))
+                .collect(),
             batches: summary.batches().iter().map(|it| BatchRecord::of(it, summary)).collect(),
+            paces: paces.into_values().map(|(name, pace)| (name.to_owned(), pace)).collect(),
         })
     }
 
@@ -99,7 +112,11 @@ impl BatchRecord {
 }
 
 impl TestRecord {
-    fn of(test: &TestState, batches: &BTreeMap<u32, &BatchEnded>) -> Option<Self> {
+    fn of(
+        test: &TestState,
+        batches: &BTreeMap<u32, &BatchEnded>,
+        speed: impl Fn(WorkerId) -> f64,
+    ) -> Option<Self> {
         let says = |verdict: &Verdict| !matches!(verdict, Verdict::Lost | Verdict::Skipped);
         let told = || test.attempts.iter().filter(|attempt| attempt.result != AttemptResult::Lost);
         let (verdict, last) = (test.verdict.filter(says)?, told().next_back()?);
@@ -110,6 +127,7 @@ impl TestRecord {
             verdict,
             attempts: told().count() as u32,
             duration: last.duration,
+            ordinary: last.duration.mul_f64(speed(last.worker)),
             ran: Ran {
                 verdict,
                 last: last.result,
@@ -135,7 +153,7 @@ impl TestRecord {
         match (self.passed(), before) {
             (true, before) => {
                 let timed = before.as_ref().filter(|before| before.runs > 0);
-                Past::after(timed, self.duration, self.verdict)
+                Past::after(timed, self.ordinary, self.verdict)
             }
             (false, Some(before)) => Past { last: self.verdict, ..before },
             (false, None) => {
@@ -144,6 +162,25 @@ impl TestRecord {
             }
         }
     }
+}
+
+/// What is known of a run's workers, by a standard that stays the same from run to run.
+fn relative<'a>(summary: &Summary, met: &'a [Met]) -> BTreeMap<WorkerId, (&'a str, Pace)> {
+    let mut counts: BTreeMap<WorkerId, u32> = BTreeMap::new();
+    for attempt in summary.tests().iter().flat_map(|test| &test.attempts) {
+        *counts.entry(attempt.worker).or_default() += 1;
+    }
+    let standard = standard(met.iter().map(|met| {
+        let counts = counts.get(&met.worker).copied().unwrap_or(0);
+        (met.before, met.now, counts)
+    }));
+    let known = met.iter().map(|met| {
+        // Of whom nothing was heard nothing has changed.
+        let heard = met.now.is_known() && counts.contains_key(&met.worker);
+        let pace = if heard { met.now.relative_to(standard) } else { met.now };
+        (met.worker, (met.name.as_str(), pace))
+    });
+    known.collect()
 }
 
 /// Adds a run in one transaction.
@@ -165,6 +202,9 @@ pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()
         }
         for batch in &run.batches {
             statements.write_batch(id, batch)?;
+        }
+        for (name, pace) in &run.paces {
+            write_pace(&change, run, name, pace)?;
         }
     }
     forget(&change, run)?;
@@ -312,6 +352,22 @@ impl Statements<'_> {
     }
 }
 
+fn write_pace(
+    change: &Transaction<'_>,
+    run: &RunRecord,
+    name: &str,
+    pace: &Pace,
+) -> rusqlite::Result<()> {
+    let speed = pace.is_known().then(|| pace.speed());
+    let overhead = pace.overhead().map(micros);
+    change.execute(
+        "INSERT OR REPLACE INTO workers (name, speed, overhead_us, rate, seen_s)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![name, speed, overhead, pace.rate(), run.seen_s()],
+    )?;
+    Ok(())
+}
+
 /// Keeps the file small: outcomes of the last runs, and tests that some recent run saw.
 fn forget(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<()> {
     change.execute(
@@ -320,5 +376,10 @@ fn forget(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<()> {
     )?;
     let before = run.seen_s() - FORGET_AFTER.as_secs() as i64;
     change.execute("DELETE FROM tests WHERE seen_s < ?1", [before])?;
+    change.execute(
+        "DELETE FROM workers WHERE seen_s < ?1 OR name NOT IN
+             (SELECT name FROM workers ORDER BY seen_s DESC, name LIMIT ?2)",
+        params![before, WORKERS_KEPT],
+    )?;
     Ok(())
 }

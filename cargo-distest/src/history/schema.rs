@@ -13,7 +13,7 @@ use crate::settings::Warning;
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 /// What brings version 1 to 2, and so on.
 const MIGRATIONS: &[&str] = &[
     "
@@ -40,6 +40,16 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tests ADD COLUMN batched_us INTEGER;
     ALTER TABLE tests ADD COLUMN gains INTEGER;
     ALTER TABLE tests ADD COLUMN printed INTEGER NOT NULL DEFAULT 0;
+",
+    "
+    -- What is known of workers, by their names: see `pace::Pace`.
+    CREATE TABLE workers (
+        name TEXT NOT NULL PRIMARY KEY,
+        speed REAL,
+        overhead_us INTEGER,
+        rate REAL,
+        seen_s INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 use super::*;
 use crate::batch::Ran;
 use crate::model::{AttemptResult, TestCase};
+use crate::pace::Met;
 use crate::results::script::{case, every_verdict};
 use crate::results::{Counts, SummarySettings};
 
@@ -40,7 +41,7 @@ fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord 
         only_in_company: false,
     };
     let (case, triple) = (case.clone(), triple());
-    let test = TestRecord { case, triple, verdict, attempts: 1, duration, ran };
+    let test = TestRecord { case, triple, verdict, attempts: 1, duration, ordinary: duration, ran };
     RunRecord {
         name: name.to_owned(),
         started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_342_500),
@@ -50,6 +51,7 @@ fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord 
         counts: Counts::default(),
         tests: vec![test],
         batches: Vec::new(),
+        paces: Vec::new(),
     }
 }
 
@@ -73,7 +75,7 @@ fn a_run_is_there_in_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/history.sqlite");
     let script = every_verdict(SummarySettings::default());
-    let record = RunRecord::of(&script.summary, "dev").unwrap();
+    let record = RunRecord::of(&script.summary, "dev", &[]).unwrap();
     assert_eq!(open(&path).record(&record), None);
 
     let mut history = open(&path);
@@ -259,4 +261,28 @@ fn a_workspace_is_named_by_its_root_and_members() {
     assert_eq!(path("/a", &["x", "y"]), path("/a", &["y", "x"]));
     assert_ne!(path("/a", &["x", "y"]), path("/b", &["x", "y"]));
     assert_ne!(path("/a", &["x"]), path("/a", &["x", "y"]));
+}
+
+#[test]
+fn workers_are_remembered_by_a_standard_that_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h");
+    let script = every_verdict(SummarySettings::default());
+    let worker = script.summary.tests()[0].attempts[0].worker;
+    let mut history = open(&path);
+    assert_eq!(history.paces(), (Paces::default(), None));
+    // Twice as slow as all tests were expected to be: that is the tests' doing.
+    let before = Pace::remembered(1.0, None, None);
+    let mut now = Pace::remembered(0.5, Some(Duration::from_millis(7)), Some(1e6));
+    let met = |before, now| [Met { worker, name: "w".to_owned(), before, now }];
+    let record = RunRecord::of(&script.summary, "dev", &met(Some(before), now)).unwrap();
+    assert_eq!(record.tests[0].ordinary, record.tests[0].duration);
+    assert_eq!(history.record(&record), None);
+    let (paces, _) = open(&path).paces();
+    let pace = paces["w"];
+    assert_eq!((pace.speed(), pace.overhead(), pace.rate()), (1.0, now.overhead(), now.rate()));
+    // A worker that was as slow before: the tests are as they were.
+    now = Pace::remembered(0.5, None, None);
+    let record = RunRecord::of(&script.summary, "dev", &met(Some(now), now)).unwrap();
+    assert_eq!(record.tests[0].ordinary, record.tests[0].duration / 2);
 }

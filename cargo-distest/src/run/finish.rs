@@ -90,7 +90,8 @@ pub(super) fn end(
     summary.apply(&finished);
     reports.event(&finished, &summary);
     let written = reports.finish(&summary).and(ui.stdout_written());
-    let warning = history.and_then(|history| record::remember(history, &summary, &settings));
+    let warning =
+        history.and_then(|history| record::remember(history, &summary, &settings, &dispatched.met));
     if let Some(Warning { text, hint }) = warning {
         report_warning(ui, &text, hint.as_deref());
     }

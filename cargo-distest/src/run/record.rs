@@ -6,6 +6,7 @@ use crate::batch::Standings;
 use crate::compile::Workspace;
 use crate::cost::Timings;
 use crate::history::{self, History, RunRecord};
+use crate::pace::{Met, Paces};
 use crate::results::Summary;
 use crate::settings::{Settings, Warning};
 
@@ -48,6 +49,14 @@ pub(super) fn timings(
     timings
 }
 
+/// What is known of workers.
+pub(super) fn paces(history: Option<&mut History>, warnings: &mut Vec<Warning>) -> Paces {
+    let Some(history) = history else { return Paces::default() };
+    let (paces, warning) = history.paces();
+    warnings.extend(warning);
+    paces
+}
+
 /// Which tests share a process, as far as history knows them.
 pub(super) fn choice(
     history: Option<&mut History>,
@@ -70,7 +79,8 @@ pub(super) fn remember(
     mut history: History,
     summary: &Summary,
     settings: &Settings,
+    met: &[Met],
 ) -> Option<Warning> {
-    let record = RunRecord::of(summary, &settings.compile.cargo_profile)?;
+    let record = RunRecord::of(summary, &settings.compile.cargo_profile, met)?;
     history.record(&record)
 }

@@ -84,8 +84,15 @@ impl Scheduler {
 
     /// An attempt has run far longer than expected.
     pub(super) fn overdue(&mut self, worker: WorkerId, attempt: AttemptId) {
+        self.workers.late(worker, attempt);
         let watched = self.workers.live(worker, attempt);
-        if self.rules.hedge && watched.is_some_and(|live| live.role != Role::Abandoned) {
+        let watched = watched.filter(|live| live.role == Role::Only && live.started);
+        let may = watched.is_some_and(|live| {
+            let story = &self.stories[live.test.0 as usize];
+            let fit = live.company == Company::Alone && story.may_be_hedged();
+            fit || self.has(Mutation::HedgeAnybody)
+        });
+        if self.rules.hedge && may {
             self.hedges.overdue.insert(attempt, worker);
         }
     }
@@ -139,9 +146,16 @@ impl Scheduler {
         let found = self.workers.suitable(&wish);
         let found = found.filter(|(worker, weight)| *worker != on && *weight <= permits);
         let Some((worker, weight)) = found else { return };
+        let expected = story.rank.expected.0;
         let attempt = self.next_attempt();
         let company = Company::Alone;
-        let live = Live { weight, role: Role::Second, ..Live::new(test, number, company.clone()) };
+        let live = Live {
+            weight,
+            role: Role::Second,
+            expected,
+            fresh: true,
+            ..Live::new(test, number, company.clone())
+        };
         self.workers.grant(worker, attempt, live);
         self.hedges.twins.insert(overdue, (worker, attempt));
         self.hedges.twins.insert(attempt, (on, overdue));

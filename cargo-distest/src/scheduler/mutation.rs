@@ -31,6 +31,8 @@ pub(crate) enum Mutation {
     ForgetTwin,
     /// A worker that is short of memory is given more.
     LeaseWhenShort,
+    /// A slow worker leaves a test to a faster one, whether there is one or not.
+    WaitForNobody,
     /// The client takes a worker for lost as soon as its connection is gone.
     LoseAtOnce,
     /// The worker never arms its fence.
@@ -43,7 +45,7 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -56,6 +58,7 @@ impl Mutation {
         Self::HeedBoth,
         Self::ForgetTwin,
         Self::LeaseWhenShort,
+        Self::WaitForNobody,
         Self::LoseAtOnce,
         Self::ForgetFence,
         Self::FenceByAnyWord,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use distest_worker::protocol::Labels;
 
+use crate::pace::Pace;
+
 /// A group of tests, by its place in [`super::Scheduler::with_groups`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupIndex(pub u16);
@@ -78,8 +80,8 @@ pub struct Traits {
     pub private_network_lack: Option<String>,
     /// Why a test there can't find services of the client's; none if it can.
     pub forward_lack: Option<String>,
-    /// How fast it is known to be, in percent of what tests are expected to take; 0: not known.
-    pub speed_percent: u32,
+    /// How fast it is and what handing out to it costs, as far as earlier runs have found out.
+    pub pace: Pace,
 }
 
 /// Why a worker won't do for a test.

@@ -13,6 +13,15 @@ use crate::plan::{Rank, Urgency};
 /// Tests that share a process wait under the first of them.
 type Entry = (Rank, TestIndex);
 
+/// What is taken out to be handed out.
+#[derive(Debug)]
+pub(super) struct Popped {
+    pub(super) test: TestIndex,
+    pub(super) company: Company,
+    /// What it takes on an ordinary slot; zero if nobody knows.
+    pub(super) expected: Duration,
+}
+
 /// Waiting tests. Popping the best one whose binary is acceptable costs a look at each binary that
 /// is better and isn't, plus two logarithms.
 #[derive(Debug, Default)]
@@ -69,25 +78,33 @@ impl Queue {
 
     /// Takes the best test whose binary is acceptable; of those for whose place in the queue only
     /// their length speaks, the longest that takes no longer than `patience`, or else the shortest
-    /// of its binary.
+    /// of its binary, if that is `worth` it.
     pub(super) fn pop(
         &mut self,
         acceptable: impl Fn(BinaryKey) -> bool,
         patience: Duration,
-    ) -> Option<(TestIndex, Company)> {
+        worth: impl FnOnce(BinaryKey, Duration) -> bool,
+    ) -> Option<Popped> {
         let &(best, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
         let entries = self.by_binary.get_mut(&binary)?;
         let mut entry = best;
         if best.0.urgency == Urgency::Known && best.0.expected.0 > patience {
             let fits = Rank { urgency: Urgency::Known, expected: Reverse(patience) };
             let longest = entries.range((fits, TestIndex(0))..).next();
-            entry = *longest.or_else(|| entries.last_key_value())?.0;
+            entry = match longest {
+                Some((longest, _)) => *longest,
+                None => *entries.last_key_value()?.0,
+            };
+            if longest.is_none() && !worth(binary, entry.0.expected.0) {
+                return None;
+            }
         }
         let company = entries.remove(&entry)?;
-        self.len -= company.counted(&entry.1).len();
-        self.work = self.work.saturating_sub(entry.0.expected.0);
+        let (test, expected) = (entry.1, entry.0.expected.0);
+        self.len -= company.counted(&test).len();
+        self.work = self.work.saturating_sub(expected);
         self.note(binary, Some(best));
-        Some((entry.1, company))
+        Some(Popped { test, company, expected })
     }
 
     /// Binaries that have waiting tests, the most urgent first.

@@ -211,7 +211,15 @@ impl Scheduler {
         self.special.entered(group);
         let Story { number, batched, .. } = self.stories[test.0 as usize];
         let company = Company::Alone;
-        let live = Live { weight, solo, group, ..Live::new(test, number, company.clone()) };
+        let expected = self.stories[test.0 as usize].rank.expected.0;
+        let live = Live {
+            weight,
+            solo,
+            group,
+            expected,
+            fresh: true,
+            ..Live::new(test, number, company.clone())
+        };
         self.workers.unreserve(test);
         let attempt = self.next_attempt();
         self.workers.grant(worker, attempt, live);
@@ -262,10 +270,11 @@ impl super::state::Workers {
                 } else {
                     worker.room_of(Depth::Slots, true) >= weight
                 };
-                (fits && wish.may_join(worker)).then_some((worker.held(), *id, weight))
+                let slowness = Reverse(worker.speed_percent());
+                (fits && wish.may_join(worker)).then_some((worker.held(), slowness, *id, weight))
             })
             .min()
-            .map(|(_, id, weight)| (id, weight))
+            .map(|(_, _, id, weight)| (id, weight))
     }
 
     /// Keeps a worker from getting more until this wish can be met there. At most half of the

@@ -9,6 +9,7 @@ use distest_worker::protocol::{AttemptId, BinaryKey};
 use super::company::Company;
 use super::needs::{GroupIndex, Needs, Traits};
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
+use crate::pace::Pace;
 use crate::plan::Rank;
 
 /// Attempts that a worker holds beyond its slots, at most.
@@ -18,9 +19,6 @@ const PREFETCH_MAX: u32 = 64;
 const STRIKES_MAX: u32 = 3;
 /// A worker is slow if its speed is below this share of the fleet's mean.
 const SLOW_SHARE: f64 = 0.9;
-/// No worker is believed to be slower or faster than this.
-const SPEED_MIN: f64 = 0.1;
-const SPEED_MAX: f64 = 10.0;
 /// Tests shorter than this are handed out one per slot ahead.
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -103,6 +101,12 @@ pub(super) struct Live {
     pub(super) group: Option<GroupIndex>,
     /// What its end means.
     pub(super) role: Role,
+    /// What it takes on an ordinary slot; zero if nobody knows.
+    pub(super) expected: Duration,
+    /// When it ends is not to be relied on: it was watched, and was overdue.
+    pub(super) late: bool,
+    /// It was handed to a slot that was free.
+    pub(super) fresh: bool,
 }
 
 /// What an attempt's end means for its tests.
@@ -119,8 +123,22 @@ pub(super) enum Role {
 impl Live {
     pub(super) fn new(test: TestIndex, number: u32, company: Company) -> Self {
         let (started, finished, weight, solo, group) = (false, 0, 1, false, None);
-        let role = Role::Only;
-        Self { test, number, company, started, finished, weight, solo, group, role }
+        let (role, expected, late) = (Role::Only, Duration::ZERO, false);
+        let fresh = false;
+        Self {
+            test,
+            number,
+            company,
+            started,
+            finished,
+            weight,
+            solo,
+            group,
+            role,
+            expected,
+            late,
+            fresh,
+        }
     }
 
     /// Tests that count as being here.
@@ -148,8 +166,9 @@ pub(super) struct Worker {
     traits: Traits,
     /// Mean duration of what ended here, exponentially weighted.
     mean: Option<Duration>,
-    /// What tests are expected to take, divided by what they take here.
-    speed: f64,
+    /// What will probably end here first takes, as long as nothing has.
+    guess: Option<Duration>,
+    pace: Pace,
     binaries: BTreeMap<BinaryKey, Readiness>,
     preparing: usize,
     live: BTreeMap<AttemptId, Live>,
@@ -157,6 +176,8 @@ pub(super) struct Worker {
     load: u32,
     /// A [`super::Effect::Revoke`] is unanswered.
     revoking: bool,
+    /// A test waits for this attempt's end, which is watched.
+    relied_on: Option<AttemptId>,
     /// Nothing more is handed out here until this test is.
     pub(super) reserved: Option<TestIndex>,
     standing: Standing,
@@ -192,6 +213,11 @@ impl Worker {
 
     pub(super) fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// How fast it is, as a whole number.
+    pub(super) fn speed_percent(&self) -> u32 {
+        (self.pace.speed() * 100.0).round() as u32
     }
 
     pub(super) fn traits(&self) -> &Traits {
@@ -247,15 +273,22 @@ impl Worker {
         (self.slots + extra).saturating_sub(self.held())
     }
 
-    /// As many attempts as end here within a round trip, so that no slot waits for the wire, and
-    /// one more per slot while tests are short. Nothing is prefetched before the first result
-    /// (what a test costs here is unknown), nor to save less than a tenth of a test's time.
+    /// As many attempts as end here while the next one is handed out, so that no slot waits for the
+    /// wire, and one more per slot while tests are short. Nothing is prefetched while it is unknown
+    /// what a test costs here, nor to save less than a tenth of a test's time.
     fn prefetch(&self) -> u32 {
-        let Some(mean) = self.mean else { return 0 };
-        let round_trips = self.round_trip.as_secs_f64() / mean.as_secs_f64().max(1e-4);
+        let Some(mean) = self.mean.or(self.guess) else { return 0 };
+        let round_trips = self.overhead().as_secs_f64() / mean.as_secs_f64().max(1e-4);
         let in_flight = round_trips * f64::from(self.slots);
         let in_flight = if in_flight < 0.1 { 0 } else { in_flight.ceil() as u32 };
         in_flight.saturating_add(if mean < SHORT { self.slots } else { 0 })
+    }
+
+    /// From handing an attempt to a free slot until it runs. Who shares the worker may be why a
+    /// start takes long, and then nothing is gained by handing out more.
+    fn overhead(&self) -> Duration {
+        let most = self.round_trip * 4 + SHORT;
+        self.pace.overhead().map_or(self.round_trip, |overhead| overhead.min(most))
     }
 
     /// What has not started, the latest first, as far as it won't start within `patience`.
@@ -263,7 +296,7 @@ impl Worker {
         let waiting = self.live.iter().rev().filter(|(_, live)| !live.started);
         let waiting = waiting.map(|(attempt, live)| (*attempt, live.clone()));
         let beyond = self.held().saturating_sub(self.slots) as usize;
-        let wait = self.mean.unwrap_or(Duration::MAX).checked_div(self.slots);
+        let wait = self.mean.or(self.guess).unwrap_or(Duration::MAX).checked_div(self.slots);
         if self.standing != Standing::Good || wait.is_none_or(|wait| wait < patience) {
             return Vec::new();
         }
@@ -295,6 +328,10 @@ pub(super) struct Workers {
     slots: u32,
     /// Tests of the attempts that are outstanding.
     tests: usize,
+    /// What they take, in time on one ordinary slot.
+    work: Duration,
+    /// What was known of workers that were lost.
+    gone: BTreeMap<WorkerId, Pace>,
 }
 
 impl Workers {
@@ -305,15 +342,12 @@ impl Workers {
         round_trip: Duration,
         traits: Traits,
     ) {
-        let speed = match traits.speed_percent {
-            0 => 1.0,
-            percent => f64::from(percent) / 100.0,
-        };
-        self.power += f64::from(slots.max(1)) * speed;
+        let pace = traits.pace;
+        self.power += f64::from(slots.max(1)) * pace.speed();
         self.slots += slots.max(1);
         let worker = Worker {
             traits,
-            speed,
+            pace,
             load: 0,
             reserved: None,
             standing: Standing::Good,
@@ -322,10 +356,12 @@ impl Workers {
             slots: slots.max(1),
             round_trip,
             mean: None,
+            guess: None,
             binaries: BTreeMap::new(),
             preparing: 0,
             live: BTreeMap::new(),
             revoking: false,
+            relied_on: None,
         };
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
@@ -419,8 +455,14 @@ impl Workers {
     pub(super) fn grant(&mut self, id: WorkerId, attempt: AttemptId, live: Live) {
         self.tests += live.tests();
         self.load += live.weight;
+        self.work += live.expected;
         self.changing(id, |worker| {
             worker.load += live.weight;
+            // Until something has ended here; of a worker that nobody knows nothing is expected.
+            let known = worker.pace.is_known() && !live.expected.is_zero();
+            if worker.mean.is_none() && known {
+                worker.guess = Some(live.expected.div_f64(worker.pace.speed()));
+            }
             worker.live.insert(attempt, live);
         });
         self.outstanding += 1;
@@ -455,7 +497,7 @@ impl Workers {
 
     /// What tests are expected to take, divided by what they take there.
     pub(super) fn speed(&self, id: WorkerId) -> f64 {
-        self.by_id.get(&id).map_or(1.0, |worker| worker.speed.clamp(SPEED_MIN, SPEED_MAX))
+        self.by_id.get(&id).map_or(1.0, |worker| worker.pace.speed())
     }
 
     pub(super) fn started(&mut self, id: WorkerId, attempt: AttemptId) {
@@ -480,6 +522,7 @@ impl Workers {
         })??;
         self.outstanding -= 1;
         self.load -= live.weight;
+        self.work -= live.expected;
         self.tests -= live.tests();
         Some(live)
     }
@@ -488,7 +531,7 @@ impl Workers {
     /// run there beyond the time at which all of that can be done, and a faster one may come.
     pub(super) fn patience(&self, id: WorkerId, waiting: Duration) -> Duration {
         let slots: u32 = self.slots;
-        let speed = self.by_id.get(&id).map_or(1.0, |worker| worker.speed);
+        let speed = self.speed(id);
         if speed * f64::from(slots) > self.power * SLOW_SHARE {
             return Duration::MAX;
         }
@@ -496,13 +539,76 @@ impl Workers {
         Duration::try_from_secs_f64(rest * speed).unwrap_or(Duration::MAX)
     }
 
+    /// The fastest worker for tests of `binary` of which will certainly be heard: it runs something
+    /// that is not overdue.
+    pub(super) fn fastest(&self, binary: BinaryKey) -> Option<WorkerId> {
+        let reliable = |worker: &Worker| {
+            worker.live.values().all(|live| !live.late && !live.expected.is_zero())
+                && !worker.live.is_empty()
+                && worker.reserved.is_none()
+        };
+        let all = self.by_id.iter();
+        let all = all.filter(|(_, worker)| worker.suits(binary, None) && reliable(worker));
+        let speed = |worker: &Worker| worker.pace.speed();
+        all.max_by(|(_, a), (_, b)| speed(a).total_cmp(&speed(b))).map(|(id, _)| *id)
+    }
+
+    /// Whether a test ends sooner on one worker, when all that waits and runs is done everywhere,
+    /// than on another one now.
+    pub(super) fn is_sooner(
+        &self,
+        on: WorkerId,
+        than: WorkerId,
+        waiting: Duration,
+        test: Duration,
+    ) -> bool {
+        let (there, here) = (self.speed(on), self.speed(than));
+        let wait = (waiting + self.work).as_secs_f64() / self.power.max(0.01);
+        there > here && wait + test.as_secs_f64() / there < test.as_secs_f64() / here
+    }
+
+    /// What a worker has and nobody has been told to watch, with when it should have ended at the
+    /// latest: these are to be watched from now on.
+    pub(super) fn rely_on(&mut self, id: WorkerId) -> Option<(AttemptId, Duration)> {
+        let worker = self.by_id.get_mut(&id)?;
+        if worker.relied_on.is_some_and(|attempt| worker.live.contains_key(&attempt)) {
+            return None;
+        }
+        let all: Duration = worker.live.values().map(|live| live.expected).sum();
+        let (attempt, _) = worker.live.first_key_value()?;
+        worker.relied_on = Some(*attempt);
+        let all = all.div_f64(worker.pace.speed());
+        Some((*attempt, all * 2 + Duration::from_secs(1)))
+    }
+
+    /// An attempt takes much longer than it should.
+    pub(super) fn late(&mut self, id: WorkerId, attempt: AttemptId) {
+        if let Some(live) = self.by_id.get_mut(&id).and_then(|w| w.live.get_mut(&attempt)) {
+            live.late = true;
+        }
+    }
+
+    /// What is known of workers that are or were there.
+    pub(super) fn paces(&self) -> BTreeMap<WorkerId, Pace> {
+        let there = self.by_id.iter().map(|(id, worker)| (*id, worker.pace));
+        self.gone.iter().map(|(id, pace)| (*id, *pace)).chain(there).collect()
+    }
+
+    /// Learns how long an attempt that was handed to a free slot waited until it ran.
+    pub(super) fn learn_overhead(&mut self, id: WorkerId, attempt: AttemptId, waited: Duration) {
+        self.changing(id, |worker| {
+            if worker.live.get(&attempt).is_some_and(|live| live.fresh) {
+                worker.pace.learn_overhead(waited);
+            }
+        });
+    }
+
     /// Learns how fast a worker is from a test that was expected to take some time.
     pub(super) fn learn_speed(&mut self, id: WorkerId, expected: Duration, took: Duration) {
         let Some(worker) = self.by_id.get_mut(&id).filter(|_| expected >= SHORT) else { return };
-        let ratio = expected.as_secs_f64() / took.as_secs_f64().max(1e-3);
-        let before = worker.speed;
-        worker.speed = before * 0.9 + ratio.clamp(SPEED_MIN, SPEED_MAX) * 0.1;
-        self.power += f64::from(worker.slots) * (worker.speed - before);
+        let before = worker.pace.speed();
+        worker.pace.learn(expected, took);
+        self.power += f64::from(worker.slots) * (worker.pace.speed() - before);
     }
 
     /// Learns what a test cost there.
@@ -518,7 +624,9 @@ impl Workers {
     /// Removes a worker; answers what it had.
     pub(super) fn remove(&mut self, id: WorkerId) -> BTreeMap<AttemptId, Live> {
         let Some(worker) = self.by_id.remove(&id) else { return BTreeMap::new() };
-        self.power -= f64::from(worker.slots) * worker.speed;
+        self.gone.insert(id, worker.pace);
+        self.power -= f64::from(worker.slots) * worker.pace.speed();
+        self.work -= worker.live.values().map(|live| live.expected).sum::<Duration>();
         self.slots -= worker.slots;
         self.roomy.remove(&(worker.held(), id));
         self.load -= worker.load;
@@ -528,12 +636,18 @@ impl Workers {
         live
     }
 
-    /// Slots that are free on other workers than `but`, for a test of `binary`.
-    pub(super) fn free_elsewhere(&self, but: WorkerId, binary: BinaryKey) -> bool {
+    /// Slots that are free on other workers than `but`, for a test of `binary` that ends there
+    /// sooner than where it is.
+    pub(super) fn free_elsewhere(
+        &self,
+        but: WorkerId,
+        binary: BinaryKey,
+        expected: Duration,
+    ) -> bool {
         self.roomy
             .iter()
             .map(|(_, id)| *id)
-            .filter(|id| *id != but)
+            .filter(|id| *id != but && !self.is_sooner(but, *id, Duration::ZERO, expected))
             .any(|id| self.is_ready(id, binary) && self.room(id, Depth::Slots) > 0)
     }
 

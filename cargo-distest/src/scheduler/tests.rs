@@ -8,6 +8,7 @@ use super::*;
 mod batches;
 mod hedge;
 mod illegal;
+mod pace;
 mod special;
 
 const RULES: Rules = Rules {
@@ -70,7 +71,8 @@ impl Script {
     }
 
     fn started(&mut self, worker: WorkerId, attempt: u64) -> &mut Self {
-        self.say(Input::Started { worker, attempt: AttemptId(attempt) })
+        let attempt = AttemptId(attempt);
+        self.say(Input::Started { worker, attempt, waited: MS })
     }
 
     /// Tests granted by what was said last: (worker, test).
@@ -288,6 +290,7 @@ struct Fleet {
     workers: BTreeSet<WorkerId>,
     verdicts: BTreeMap<TestIndex, Verdict>,
     passed: BTreeSet<TestIndex>,
+    watched: Vec<(WorkerId, AttemptId)>,
     joined: u32,
     done: bool,
 }
@@ -301,6 +304,7 @@ impl Fleet {
             workers: BTreeSet::new(),
             verdicts: BTreeMap::new(),
             passed: BTreeSet::new(),
+            watched: Vec::new(),
             joined: 0,
             done: false,
         }
@@ -347,7 +351,9 @@ impl Fleet {
             | Effect::RunsAgainAlone { .. }
             | Effect::TookDown { .. } => {}
             Effect::Quarantined { .. } | Effect::Unplaceable { .. } => {}
-            Effect::Watch { .. } | Effect::Kill { .. } | Effect::Hedged { .. } => {
+            // Somebody waits for it, and nobody may have to wait forever.
+            Effect::Watch { worker, attempt, .. } => self.watched.push((worker, attempt)),
+            Effect::Kill { .. } | Effect::Hedged { .. } => {
                 panic!("{effect:?}, and nobody wants hedges")
             }
             Effect::AttemptEnded { test, result, .. } => {
@@ -371,6 +377,10 @@ impl Fleet {
         let worker = WorkerId(self.random.below(u64::from(self.joined) + 1) as u32);
         match self.random.below(40) {
             0 => self.join(),
+            2..4 if !self.watched.is_empty() => {
+                let (worker, attempt) = self.watched.remove(0);
+                self.inbox.push(Input::Overdue { worker, attempt });
+            }
             1 if self.workers.remove(&worker) => {
                 self.live.retain(|_, (on, _)| *on != worker);
                 self.inbox.push(Input::Lost { worker });
@@ -380,7 +390,8 @@ impl Fleet {
                 let Some((&attempt, (worker, grant))) = self.live.iter().nth(nth) else { return };
                 let (worker, grant) = (*worker, grant.clone());
                 if self.random.below(3) == 0 {
-                    self.inbox.push(Input::Started { worker, attempt });
+                    let waited = MS * self.random.below(90) as u32;
+                    self.inbox.push(Input::Started { worker, attempt, waited });
                     let finished = self.random.below(counted(&grant).len() as u64) as u32;
                     if grant.company != Company::Alone {
                         self.inbox.push(Input::Progressed { worker, attempt, finished });

@@ -63,6 +63,7 @@ pub(super) struct Client {
     workers: BTreeMap<WorkerId, ConnId>,
     joined: u32,
     flights: BTreeMap<AttemptId, (WorkerId, Grant)>,
+    handed_out: BTreeMap<AttemptId, u64>,
     batches: BTreeMap<AttemptId, Acceptance>,
     inputs: VecDeque<Input>,
     /// Addresses that have not answered yet.
@@ -81,6 +82,7 @@ impl Client {
             workers: BTreeMap::new(),
             joined: 0,
             flights: BTreeMap::new(),
+            handed_out: BTreeMap::new(),
             batches: BTreeMap::new(),
             inputs: VecDeque::new(),
             unanswered: 0,
@@ -275,6 +277,7 @@ impl World {
                 let traits = Traits {
                     embedded: machine.embedded,
                     labels: machine.labels.clone(),
+                    pace: machine.pace,
                     ..Traits::default()
                 };
                 let round_trip = Duration::from_micros(now - at);
@@ -370,7 +373,12 @@ impl World {
             return;
         }
         let input = match report {
-            Report::Started { attempt, .. } => Input::Started { worker, attempt },
+            Report::Started { attempt, .. } => {
+                let handed_out = self.client.handed_out.get(&attempt).copied();
+                let waited = self.now - handed_out.unwrap_or(self.now);
+                let waited = Duration::from_micros(waited);
+                Input::Started { worker, attempt, waited }
+            }
             Report::Draining {} | Report::Slow { .. } => return,
             Report::Progress { attempt, lines } => {
                 let Some(batch) = self.client.batches.get_mut(&attempt) else { return };
@@ -469,6 +477,7 @@ impl World {
                         let batch = Acceptance::new(names.collect());
                         self.client.batches.insert(grant.attempt, batch);
                     }
+                    self.client.handed_out.insert(grant.attempt, self.now);
                     self.client.flights.insert(grant.attempt, (worker, grant));
                 }
                 let lease = Lease { attempts };

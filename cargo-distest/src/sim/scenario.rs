@@ -9,6 +9,7 @@ use distest_worker::protocol::{BinaryKey, Labels};
 
 use super::random::Random;
 use crate::model::TestIndex;
+use crate::pace::Pace;
 use crate::plan::{Rank, Urgency};
 use crate::scheduler::{Batch, Group, GroupIndex, Needs, Place, Rotated, Rules, Task};
 
@@ -45,6 +46,8 @@ pub(super) struct Machine {
     pub(super) labels: Labels,
     /// It takes this many times as long, in percent.
     pub(super) slowness: u64,
+    /// What the client believes of that from the start, rightly or not.
+    pub(super) pace: Pace,
     /// Whatever runs there fails.
     pub(super) fails_all: bool,
     /// It says more than is true: of other attempts, and of its own again.
@@ -173,6 +176,11 @@ fn machines(random: &mut Random) -> Vec<Machine> {
                 false => Labels::new(),
             },
             slowness: [50, 100, 100, 200, 1_000][random.below(5) as usize],
+            pace: match random.below(6) {
+                0 => Pace::remembered(0.25, Some(Duration::from_millis(50)), None),
+                1 => Pace::remembered(2.0, Some(Duration::ZERO), None),
+                _ => Pace::default(),
+            },
             fails_all: random.one_in(12),
             lies: random.one_in(8),
             embedded: false,
@@ -184,6 +192,7 @@ fn machines(random: &mut Random) -> Vec<Machine> {
         slots: random.between(1, 2) as u32,
         labels: Labels::new(),
         slowness: 100,
+        pace: Pace::default(),
         fails_all: false,
         lies: false,
         embedded: true,

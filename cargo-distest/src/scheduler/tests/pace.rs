@@ -1,0 +1,79 @@
+//! Unequal workers: who gets what, and how much of it ahead of time.
+
+use super::*;
+
+const SLOW: f64 = 0.25;
+
+fn paced(worker: WorkerId, speed: f64, round_trip: Duration, overhead: Option<Duration>) -> Input {
+    let traits = Traits { pace: Pace::remembered(speed, overhead, None), ..Traits::default() };
+    Input::Joined { worker, slots: 1, round_trip, traits }
+}
+
+/// Two tests of 2 s, an ordinary worker, and one that takes four times as long.
+fn unequal() -> Script {
+    let mut script = Script::new(RULES);
+    script.say(paced(W0, 1.0, MS, None)).say(paced(W1, SLOW, MS, None));
+    script.say(Input::Added((0..2).map(|n| task(n, B0, Urgency::Known, 2000)).collect()));
+    script.say(Input::AllAdded);
+    for worker in [W0, W1] {
+        script.say(Input::Ready { worker, binary: B0 });
+    }
+    script.say(Input::Open);
+    script
+}
+
+#[test]
+fn a_test_that_would_end_later_on_a_slow_worker_waits_for_the_fast_one() {
+    let mut script = unequal();
+    assert_eq!(script.granted(), [(0, 0)]);
+    let watches = script.said.iter().filter(|it| matches!(it, Effect::Watch { worker: W0, .. }));
+    assert_eq!(watches.count(), 1, "{:?}", script.said);
+    script.started(W0, 0).lasted(W0, 0, AttemptResult::Pass, 2000);
+    assert_eq!(script.granted(), [(0, 1)]);
+}
+
+#[test]
+fn nobody_waits_for_a_worker_that_comes_to_no_end_or_is_gone() {
+    let overdue = Input::Overdue { worker: W0, attempt: AttemptId(0) };
+    for input in [overdue, Input::Cut { worker: W0 }, Input::Leaving { worker: W0 }] {
+        let mut script = unequal();
+        script.started(W0, 0).say(input.clone());
+        assert_eq!(script.granted(), [(1, 1)], "{input:?}");
+    }
+}
+
+#[test]
+fn what_is_prefetched_is_not_taken_back_for_a_slow_worker() {
+    let mut script = Script::new(RULES);
+    script.say(paced(W0, 1.0, MS * 500, None)).say(paced(W1, SLOW, MS, None));
+    script.say(Input::Added((0..2).map(|n| task(n, B0, Urgency::Known, 2000)).collect()));
+    script.say(Input::AllAdded).say(Input::Open);
+    script.say(Input::Ready { worker: W0, binary: B0 });
+    assert_eq!(script.granted(), [(0, 0), (0, 1)]);
+    script.started(W0, 0).say(Input::Ready { worker: W1, binary: B0 });
+    assert_eq!(script.said, []);
+}
+
+#[test]
+fn what_a_start_costs_is_learnt_and_sizes_what_is_handed_out_ahead() {
+    let ahead = |overhead: Option<Duration>| {
+        let mut script = Script::new(RULES);
+        script.say(Input::Added((0..9).map(|n| task(n, B0, Urgency::Known, 100)).collect()));
+        script.say(Input::AllAdded).say(Input::Open);
+        script.say(paced(W0, 1.0, MS * 9, overhead));
+        script.say(Input::Ready { worker: W0, binary: B0 });
+        (script.granted().len(), script)
+    };
+    // A round trip of 9 ms is not worth it for tests of 100 ms; a start that takes 40 ms is.
+    assert_eq!(ahead(None).0, 1);
+    assert_eq!(ahead(Some(MS * 40)).0, 2);
+    let (_, mut script) = ahead(None);
+    let attempt = AttemptId(0);
+    script.say(Input::Started { worker: W0, attempt, waited: MS * 40 });
+    assert_eq!(script.scheduler.paces()[&W0].overhead(), Some(MS * 40));
+    assert_eq!(script.granted(), [(0, 1)]);
+    // It waited behind another one: that says nothing.
+    let attempt = AttemptId(1);
+    script.say(Input::Started { worker: W0, attempt, waited: MS * 100 });
+    assert_eq!(script.scheduler.paces()[&W0].overhead(), Some(MS * 40));
+}

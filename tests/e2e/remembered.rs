@@ -1,0 +1,49 @@
+//! What is remembered from one run to the next: of tests, of workers, and by workers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use distest_tests::client::Client;
+use distest_tests::scratch::Scratch;
+use distest_tests::transcript::Transcript;
+use distest_tests::worker::Worker;
+use libtest_mimic::Trial;
+
+use crate::case;
+
+pub(crate) fn cases() -> Vec<Trial> {
+    vec![case("remembered::workers_by_their_names_with_how_fast_they_are", names)]
+}
+
+/// A package whose tests sleep: the later in the alphabet, the longer.
+fn subject(scratch: &Scratch) -> PathBuf {
+    let manifest =
+        "[workspace]\n[package]\nname = \"subject\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    scratch.write("subject/Cargo.toml", manifest);
+    let tests = ["a", "b", "c", "d"].into_iter().zip([30, 60, 120, 240]);
+    let source: String = tests
+        .map(|(name, millis)| {
+            let nap = format!("std::thread::sleep(std::time::Duration::from_millis({millis}))");
+            format!("#[test]\nfn {name}() {{ {nap} }}\n")
+        })
+        .collect();
+    scratch.write("subject/tests/it.rs", &source);
+    scratch.write("subject/src/lib.rs", "");
+    scratch.join("subject")
+}
+
+fn run(scratch: &Scratch, folder: &Path, history: &Path, workers: &[Worker]) -> Transcript {
+    let args = ["run", "--offline", "--isolation", "process", "--history"];
+    let client = Client::call(scratch, folder, &args).args([history]);
+    client.json().only_on(workers).finish().transcript(0)
+}
+
+fn names(scratch: &Scratch) {
+    let (folder, history) = (subject(scratch), scratch.join("history.sqlite"));
+    let workers = [Worker::start(scratch, "hare", 1)];
+    let is_known = || fs::read(&history).unwrap().windows(4).any(|bytes| bytes == b"hare");
+    let first = run(scratch, &folder, &history, &workers);
+    assert!(is_known(), "a worker that was met is remembered");
+    let second = run(scratch, &folder, &history, &workers);
+    assert_eq!((first.summary.passed, second.summary.passed), (4, 4));
+}
