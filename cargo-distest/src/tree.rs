@@ -14,6 +14,7 @@ pub mod statcache;
 
 mod assemble;
 mod git;
+mod unlisted;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -89,6 +90,8 @@ struct Found {
 #[derive(Default)]
 struct Collector {
     found: Vec<Found>,
+    /// Folders that were asked for: whether they are repositories, or were walked.
+    asked: BTreeMap<PathBuf, bool>,
     notices: Notices,
     files_max: usize,
 }
@@ -107,8 +110,7 @@ struct Notices {
 /// [`ExitCode::Setup`] if a root can't be read or there are more than [`TreeRules::files_max`]
 /// files. What can't be read below a root is a notice.
 pub fn collect(roots: &TreeRoots, rules: &TreeRules, copies: &Copies) -> Result<Tree, Failure> {
-    let Collector { found, notices, .. } = find(roots, rules)?;
-    assemble::assemble(found, notices, roots, rules, copies)
+    assemble::assemble(find(roots, rules)?, roots, rules, copies)
 }
 
 /// Files that would travel now and did not. Runs git, reads folders, blocks.
@@ -208,6 +210,7 @@ impl Collector {
                 return self.walk(dir, roots);
             }
         };
+        self.asked.insert(dir.to_owned(), true);
         for warning in listing.warnings {
             self.notices.add(format!("{}: {warning}", dir.display()));
         }
@@ -230,14 +233,6 @@ impl Collector {
         for name in listing.nested {
             self.nested(&dir.join(name), roots);
         }
-        for name in listing.folders {
-            let folder = dir.join(name);
-            if !roots.excluded.iter().any(|excluded| folder.starts_with(excluded)) {
-                for folder in walk::folders(&folder, &roots.excluded) {
-                    self.add(folder, false);
-                }
-            }
-        }
     }
 
     /// A repository in a folder that isn't its submodule.
@@ -249,6 +244,7 @@ impl Collector {
     }
 
     fn walk(&mut self, dir: &Path, roots: &TreeRoots) {
+        self.asked.insert(dir.to_owned(), false);
         let walk::Walked { paths, nested, problems } = walk::walk(dir, &roots.excluded);
         for path in paths {
             self.add(path, false);

@@ -16,14 +16,12 @@ use distest_worker::protocol::{TreeEntry, TreeNode};
 
 use super::copies::{Copies, Taken};
 use super::include::is_system;
-use super::{Found, Notices, Tree, TreeRoots, TreeRules, too_many};
+use super::{Collector, Found, Tree, TreeRoots, TreeRules, too_many, unlisted};
 use crate::failure::Failure;
 use crate::stamp::Stamp;
 
 /// More threads than this only wait for the disk.
 const THREADS_MAX: usize = 8;
-/// Pipes and sockets of which git is asked whether it ignores them, one by one.
-const UNLISTED_MAX: usize = 20;
 /// Files that a thread takes at a time.
 const BATCH: usize = 32;
 
@@ -63,18 +61,23 @@ pub(super) enum Looked {
 }
 
 pub(super) fn assemble(
-    found: Vec<Found>,
-    mut notices: Notices,
+    collector: Collector,
     roots: &TreeRoots,
     rules: &TreeRules,
     copies: &Copies,
 ) -> Result<Tree, Failure> {
+    let Collector { found, asked, mut notices, .. } = collector;
     let mut folders = Folders::new(roots);
     let found = travelling(found, &mut folders, roots, rules);
     if found.len() > rules.files_max {
         return Err(too_many(&roots.workspace, rules.files_max));
     }
     let mut nodes = folders.nodes(&found);
+    let unlisted = unlisted::look(&folders.open(&nodes), &found, &asked, &roots.excluded);
+    let wanted = |path: &Path| !excluded(path.as_os_str(), roots, rules);
+    for (path, mode) in unlisted.folders.into_iter().filter(|(path, _)| wanted(path)) {
+        nodes.insert(path.into(), TreeNode::Folder { mode });
+    }
     let mut seen_things: Vec<_> = parallel(&found, |found| fs::symlink_metadata(&found.path));
     for left_out in beyond(&seen_things, rules.bytes_max) {
         let size = seen_things[left_out].as_ref().map_or(0, fs::Metadata::len);
@@ -118,12 +121,9 @@ pub(super) fn assemble(
             }
         }
     }
-    for (path, why) in folders.unlisted(&nodes, &tree.left_out) {
-        if excluded(path.as_os_str(), roots, rules) {
-            continue;
-        }
+    for (path, why) in unlisted.special.into_iter().filter(|(path, _)| wanted(path)) {
         notices.add(format!("{} does not travel: {why}", path.display()));
-        tree.left_out.insert(path, why);
+        tree.left_out.insert(path, why.to_owned());
     }
     let entries = nodes.into_iter();
     tree.entries = entries.map(|(path, node)| TreeEntry { path: path.into(), node }).collect();
@@ -270,33 +270,11 @@ impl Folders {
         folder
     }
 
-    /// Pipes and sockets that git doesn't speak of, and what they are: in all folders that travel,
-    /// apart from those that are known.
-    fn unlisted(
-        &self,
-        nodes: &BTreeMap<OsString, TreeNode>,
-        known: &BTreeMap<PathBuf, String>,
-    ) -> Vec<(PathBuf, String)> {
+    /// Those that travel with all that is in them, of those that travel.
+    fn open<'a>(&self, nodes: &'a BTreeMap<OsString, TreeNode>) -> Vec<&'a Path> {
         let built =
             |path: &OsString| self.known.get(path).is_some_and(|it| it.is_some_and(|it| it.built));
-        let folders: Vec<&OsString> = nodes
-            .iter()
-            .filter(|(path, node)| matches!(node, TreeNode::Folder { .. }) && !built(path))
-            .map(|(path, _)| path)
-            .collect();
-        let special = |folder: &&OsString| {
-            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-            let special = entries.filter_map(|entry| {
-                let why = special(entry.file_type().ok()?)?;
-                Some((entry.path(), why.to_owned()))
-            });
-            special.collect::<Vec<_>>()
-        };
-        let mut found: Vec<_> = parallel(&folders, special).into_iter().flatten().collect();
-        found.retain(|(path, _)| !known.contains_key(path));
-        found.truncate(UNLISTED_MAX);
-        found.retain(|(path, _)| super::git::ignores(path) == Some(false));
-        found
+        nodes.keys().filter(|path| !built(path)).map(Path::new).collect()
     }
 
     /// The folders that lead to what was found, and the roots.
@@ -332,7 +310,7 @@ pub(super) fn look_at_all(paths: &[PathBuf], copies: &Copies) -> Vec<Looked> {
 }
 
 /// Does `work` for each item, on several threads; answers in the items' order.
-fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let next = AtomicUsize::new(0);
     let take = || {
@@ -384,7 +362,7 @@ fn look(path: &Path, seen: &io::Result<fs::Metadata>, copies: &Copies) -> Looked
 }
 
 /// What a thing is that has no content.
-fn special(kind: fs::FileType) -> Option<&'static str> {
+pub(super) fn special(kind: fs::FileType) -> Option<&'static str> {
     if kind.is_fifo() {
         Some("it is a named pipe")
     } else if kind.is_socket() {

@@ -1,9 +1,10 @@
 //! Asking git which files a folder has.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
@@ -34,9 +35,6 @@ pub(super) struct Listing {
     pub(super) untracked: Vec<OsString>,
     /// Repositories that are neither tracked nor ignored.
     pub(super) nested: Vec<OsString>,
-    /// Folders in which nothing is tracked and that are not ignored: git lists no empty ones, but
-    /// tests may count on them. Outermost only.
-    pub(super) folders: Vec<OsString>,
     /// Folders that git could not read.
     pub(super) warnings: Vec<String>,
 }
@@ -52,18 +50,13 @@ pub(super) enum Problem {
 
 /// What git says lies in `dir`, which may be any folder of a repository.
 pub(super) fn list(dir: &Path) -> Result<Listing, Problem> {
-    let (cached, others, folders) = thread::scope(|scope| {
+    let (cached, others) = thread::scope(|scope| {
         let cached = scope.spawn(|| ls_files(dir, &["--cached", "--stage"]));
-        let directory = ["--others", "--exclude-standard", "--directory"];
-        let folders = scope.spawn(move || ls_files(dir, &directory));
         let others = ls_files(dir, &["--others", "--exclude-standard"]);
-        let join = |thread: thread::ScopedJoinHandle<'_, io::Result<Output>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        (join(cached), others, join(folders))
+        let cached = cached.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (cached, others)
     });
     let (cached, others) = (accept(dir, cached)?, accept(dir, others)?);
-    let folders = accept(dir, folders)?;
     let mut listing = Listing::default();
     for record in records(&cached.stdout) {
         // `MODE HASH STAGE<tab>PATH`; a conflict has up to three stages.
@@ -80,26 +73,40 @@ pub(super) fn list(dir: &Path) -> Result<Listing, Problem> {
             None => listing.untracked.push(OsStr::from_bytes(record).to_owned()),
         }
     }
-    let named = |record: &OsString| listing.nested.contains(record);
-    let folders = records(&folders.stdout).filter_map(|record| record.strip_suffix(b"/"));
-    let folders = folders.map(|path| OsStr::from_bytes(path).to_owned());
-    listing.folders = folders.filter(|path| !named(path)).collect();
     let stderr = String::from_utf8_lossy(&others.stderr);
     let warnings = stderr.lines().filter_map(|line| line.strip_prefix("warning: "));
     listing.warnings = warnings.map(str::to_owned).collect();
     Ok(listing)
 }
 
-/// Whether a repository says that it wants nothing to do with a path. None without a repository.
-pub(super) fn ignores(path: &Path) -> Option<bool> {
-    let (folder, name) = (path.parent()?, path.file_name()?);
-    let mut git = git_in(folder);
-    let asked = git.args(["check-ignore", "--quiet", "--"]).arg(name).output().ok()?;
-    match asked.status.code() {
-        Some(0) => Some(true),
-        Some(1) => Some(false),
-        _ => None,
-    }
+/// Which of these paths in a repository it ignores. None if it doesn't say.
+pub(super) fn ignored(repository: &Path, paths: &[&Path]) -> Option<BTreeSet<PathBuf>> {
+    let mut git = git_in(repository);
+    git.args(["check-ignore", "-z", "--stdin"]).stdin(Stdio::piped());
+    let mut git = git.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+    let stdin = git.stdin.take();
+    let output = thread::scope(|scope| {
+        // It answers while it is being asked.
+        scope.spawn(move || {
+            let mut stdin = BufWriter::new(stdin?);
+            for path in paths {
+                let path = path.strip_prefix(repository).ok()?.as_os_str().as_bytes();
+                // Nor is a name that begins with a colon a pattern then.
+                let record = [b"./", path, b"\0"];
+                record.iter().try_for_each(|part| stdin.write_all(part)).ok()?;
+            }
+            stdin.flush().ok()
+        });
+        git.wait_with_output()
+    });
+    let output = output.ok()?;
+    let absolute = |path| {
+        let path = Path::new(OsStr::from_bytes(path));
+        repository.join(path.strip_prefix(".").unwrap_or(path))
+    };
+    // 1: none of them.
+    matches!(output.status.code(), Some(0 | 1))
+        .then(|| records(&output.stdout).map(absolute).collect())
 }
 
 impl Listing {

@@ -311,12 +311,14 @@ fn empty_folders_travel_unless_they_are_ignored() {
         "new/ignored/x",
         "ignored/x",
         "sub.git/x",
+        ":top",
     ] {
         fs::create_dir_all(bench.at("ws").join(folder)).unwrap();
     }
     bench.check(&[
         "ws/",
         "ws/.gitignore",
+        "ws/:top/",
         "ws/Cargo.toml",
         "ws/new/",
         "ws/new/deep/",
