@@ -1,12 +1,13 @@
 //! `cargo distest runner`: an executable on a worker behaves as if it ran here.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
 
 use distest_tests::DEADLINE;
 use distest_tests::fixture::Fixture;
@@ -40,6 +41,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         }),
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
+        case("runner::files_that_rest_are_not_looked_for_again", resting_files),
         case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
     ]
@@ -216,7 +218,7 @@ fn private_socket(scratch: &Scratch) {
         assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
     }
 
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
     let output = shell(scratch, &workers, "true").output().unwrap();
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(96), "{told}");
@@ -321,6 +323,40 @@ fn changed_files(scratch: &Scratch) {
     fs::remove_file(&extra).unwrap();
     let (found, told) = there();
     assert!(!found, "a removed file is still there: {told}");
+}
+
+fn resting_files(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    scratch.write("project/Cargo.toml", "[package]\nname = \"project\"\nedition = \"2024\"\n");
+    scratch.write("project/src/lib.rs", "");
+    let (project, asked) = (scratch.join("project"), scratch.join("asked"));
+    let git = scratch.join("bin/git");
+    scratch.write("bin/git", &format!("#!/bin/sh\necho >> {}\nexit 128\n", asked.display()));
+    fs::set_permissions(&git, Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", scratch.join("bin").display());
+    // How often git was asked for files.
+    let call = || {
+        let mut command = shell(scratch, &workers, "true");
+        command.current_dir(&project).env("PATH", &path);
+        assert!(command.status().unwrap().success());
+        fs::read_to_string(&asked).unwrap().lines().count()
+    };
+    let set = |time: SystemTime| {
+        for folder in [&project, &project.join("src"), &project.join("target")] {
+            File::open(folder).unwrap().set_modified(time).unwrap();
+        }
+    };
+    let hour = Duration::from_secs(3600);
+    let first = call();
+    // It may have changed after it was looked at, so it must be looked at again.
+    set(SystemTime::now() + hour);
+    let second = call();
+    assert!(second > first, "{second} {first}");
+    set(SystemTime::now() - hour);
+    let third = call();
+    assert!(third > second, "{third} {second}");
+    assert_eq!(call(), third, "a folder at rest was listed again");
 }
 
 fn nextest_is_there() -> Result<(), String> {

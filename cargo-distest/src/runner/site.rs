@@ -95,9 +95,10 @@ impl Place {
 }
 
 /// What serves calls now.
-#[derive(Clone)]
 struct Current {
     supply: Arc<Supply>,
+    /// The tree's folders, as they were when they were looked at.
+    folders: Arc<Vec<(PathBuf, SystemTime)>>,
     caller: Option<String>,
     looked: Instant,
 }
@@ -107,8 +108,6 @@ pub(super) struct Supply {
     pub(super) pool: Pool,
     pub(super) packer: Packer,
     tree: Arc<Tree>,
-    /// The tree's folders, as they were when they were looked at.
-    folders: Vec<(PathBuf, SystemTime)>,
     made: Instant,
 }
 
@@ -117,26 +116,25 @@ impl Supply {
     fn serves(&self) -> bool {
         self.pool.alive() || self.made.elapsed() < RETRY_AFTER
     }
-
-    /// Whether the workspace is as it was: no file written to, nothing new in a folder, nothing
-    /// gone. Far cheaper than to gather everything anew. Blocks on the disk.
-    fn up_to_date(&self) -> bool {
-        let same = |(folder, then): &(PathBuf, SystemTime)| modified(folder) == Some(*then);
-        !self.folders.is_empty() && self.folders.iter().all(same) && self.tree.changed().is_empty()
-    }
 }
 
-/// When the folders of a tree were last changed; none at all if one of them has been just now, and
-/// might change again unnoticed.
-fn stamps(roots: &[OsText], tree: &Tree) -> Vec<(PathBuf, SystemTime)> {
-    let now = SystemTime::now();
+/// Whether a workspace is as it was: no file written to, nothing new in a folder, nothing gone. Far
+/// cheaper than to gather everything anew. Blocks on the disk.
+fn up_to_date(tree: &Tree, folders: &[(PathBuf, SystemTime)]) -> bool {
+    let same = |(folder, then): &(PathBuf, SystemTime)| modified(folder) == Some(*then);
+    !folders.is_empty() && folders.iter().all(same) && tree.changed().is_empty()
+}
+
+/// When the folders of a tree were last changed; none at all if one of them has been just before
+/// the tree was looked at or since then: what it holds now may be something else.
+fn stamps(roots: &[OsText], tree: &Tree, looked: SystemTime) -> Vec<(PathBuf, SystemTime)> {
     let folders = tree.entries.iter().filter_map(|entry| match entry.node {
         TreeNode::Folder { .. } => Some(entry.path.as_path().to_owned()),
         TreeNode::File { .. } | TreeNode::Link { .. } => None,
     });
     let old = |folder: PathBuf| {
         let modified = modified(&folder)?;
-        let age = now.duration_since(modified).ok()?;
+        let age = looked.duration_since(modified).ok()?;
         (age > RACY).then_some((folder, modified))
     };
     let roots = roots.iter().map(|root| root.as_path().to_owned()).filter(|root| root.is_dir());
@@ -316,16 +314,20 @@ impl Site {
             && now.caller == call.caller
             && now.supply.serves()
         {
-            let supply = Arc::clone(&now.supply);
-            let looking = tokio::task::spawn_blocking(move || supply.up_to_date());
+            let (tree, folders) = (Arc::clone(&now.supply.tree), Arc::clone(&now.folders));
+            let looking = tokio::task::spawn_blocking(move || up_to_date(&tree, &folders));
             if looking.await.unwrap_or(false) {
                 now.looked = Instant::now();
                 return Ok(Arc::clone(&now.supply));
             }
         }
+        let begun = SystemTime::now();
         let tree = Arc::new(self.look(settings).await?);
         let looked = Instant::now();
         let caller = call.caller.clone();
+        // Of now, also for a tree that is the same: what changed just before the last look may
+        // have come to rest.
+        let folders = Arc::new(stamps(&self.roots, &tree, begun));
         let supply = match current.take() {
             Some(old) if old.supply.tree.entries == tree.entries && old.supply.serves() => {
                 if old.caller != caller {
@@ -336,12 +338,11 @@ impl Site {
             _ => Arc::new(Supply {
                 pool: Pool::start(self.session_facts(), settings.clone(), Arc::clone(&tree)),
                 packer: Packer::new(Arc::clone(&self.store), self.target_dir.clone(), &self.roots),
-                folders: stamps(&self.roots, &tree),
                 tree,
                 made: Instant::now(),
             }),
         };
-        *current = Some(Current { supply: Arc::clone(&supply), caller, looked });
+        *current = Some(Current { supply: Arc::clone(&supply), folders, caller, looked });
         Ok(supply)
     }
 
