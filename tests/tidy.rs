@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 /// a stage never imports a later one.
 const CLIENT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("shown", &[]),
     ("failure", &[]),
     ("event", &["model"]),
     ("settings", &["failure", "model", "cli"]),
     ("cli", &["failure", "settings"]),
-    ("ui", &["failure", "settings"]),
+    ("ui", &["failure", "settings", "shown"]),
     ("key", &["cli", "failure"]),
     ("stamp", &[]),
     ("compile", &["failure", "model", "settings", "stamp"]),
@@ -26,11 +27,11 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("plan", &["cost", "model"]),
     ("pace", &["model"]),
     ("shard", &["cost", "model", "plan", "settings"]),
-    ("filter", &["event", "failure", "model", "settings"]),
+    ("filter", &["event", "failure", "model", "settings", "shown"]),
     ("testenv", &["filter", "model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
     ("baked", &["fleet"]),
-    ("workers", &["cli", "clues", "failure", "fleet", "settings", "testenv"]),
+    ("workers", &["cli", "clues", "failure", "fleet", "settings", "shown", "testenv"]),
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("collect", &["model", "tree"]),
@@ -66,11 +67,11 @@ const CLIENT: &[(&str, &[&str])] = &[
         "runner",
         &[
             "baked", "cli", "collect", "compile", "failure", "fleet", "model", "parcel",
-            "settings", "ship", "suits", "testenv", "travel", "tree",
+            "settings", "ship", "shown", "suits", "testenv", "travel", "tree",
         ],
     ),
     ("results", &["event", "failure", "model", "settings"]),
-    ("report", &["event", "failure", "model", "results", "settings", "ui"]),
+    ("report", &["event", "failure", "model", "results", "settings", "shown", "ui"]),
     ("history", &["batch", "cost", "event", "failure", "model", "pace", "results", "settings"]),
 ];
 
@@ -164,6 +165,7 @@ const PURE: &[(&str, &[&str])] = &[
         "cargo-distest",
         &[
             "model",
+            "shown",
             "event",
             "clues",
             "suits",

@@ -22,6 +22,7 @@ use crate::event::SkipReason;
 use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryKind, ListedCase, TestBinary, TestName};
 use crate::settings::{RunIgnored, SelectSettings};
+use crate::shown;
 
 /// Decides, test case by test case, what runs.
 #[derive(Debug)]
@@ -251,7 +252,7 @@ pub fn literal(name: &str) -> String {
     for c in name.chars() {
         match c {
             '\\' | ')' | ',' => literal.extend(['\\', c]),
-            c if c.is_control() => literal += &format!("\\u{{{:x}}}", u32::from(c)),
+            c if shown::acts(c) => literal += &format!("\\u{{{:x}}}", u32::from(c)),
             c => literal.push(c),
         }
     }

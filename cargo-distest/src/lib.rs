@@ -33,6 +33,7 @@ pub mod scheduler;
 pub mod settings;
 pub mod shard;
 pub mod ship;
+pub mod shown;
 #[cfg(test)]
 mod sim;
 pub mod stamp;

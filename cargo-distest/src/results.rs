@@ -370,10 +370,15 @@ impl Summary {
             (true, Some(span), Some(built_at)) => span.from.saturating_sub(built_at),
             _ => Duration::ZERO,
         };
+        // Whatever ended a run before it had built all: until then it was building.
+        let unbuilt = match self.cancelled.is_some() && self.span.is_none() {
+            true => ending.elapsed,
+            false => Duration::ZERO,
+        };
         RunFinished {
             exit_code: ending.exit_code.number(),
             elapsed: ending.elapsed,
-            build: self.built.unwrap_or_default(),
+            build: self.built.unwrap_or(unbuilt),
             ship,
             first_result: self.first_result,
             testing: self.span.map_or(Duration::ZERO, |span| span.to - span.from),
@@ -425,6 +430,10 @@ impl Summary {
             self.ended += 1;
             let end = ended.started + ended.duration;
             self.first_result = Some(self.first_result.map_or(end, |first| first.min(end)));
+        }
+        // Time in which tests ran is that, also where nothing came of it.
+        if !lost || !ended.duration.is_zero() {
+            let end = ended.started + ended.duration;
             let span = self.span.get_or_insert(Span { from: ended.started, to: end });
             *span = Span { from: span.from.min(ended.started), to: span.to.max(end) };
         }

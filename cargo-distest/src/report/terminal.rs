@@ -19,13 +19,14 @@ use distest_worker::protocol::{Exit, Stream};
 
 use self::gate::Gate;
 use self::line::{Line, Paint, Time, Tone, attempt_label, counter, verdict_label};
-use super::text::{Escapes, because, clean, count};
+use super::text::{because, count};
 use super::{Reporter, Screen};
 use crate::event::{AttemptEnded, CancelReason, PlanComplete, RunEvent, RunFinished, WorkerInfo};
 use crate::failure::{ExitCode, Failure};
 use crate::model::{AttemptResult, TestCase, TestIndex, Verdict, WorkerId};
 use crate::results::{Summary, TestState};
 use crate::settings::{MessageFormat, OutputWhen, ReportSettings, ShowProgress, StatusLevel};
+use crate::shown;
 
 /// Shows a run on the terminal, or on whatever stderr is.
 pub struct Terminal {
@@ -133,7 +134,7 @@ impl Terminal {
         let workspace = summary.started().map(|started| &started.workspace);
         let names = files.iter().take(SHOWN_MAX).map(|file| {
             let name = workspace.and_then(|root| file.strip_prefix(root).ok()).unwrap_or(file);
-            clean(name.to_string_lossy().as_bytes(), Escapes::None).replace('\n', " ")
+            shown::word(&name.to_string_lossy()).into_owned()
         });
         let more = if files.len() > SHOWN_MAX { ", …" } else { "" };
         let number = count(files.len(), "file", "files");
@@ -143,9 +144,10 @@ impl Terminal {
 
     fn joined(&mut self, info: &WorkerInfo) {
         if !info.embedded {
-            let (name, slots) = (self.paint.put(Tone::Strong, &info.name), info.slots as usize);
+            let (name, slots) =
+                (self.paint.put(Tone::Strong, &shown::word(&info.name)), info.slots as usize);
             let slots = count(slots, "slot", "slots");
-            let rest = format!("{name} joined with {slots} ({})", info.address);
+            let rest = format!("{name} joined with {slots} ({})", shown::word(&info.address));
             self.gate.early(self.paint.labelled(Tone::Good, "Worker", &rest));
         }
     }
@@ -157,7 +159,7 @@ impl Terminal {
             let time = Time::Took(ended.duration);
             let label = ("LOST".to_owned(), Tone::Odd);
             self.status(label, time, 0, test, Some(ended.worker), summary);
-            self.gate.result(format!("    ({}; runs again)", ended.reason));
+            self.gate.result(format!("    ({}; runs again)", shown::word(&ended.reason)));
         }
         self.ended.remove(&test);
     }
@@ -265,9 +267,11 @@ impl Terminal {
     }
 
     fn warning(&mut self, text: &str, hint: Option<&str>) {
-        self.gate.early(format!("{}: {text}", self.paint.put(Tone::Odd, "warning")));
+        let (warning, text) = (self.paint.put(Tone::Odd, "warning"), shown::lines(text));
+        self.gate.early(format!("{warning}: {text}"));
         if let Some(hint) = hint {
-            self.gate.early(format!("{}: {hint}", self.paint.put(Tone::Module, "hint")));
+            let (label, hint) = (self.paint.put(Tone::Module, "hint"), shown::lines(hint));
+            self.gate.early(format!("{label}: {hint}"));
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Script {
     pub(crate) events: Vec<RunEvent>,
     pub(crate) summary: Summary,
     pub(crate) settings: SummarySettings,
-    now: Duration,
+    pub(crate) now: Duration,
     tests: u32,
     skipped: u32,
 }

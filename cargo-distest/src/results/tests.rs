@@ -35,6 +35,28 @@ fn the_end_is_derived_from_what_was_told() {
 }
 
 #[test]
+fn a_run_that_was_ended_says_what_it_did_until_then() {
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    s.built();
+    let [a, b] = ["a", "b"].map(|name| s.plan("one", name, None));
+    s.planned();
+    s.push(RunEvent::Cancelling { reason: CancelReason::Interrupt, running: 1 });
+    s.attempt(a, AttemptResult::Lost, 700, |_| {});
+    s.attempt(b, AttemptResult::Lost, 0, |_| {});
+    [a, b].into_iter().for_each(|test| s.verdict(test, Verdict::Lost));
+    s.finish(ExitCode::Interrupted, false);
+    let end = s.summary.finished().unwrap();
+    assert_eq!((end.testing, end.first_result), (millis(700), None));
+
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    s.now = millis(300);
+    s.push(RunEvent::Cancelling { reason: CancelReason::Interrupt, running: 0 });
+    s.finish(ExitCode::Interrupted, false);
+    let end = s.summary.finished().unwrap();
+    assert_eq!((end.testing, end.build), (Duration::ZERO, millis(300)));
+}
+
+#[test]
 fn flaky_tests_fail_a_run_only_when_asked_to() {
     let code = |flaky_fails| {
         let settings = SummarySettings { flaky_fails, ..Default::default() };

@@ -15,6 +15,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, TestBinary, TestCase};
 use crate::plan;
 use crate::settings::ShowProgress;
+use crate::shown;
 use crate::ui::{Ui, report_warning};
 
 /// Builds, lists and prints the selected tests.
@@ -79,10 +80,10 @@ fn print(tests: &[Entry], format: ListFormat, ui: &Ui) {
             let mut binary: Option<&BinaryId> = None;
             for test in tests {
                 if binary != Some(&test.case.binary) {
-                    ui.stdout_line(&format!("{}:", test.case.binary));
+                    ui.stdout_line(&format!("{}:", shown::word(&test.case.binary.0)));
                     binary = Some(&test.case.binary);
                 }
-                ui.stdout_line(&format!("    {}", test.case.name));
+                ui.stdout_line(&format!("    {}", shown::word(&test.case.name.0)));
             }
         }
         ListFormat::Json => ui.stdout_line(&document(tests).to_string()),

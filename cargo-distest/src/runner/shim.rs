@@ -26,6 +26,7 @@ use super::connect::{self, Server};
 use super::wire::{Call, FromShim, Refused, STDIN_BYTES_MAX, ToShim, Variable};
 use crate::compile::SECRET_VARIABLE;
 use crate::failure::{ExitCode, Failure};
+use crate::shown;
 
 /// Signals that are passed on, by what they mean.
 const PASSED_ON: [(Signal, AttemptSignal); 6] = [
@@ -275,6 +276,7 @@ fn failed(what: &str, error: io::Error) -> Failure {
 /// Words of our own go to stderr, marked, because the executable's go there too.
 fn say(text: &str) {
     let mut stderr = io::stderr().lock();
+    let text = shown::lines(text);
     let line = if stderr.is_terminal() { format!("{text}\r\n") } else { format!("{text}\n") };
     // A closed stderr has nobody to tell.
     let _ = stderr.write_all(format!("cargo distest runner: {line}").as_bytes());

@@ -6,6 +6,7 @@ use distest_worker::sandbox::level::Level;
 use serde_json::{Value, json};
 
 use crate::fleet::{Said, Trouble, Visited};
+use crate::shown;
 
 /// One JSON object in a line, with every worker.
 pub(super) fn json(visited: &[Visited]) -> String {
@@ -189,7 +190,7 @@ fn notes(visited: &Visited) -> Vec<String> {
 
 /// Foreign text, safe to print.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(300).collect()
+    shown::word(text).chars().take(300).collect()
 }
 
 fn size(bytes: u64) -> String {

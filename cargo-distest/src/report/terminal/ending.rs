@@ -10,6 +10,7 @@ use crate::model::{TestCase, Verdict};
 use crate::report::text::{because, count, seconds};
 use crate::results::{Bound, Summary, TestState};
 use crate::settings::{OutputWhen, ReportSettings, StatusLevel};
+use crate::shown;
 
 /// Everything after the last test.
 pub(super) fn lines(
@@ -178,12 +179,18 @@ fn bounded_by(summary: &Summary, finished: &RunFinished) -> String {
     if finished.ship > Duration::ZERO {
         parts.push(format!("ship {}", seconds(finished.ship)));
     }
-    let mut tests = format!("tests {}", seconds(finished.testing));
+    let mut tests = match finished.testing {
+        Duration::ZERO if summary.ran() == 0 => "no test ran".to_owned(),
+        testing => format!("tests {}", seconds(testing)),
+    };
     if summary.ran() > 0 {
         let bound = summary.bound();
         let time = seconds(bound.duration());
         tests += &match bound {
-            Bound::Longest(case, _) => format!(" (bound {time}: longest test {case} {time})"),
+            Bound::Longest(case, _) => {
+                let case = case.to_string();
+                format!(" (bound {time}: longest test {} {time})", shown::word(&case))
+            }
             Bound::Work(_, slots) => {
                 let slots = count(slots as usize, "slot", "slots");
                 format!(" (bound {time}: total work over {slots})")

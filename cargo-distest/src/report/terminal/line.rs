@@ -8,8 +8,9 @@ use anstyle::{AnsiColor, Style};
 use distest_worker::protocol::Exit;
 
 use crate::model::{AttemptResult, TestCase, Verdict};
-use crate::report::text::{Escapes, clean, signal};
+use crate::report::text::signal;
 use crate::results::{Summary, TestState};
+use crate::shown;
 
 /// Puts colours on text, or doesn't.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +72,11 @@ impl Paint {
 
     /// A test case as `binary module::name`.
     pub(super) fn case(self, case: &TestCase) -> String {
-        let name = clean(case.name.0.as_bytes(), Escapes::None).replace('\n', " ");
+        let name = shown::word(&case.name.0);
         let split = name.rfind("::").map_or(0, |at| at + 2);
         let (module, last) = name.split_at(split);
         let (module, last) = (self.put(Tone::Module, module), self.put(Tone::Name, last));
-        format!("{} {module}{last}", self.put(Tone::Binary, &case.binary.0))
+        format!("{} {module}{last}", self.put(Tone::Binary, &shown::word(&case.binary.0)))
     }
 
     /// `    label rest`, the label right-aligned as cargo does.
@@ -102,7 +103,7 @@ impl Paint {
             }
         }
         if let Some(worker) = &line.worker {
-            rest.push_str(&self.put(Tone::Quiet, &format!(" @ {worker}")));
+            rest.push_str(&self.put(Tone::Quiet, &format!(" @ {}", shown::word(worker))));
         }
         self.labelled(line.tone, &line.label, &rest)
     }

@@ -4,6 +4,7 @@ use super::line::{Paint, Tone};
 use crate::event::{AttemptEnded, CapturedOutput};
 use crate::model::{AttemptResult, TestCase};
 use crate::report::text::{Escapes, Part, clean, parts};
+use crate::shown;
 
 /// The most bytes that are shown of one output stream: half from each end.
 const SHOWN_BYTES_MAX: usize = 1 << 20;
@@ -26,14 +27,9 @@ pub(super) fn sections(paint: Paint, case: &TestCase, ended: &AttemptEnded) -> V
     // A test that failed in the usual way needs no more words than its label.
     let usual = ended.result == AttemptResult::Fail && ended.reason == "exited with code 101";
     if !ended.reason.is_empty() && (lines.is_empty() || !usual) {
-        lines.push(format!("    ({})", ended.reason));
+        lines.push(format!("    ({})", shown::lines(&ended.reason)));
     }
-    lines.extend(
-        ended
-            .hints
-            .iter()
-            .map(|hint| format!("    hint: {}", clean(hint.as_bytes(), Escapes::None))),
-    );
+    lines.extend(ended.hints.iter().map(|hint| format!("    hint: {}", shown::lines(hint))));
     if !lines.is_empty() {
         lines.push(String::new());
     }
@@ -48,7 +44,7 @@ pub(super) fn leak(ended: &AttemptEnded) -> Option<String> {
     } else {
         leak.processes.join(", ")
     };
-    Some(format!("    (left behind: {left})"))
+    Some(format!("    (left behind: {})", shown::word(&left)))
 }
 
 fn body(paint: Paint, output: &CapturedOutput) -> Vec<String> {
