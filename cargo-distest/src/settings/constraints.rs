@@ -161,6 +161,13 @@ pub(super) fn read_overrides(
                     let labels = node.items()?.into_iter().map(|node| node.parse(label));
                     read.requires = Some(labels.collect::<Result<_, _>>()?);
                 }
+                "forward" if ours => {
+                    let what =
+                        format!("unknown key `{}`: services are forwarded to all tests", node.name);
+                    let hint = "say `forward` in the profile itself; `network = \"host\"` in an override \
+                                leaves its tests out";
+                    return Err(node.failure(what).hint(hint));
+                }
                 _ if ours => node.unknown(OVERRIDE_KEYS)?,
                 _ => without_effect.push(node.name.clone()),
             }

@@ -168,7 +168,8 @@ impl<'a> Node<'a> {
         })
     }
 
-    fn failure(&self, what: String) -> Failure {
+    /// Anything else that is wrong with it.
+    pub(in crate::settings) fn failure(&self, what: String) -> Failure {
         failure_at(self.file, self.span.clone(), &what)
     }
 

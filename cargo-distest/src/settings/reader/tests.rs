@@ -148,6 +148,7 @@ fn errors_name_the_line_and_the_nearest_key() {
         "[fleet]\nworkers = [\n  \"tcp://a:1\",\n  \"reapi://b:1\",\n]",
         "[fleet]\nfallback = \"none\"",
         "[binary.\"a::b\"]\nlist = \"some\"",
+        "[[profile.ci.overrides]]\nfilter = \"all()\"\nforward = [1]",
         "[profil.ci]",
         "[profile.ci",
         "x = 1\nx = 2",
@@ -173,6 +174,7 @@ fn errors_name_the_line_and_the_nearest_key() {
     distest.toml:4: invalid value `reapi://b:1` of `fleet.workers`: this version does not support `reapi` addresses yet; expected tcp://HOST:PORT[#KEY], ssh://[USER@]HOST[:PORT], listen://IP:PORT, registry://HOST:PORT[#KEY] or mdns, such as tcp://10.0.0.7:7077 or tcp://[::1]:7077
     distest.toml:2: invalid value `none` of `fleet.fallback`: expected one of `embedded`, `fail`
     distest.toml:2: invalid value of `binary.a::b.list`: expected `"whole"`
+    distest.toml:3: unknown key `profile.ci.overrides.forward`: services are forwarded to all tests (say `forward` in the profile itself; `network = "host"` in an override leaves its tests out)
     distest.toml:1: unknown key `profil` (did you mean `profile`?)
     distest.toml:1: unclosed table, expected `]`
     distest.toml:2: duplicate key
