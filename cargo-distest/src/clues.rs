@@ -73,6 +73,12 @@ pub fn misses_repository(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"not a git repository").is_some()
 }
 
+/// Whether a text says that there was no room to write.
+pub fn misses_room(text: &[u8]) -> bool {
+    let says = |what: &str| memchr::memmem::find(text, what.as_bytes()).is_some();
+    says("No space left on device") || says("StorageFull")
+}
+
 /// The tools of the compiler that a text names by their paths, if it says that a file is missing.
 pub fn missed_tools(text: &[u8]) -> Vec<String> {
     let says = |what: &str| memchr::memmem::find(text, what.as_bytes()).is_some();

@@ -175,7 +175,8 @@ pub struct CommonArgs {
     /// Serve several clients also where no sandbox hides their files from each other's tests
     #[arg(long)]
     pub trust_clients: bool,
-    /// Bytes that tests may write into one sandbox, in memory
+    /// Bytes that tests may write into one sandbox, in memory; and a file or folder for each 8 KiB
+    /// of that
     #[arg(long, value_name = "BYTES", default_value_t = WRITES_BYTES_MAX)]
     pub writes_max: u64,
     /// Something that clients can ask for

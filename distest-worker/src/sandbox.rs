@@ -297,9 +297,19 @@ impl At {
     fn lay(&self, store: &Store, entries: &[TreeEntry]) -> Result<(), Refusal> {
         let mut beneath = self.beneath()?;
         let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        // Folders that their owner may not write into get their permissions when all is in them.
+        let mut closed = BTreeMap::new();
         for TreeEntry { path, node } in entries {
             let path = self.checked(path.as_path())?;
             let what = || format!("could not lay out {}", path.display());
+            for folder in path.ancestors().skip(1) {
+                if let Some(mode) = laid.get(folder).and_then(closed_mode)
+                    && closed.insert(folder.to_owned(), mode).is_none()
+                {
+                    let slot = beneath.slot(folder).map_err(|error| lay_refusal(what(), &error))?;
+                    slot.folder(mode).map_err(|error| lay_refusal(what(), &error))?;
+                }
+            }
             let slot = beneath.slot(&path).map_err(|error| lay_refusal(what(), &error))?;
             // A test may have removed it meanwhile.
             if laid.get(&path) == Some(node) && slot.exists() {
@@ -327,7 +337,13 @@ impl At {
                 }
             }
             .map_err(|error| lay_refusal(what(), &error))?;
+            closed.extend(closed_mode(node).map(|mode| (path.clone(), mode)));
             laid.insert(path, node.clone());
+        }
+        for (path, mode) in closed.iter().rev() {
+            let what = || format!("could not lay out {}", path.display());
+            let slot = beneath.slot(path).map_err(|error| lay_refusal(what(), &error))?;
+            slot.folder_mode(*mode).map_err(|error| lay_refusal(what(), &error))?;
         }
         Ok(())
     }
@@ -359,6 +375,14 @@ impl At {
         let message =
             format!("could not lay out {}: it lies outside the session's folders", path.display());
         Err(Refusal::new(RefusalKind::Invalid, message))
+    }
+}
+
+/// The permissions of a folder that its owner may not use in every way.
+fn closed_mode(node: &TreeNode) -> Option<u32> {
+    match node {
+        TreeNode::Folder { mode } if mode & 0o700 != 0o700 => Some(*mode),
+        TreeNode::Folder { .. } | TreeNode::File { .. } | TreeNode::Link { .. } => None,
     }
 }
 

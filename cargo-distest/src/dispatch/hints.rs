@@ -136,6 +136,11 @@ fn lacking_hint(text: &[u8]) -> Option<String> {
             "git finds no repository on a worker, since .git does not travel: {REST}"
         ));
     }
+    if clues::misses_room(text) {
+        let text = "a worker keeps what tests write in memory, with a bound on bytes and on files: \
+                    `serve --writes-max` there raises both";
+        return Some(text.to_owned());
+    }
     let tool = clues::missed_tools(text).into_iter().find(|path| Path::new(path).is_file())?;
     Some(format!("{tool} exists here, but workers have tools of their own only, if any: {REST}"))
 }
@@ -178,6 +183,7 @@ mod tests {
     fn what_never_travels_is_told() {
         let told = |text: &str| lacking_hint(text.as_bytes()).unwrap_or_default();
         assert!(told("fatal: not a git repository").contains("since .git does not travel"));
+        assert!(told("Os { code: 28, kind: StorageFull, .. }").contains("--writes-max"));
         let tools = tempfile::tempdir().unwrap();
         let cargo = tools.path().join("cargo");
         let text = format!("{}: No such file or directory (os error 2)", cargo.display());

@@ -25,6 +25,9 @@ const THREADS_MAX: usize = 8;
 /// Files that a thread takes at a time.
 const BATCH: usize = 32;
 
+/// What travels of a folder's permissions: its sticky bit, too, as in `/tmp`.
+const FOLDER_MODE: u32 = 0o1777;
+
 /// What is known of the folders on the way to what was found.
 ///
 /// Paths are plain strings here: comparing their components takes longer than all else.
@@ -227,7 +230,7 @@ impl Folders {
         outer.dedup_by(|inner, outer| inner.starts_with(outer));
         let root = |path: &PathBuf| {
             // A root may be a link; on a worker it is the folder it leads to.
-            let mode = fs::metadata(path).map_or(0o755, |metadata| metadata.mode() & 0o777);
+            let mode = fs::metadata(path).map_or(0o755, |it| it.mode() & FOLDER_MODE);
             (path.clone().into(), Some(Folder { mode, built: false }))
         };
         // Without a slash at the end.
@@ -264,7 +267,7 @@ impl Folders {
                 || self.excluded.iter().any(|excluded| excluded == path)
                 || is_build_directory(path);
             let git = path.file_name().is_some_and(|name| name == ".git");
-            (!git).then_some(Folder { mode: metadata.mode() & 0o777, built })
+            (!git).then_some(Folder { mode: metadata.mode() & FOLDER_MODE, built })
         });
         self.known.insert(path.into(), folder);
         folder
@@ -343,15 +346,15 @@ fn look(path: &Path, seen: &io::Result<fs::Metadata>, copies: &Copies) -> Looked
         Ok(metadata) => metadata,
         Err(error) => return unusable(error),
     };
-    let (kind, mode) = (metadata.file_type(), metadata.mode() & 0o777);
+    let kind = metadata.file_type();
     let looked = if kind.is_symlink() {
         fs::read_link(path).map(|target| Looked::Node(TreeNode::Link { target: target.into() }))
     } else if kind.is_dir() {
-        Ok(Looked::Node(TreeNode::Folder { mode }))
+        Ok(Looked::Node(TreeNode::Folder { mode: metadata.mode() & FOLDER_MODE }))
     } else if kind.is_file() {
         copies.take(path, metadata).map(|taken| {
             let Taken { digest, size, stamp, restless } = taken;
-            Looked::File { digest, size, mode, stamp, restless }
+            Looked::File { digest, size, mode: metadata.mode() & 0o777, stamp, restless }
         })
     } else if let Some(why) = special(kind) {
         Ok(Looked::Unusable(why.to_owned()))

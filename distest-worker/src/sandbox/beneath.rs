@@ -19,6 +19,9 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 /// lays things out holds a lock.
 const REPLACEMENT: &str = ".distest-replacement";
 
+/// What travels of a folder's permissions: its sticky bit, too, as in `/tmp`.
+const FOLDER_MODE: u32 = 0o1777;
+
 /// A folder that stands for `/`.
 pub(crate) struct Beneath {
     base: OwnedFd,
@@ -70,14 +73,13 @@ impl Slot<'_> {
 
     /// A folder with these permissions and all of its owner's.
     pub(crate) fn folder(&self, mode: u32) -> io::Result<()> {
-        let folder = enter(self.parent, &self.name)?;
-        File::from(folder).set_permissions(Permissions::from_mode(mode & 0o777 | 0o700))
+        self.folder_mode(mode | 0o700)
     }
 
     /// Gives a folder these permissions, and no more.
     pub(crate) fn folder_mode(&self, mode: u32) -> io::Result<()> {
         let folder = File::from(enter(self.parent, &self.name)?);
-        folder.set_permissions(Permissions::from_mode(mode & 0o777))
+        folder.set_permissions(Permissions::from_mode(mode & FOLDER_MODE))
     }
 
     /// A new file with what `write` puts into it. Nothing if that fails.

@@ -53,7 +53,8 @@ pub struct Enclosure {
     pub home: PathBuf,
     /// Paths of Unix sockets at which one can listen inside, whatever lies there on this machine.
     pub sockets: Vec<PathBuf>,
-    /// How much may be written, in bytes, into the overlay and all private folders together.
+    /// How much may be written, in bytes, into the overlay and all private folders together; of
+    /// files and folders as many as are in proportion.
     pub writes_bytes_max: u64,
     /// Make sure that files can be changed, by changing this one: the path of a file below a root.
     pub check: Option<PathBuf>,

@@ -115,6 +115,28 @@ fn lays_files_folders_and_links_and_cleans_up() {
 }
 
 #[test]
+fn folders_get_their_permissions_when_all_is_in_them() {
+    let bench = bench();
+    let entries = [
+        folder("/work/proj/closed", 0o555),
+        bench.file("/work/proj/closed/file", "text", 0o444),
+        folder("/work/proj/closed/inner", 0o500),
+        bench.file("/work/proj/closed/inner/file", "text", 0o444),
+        folder("/work/proj/shared", 0o1777),
+    ];
+    bench.lay(&entries).unwrap();
+    let mode = |path: &str| {
+        let metadata = fs::metadata(bench.here(&format!("/work/proj/{path}"))).unwrap();
+        metadata.permissions().mode() & 0o7777
+    };
+    let modes = || ["closed", "closed/inner", "shared"].map(mode);
+    assert_eq!(modes(), [0o555, 0o500, 0o1777]);
+    bench.lay(&[bench.file("/work/proj/closed/inner/more", "text", 0o444)]).unwrap();
+    assert_eq!(modes(), [0o555, 0o500, 0o1777]);
+    assert_eq!(mode("closed/inner/more"), 0o444);
+}
+
+#[test]
 fn the_same_again_is_left_alone_and_what_changed_is_replaced() {
     let bench = bench();
     let path = "/work/proj/exe";

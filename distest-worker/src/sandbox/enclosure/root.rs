@@ -31,8 +31,11 @@ const TREE: &str = "/.distest/tree";
 
 /// Bytes and files of a folder in memory that only holds mount points.
 const COVER_LIMITS: &str = "mode=0755,size=4m,nr_inodes=65536";
-/// The most files and folders that may be written.
-const WRITES_FILES_MAX: u64 = 1 << 20;
+/// Of files and folders as many may be written as there are so many bytes: each takes some memory
+/// however small it is.
+const BYTES_PER_WRITTEN_FILE: u64 = 8 * 1024;
+/// But never fewer.
+const WRITTEN_FILES_MIN: u64 = 1_024;
 /// The most entries of a folder that can be brought back into its cover, one by one.
 const COVERED_ENTRIES_MAX: usize = 4096;
 
@@ -184,8 +187,9 @@ fn mount_layers(
     }
     bind(&old(&enclosure.lower), Path::new(LOWER), true)
         .doing(Step::Overlay, enclosure.lower.display())?;
-    let limits =
-        format!("mode=0755,size={},nr_inodes={WRITES_FILES_MAX}", enclosure.writes_bytes_max);
+    let bytes_max = enclosure.writes_bytes_max;
+    let files_max = (bytes_max / BYTES_PER_WRITTEN_FILE).max(WRITTEN_FILES_MIN);
+    let limits = format!("mode=0755,size={bytes_max},nr_inodes={files_max}");
     let writes = Path::new(WRITES);
     mount_memory(writes, &limits).doing(Step::Overlay, "the layer for writes")?;
     for (_, point) in points {
