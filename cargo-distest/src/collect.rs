@@ -5,6 +5,7 @@
 //! if the user's patterns name it and it lies in the workspace's folders; it is reached without
 //! following links; and a file that is no longer what travelled is left alone.
 
+mod disputes;
 mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,10 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::{Digest, Hasher};
 use distest_worker::globs::Globs;
 use distest_worker::protocol::{
-    COLLECTED_FILE_BYTES_MAX, CollectedPiece, Refusal, RefusalKind, TreeNode,
+    COLLECTED_FILE_BYTES_MAX, CollectedPiece, Refusal, RefusalKind, TreeNode, Writer,
 };
 
+use self::disputes::Disputes;
 use self::place::{Found, Placed};
 use crate::model::WorkerId;
 use crate::tree::Tree;
@@ -44,13 +46,15 @@ pub struct Collector {
     started: SystemTime,
     /// Where files lie until they are complete.
     folder: PathBuf,
+    /// What this one and those before it have written.
+    brought: Arc<Mutex<BTreeMap<PathBuf, Digest>>>,
     state: Mutex<State>,
 }
 
 /// What came back.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Files that were written.
+    /// Files that were written, by this one, those before it and its heirs.
     pub files: Vec<PathBuf>,
     /// What did not come back, and why.
     pub notices: Vec<String>,
@@ -65,6 +69,9 @@ struct State {
     files: usize,
     bytes: u64,
     notices: BTreeSet<String>,
+    disputes: Disputes,
+    /// Notices that have been told.
+    told: BTreeSet<String>,
 }
 
 /// A file on its way.
@@ -72,13 +79,28 @@ struct Partial {
     file: File,
     hasher: Hasher,
     received: u64,
+    writers: Vec<Writer>,
 }
 
 impl Collector {
     /// Takes files that match `globs` and lie in `roots`, none of which lies in another.
     pub fn new(roots: Vec<PathBuf>, globs: Globs, folder: PathBuf) -> Self {
         let started = SystemTime::now();
-        Self { roots, globs, started, folder, state: Mutex::default() }
+        let (brought, state) = (Arc::default(), Mutex::default());
+        Self { roots, globs, started, folder, brought, state }
+    }
+
+    /// The same with all bounds anew, which may replace what this one has written.
+    #[must_use]
+    pub fn heir(&self) -> Self {
+        let heir = Self::new(self.roots.clone(), self.globs.clone(), self.folder.clone());
+        Self { brought: Arc::clone(&self.brought), ..heir }
+    }
+
+    /// Whether its bounds are near.
+    pub fn is_worn(&self) -> bool {
+        let state = self.state();
+        state.files > FILES_MAX / 2 || state.bytes > BYTES_MAX / 2
     }
 
     /// Takes nothing.
@@ -120,7 +142,7 @@ impl Collector {
                 let text = format!("more than {PARTIAL_MAX} files are on their way at once");
                 return Err(Refusal::new(RefusalKind::Invalid, text));
             }
-            let partial = self.begin().map_err(|error| no_room(&path, &error))?;
+            let partial = self.begin(&piece.writers).map_err(|error| no_room(&path, &error))?;
             state.partial.insert(key.clone(), partial);
         }
         state.bytes = state.bytes.saturating_add(piece.data.len() as u64);
@@ -152,15 +174,30 @@ impl Collector {
         Ok(())
     }
 
-    /// What has come back. Files that were on their way are dropped.
+    /// What has come back, and all notices. Files that were on their way are dropped.
     pub fn finish(&self) -> Collected {
         let state = std::mem::take(&mut *self.state());
-        let more = state.notices.len().saturating_sub(NOTICES_MAX);
-        let mut notices: Vec<String> = state.notices.into_iter().take(NOTICES_MAX).collect();
-        if more > 0 {
-            notices.push(format!("and {more} more files were left where they are"));
-        }
-        Collected { files: state.written.into_keys().collect(), notices }
+        let disputes = state.disputes.told(|path| self.shown(path));
+        let some = |notices: Vec<String>, rest: &str| {
+            let more = notices.len().saturating_sub(NOTICES_MAX);
+            let rest = (more > 0).then(|| format!("and {more} more files {rest}"));
+            notices.into_iter().take(NOTICES_MAX).chain(rest)
+        };
+        let notices = some(state.notices.into_iter().collect(), "were left where they are");
+        let notices = notices.chain(some(disputes, "were written differently by several tests"));
+        let files = self.brought().keys().cloned().collect();
+        Collected { files, notices: notices.collect() }
+    }
+
+    /// Notices that have come since it was asked last, each once.
+    pub fn news(&self) -> Vec<String> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let disputes = state.disputes.fresh(|path| self.shown(path));
+        let new = state.notices.difference(&state.told).cloned().chain(disputes);
+        let new: Vec<String> = new.take(NOTICES_MAX).collect();
+        state.told.extend(new.iter().cloned());
+        new
     }
 
     fn place(&self, state: &mut State, worker: WorkerId, path: &Path, mode: u32, mut new: Partial) {
@@ -180,24 +217,31 @@ impl Collector {
                     *by == worker && *brought == digest
                 }
                 (None, Found::File { digest, changed }) => match travelled {
-                    Some(travelled) => travelled == digest,
+                    Some(travelled) if travelled == digest => true,
+                    _ if self.has_brought(path, digest) => true,
+                    Some(_) => false,
                     None => changed + CLOCK < self.started,
                 },
             }
         };
         let shown = || self.shown(path).display();
-        match place::place(root, path, &mut new.file, digest, mode, may_replace) {
+        let placed = place::place(root, path, &mut new.file, digest, mode, may_replace);
+        let others = state.written.get(path).is_some_and(|(by, _)| *by != worker);
+        match placed {
             Ok(Placed::Written) => {
                 state.written.insert(path.to_owned(), (worker, digest));
+                let mut brought = self.brought();
+                if brought.len() < FILES_MAX || brought.contains_key(path) {
+                    brought.insert(path.to_owned(), digest);
+                }
+                state.disputes.judge(path, &new.writers, digest, true);
             }
-            Ok(Placed::Same) => {}
+            Ok(Placed::Same) => state.disputes.judge(path, &new.writers, digest, true),
+            Ok(Placed::Kept) if others => {
+                state.disputes.judge(path, &new.writers, digest, false);
+            }
             Ok(Placed::Kept) => {
-                let why = match state.written.get(path) {
-                    Some((by, _)) if *by != worker => {
-                        "another test's file of that name was brought before"
-                    }
-                    _ => "it has changed here meanwhile",
-                };
+                let why = "it has changed here meanwhile";
                 let text = format!("{} was not brought back from a worker: {why}", shown());
                 state.notices.insert(text);
             }
@@ -208,10 +252,11 @@ impl Collector {
         }
     }
 
-    fn begin(&self) -> io::Result<Partial> {
+    fn begin(&self, writers: &[Writer]) -> io::Result<Partial> {
         fs::create_dir_all(&self.folder)?;
         let file = tempfile::tempfile_in(&self.folder)?;
-        Ok(Partial { file, hasher: Hasher::default(), received: 0 })
+        let writers = disputes::bounded(writers);
+        Ok(Partial { file, hasher: Hasher::default(), received: 0, writers })
     }
 
     /// The path, if it is one that the user wants files at.
@@ -238,6 +283,14 @@ impl Collector {
 
     fn root_of(&self, path: &Path) -> Option<&Path> {
         self.roots.iter().map(PathBuf::as_path).find(|root| path.starts_with(root))
+    }
+
+    fn has_brought(&self, path: &Path, digest: Digest) -> bool {
+        self.brought().get(path) == Some(&digest)
+    }
+
+    fn brought(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Digest>> {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

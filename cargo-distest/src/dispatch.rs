@@ -801,6 +801,7 @@ impl Dispatch {
                 unset: testenv::unset(&planned.runnable.binary.package).collect(),
                 network: planned.network(),
                 places,
+                label: planned.case.to_string(),
             });
             let batch = None;
             let flight = InFlight { worker, test, number, leased, started, gather, batch };

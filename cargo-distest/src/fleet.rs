@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use distest_worker::globs::Globs;
 use distest_worker::identity::PrivateKey;
 use distest_worker::protocol::{Forward, OsText, OutputChunk, Report, Writes};
 use distest_worker::registry::RegistryPlace;
@@ -38,7 +37,7 @@ use self::members::Members;
 use crate::collect::Collector;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress};
-use crate::testenv::{self, RunFacts};
+use crate::testenv::{self, Pass, RunFacts};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
 pub use copy::{get, put};
@@ -122,7 +121,7 @@ pub struct SessionFacts {
     /// The client's own environment.
     pub environment: Vec<(OsString, OsString)>,
     /// Variables that remote tests get beside those that always travel.
-    pub pass: Globs,
+    pub pass: Pass,
     /// Sessions have no environment: each attempt brings all of its own.
     pub bare: bool,
     /// Which tests see what others wrote, where that is discarded.
@@ -135,6 +134,8 @@ pub struct SessionFacts {
     pub notices: Arc<Notices>,
     /// Patterns of files that come back.
     pub collect: Vec<String>,
+    /// They come before the end is told of the attempt that left them.
+    pub collect_at_once: bool,
     /// Takes them.
     pub collector: Arc<Collector>,
 }

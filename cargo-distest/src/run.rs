@@ -126,7 +126,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let filter = Arc::new(Filter::new(&settings.select, &workspace.raw)?);
     let constraints = Arc::new(Constraints::new(&settings.constraints, &workspace.raw)?);
     let travel = Travel::new(&settings.travel, &workspace)?;
-    let collector = travel.collector(state_folder(&workspace).join("collect"))?;
+    let collector = travel.collector(&workspace)?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
@@ -438,6 +438,7 @@ impl Line {
             forwards: self.settings.constraints.forwards.clone(),
             notices: Arc::clone(&self.notices),
             collect: self.travel.collect_patterns(),
+            collect_at_once: false,
             collector: Arc::clone(&self.collector),
         }
     }
@@ -451,7 +452,8 @@ impl Line {
 /// Tells what is heard for as long as anybody else tells anything.
 async fn pass_on(mut heard: mpsc::UnboundedReceiver<Notice>, events: mpsc::WeakSender<RunEvent>) {
     while let (Some(Notice { text, hint }), Some(events)) = (heard.recv().await, events.upgrade()) {
-        let _ = events.send(RunEvent::Warning { text, hint: Some(hint) }).await;
+        let hint = Some(hint).filter(|hint| !hint.is_empty());
+        let _ = events.send(RunEvent::Warning { text, hint }).await;
     }
 }
 

@@ -5,6 +5,7 @@
 //! `DISTEST_TEST_WORKER`, `DISTEST_TEST_SLOT` and `NEXTEST_TEST_GLOBAL_SLOT` are added by the
 //! worker, which alone knows the slot.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -38,6 +39,81 @@ const TRAVELLING: &[&str] = &[
 /// Variables that no test gets: they concern the client alone.
 const KEPT_BACK: &[&str] = &["DISTEST_KEY"];
 
+/// Variables that a worker and its tests have of their own, by name; `*` stands for any ending:
+/// where the user's things are on a machine.
+pub const OF_A_MACHINE: &[&str] = &[
+    "CARGO_HOME",
+    "HOME",
+    "HOSTNAME",
+    "LD_PRELOAD",
+    "LOGNAME",
+    "OLDPWD",
+    "PATH",
+    "PWD",
+    "RUSTUP_*",
+    "SHELL",
+    "SHLVL",
+    "SSH_*",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "USER",
+    "XDG_*",
+    "_",
+];
+
+/// The same: what cargo, rustdoc and cargo-nextest set for an executable.
+pub const OF_CARGO: &[&str] = &[
+    "CARGO",
+    "CARGO_BIN_EXE_*",
+    "CARGO_BIN_NAME",
+    "CARGO_CRATE_NAME",
+    "CARGO_MANIFEST_*",
+    "CARGO_PKG_*",
+    "CARGO_PRIMARY_PACKAGE",
+    "CARGO_TARGET_TMPDIR",
+    "LD_LIBRARY_PATH",
+    "NEXTEST",
+    "NEXTEST_*",
+    "OUT_DIR",
+    "RUSTDOC_DOCTEST_*",
+];
+
+/// The same: ours.
+pub const OURS: &[&str] = &["DISTEST", "DISTEST_*"];
+
+/// Variables that remote tests get because the user says so.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// Given by their names.
+    named: BTreeSet<String>,
+    globs: Globs,
+}
+
+impl Pass {
+    /// Names, and patterns of names. A pattern never means what a worker has of its own: only who
+    /// names `PATH` wants to have it replaced.
+    ///
+    /// # Errors
+    /// In words: a pattern that makes no sense.
+    pub fn new(patterns: &[String]) -> Result<Self, String> {
+        let globs = Globs::new(patterns)?;
+        let plain = |pattern: &&String| !pattern.contains(['*', '?', '[', '{', '\\']);
+        Ok(Self { named: patterns.iter().filter(plain).cloned().collect(), globs })
+    }
+
+    fn takes(&self, name: &OsStr) -> bool {
+        let own = name.to_str().is_some_and(is_workers_own);
+        let named = name.to_str().is_some_and(|name| self.named.contains(name));
+        named || !own && self.globs.matches(Path::new(name), Some(Path::new(name)))
+    }
+}
+
+/// Whether a worker, or a test there, has its own of a variable.
+pub fn is_workers_own(name: &str) -> bool {
+    [OF_A_MACHINE, OF_CARGO, OURS].into_iter().any(|own| any_matches(own, name))
+}
+
 /// What all tests of a run have in common.
 #[derive(Clone, Debug)]
 pub struct RunFacts {
@@ -61,7 +137,7 @@ pub fn session(
     facts: &RunFacts,
     client: impl Iterator<Item = (OsString, OsString)>,
     embedded: bool,
-    pass: &Globs,
+    pass: &Pass,
 ) -> Vec<(OsText, OsText)> {
     let passed = client.filter(|(name, _)| match embedded {
         true => !is_kept_back(name),
@@ -178,11 +254,11 @@ pub fn quote(word: &str) -> String {
 }
 
 /// Whether remote tests get a variable of the client's.
-pub fn travels(name: &OsStr, pass: &Globs) -> bool {
+pub fn travels(name: &OsStr, pass: &Pass) -> bool {
     if is_kept_back(name) {
         return false;
     }
-    if pass.matches(Path::new(name), Some(Path::new(name))) {
+    if pass.takes(name) {
         return true;
     }
     name.to_str().is_some_and(|name| any_matches(TRAVELLING, name))
@@ -223,11 +299,11 @@ mod tests {
     fn only_what_is_meant_for_tests_travels_and_the_key_never_does() {
         let client = ["DISTEST_KEY", "SECRET", "RUST_LOG", "LC_ALL", "CI"];
         let client = client.map(|name| (OsString::from(name), OsString::from("x")));
-        let none = Globs::default();
+        let none = Pass::default();
         let remote = session(&facts(), client.clone().into_iter(), false, &none);
         let travelling = ["RUST_LOG", "LC_ALL", "CI", "INSTA_WORKSPACE_ROOT", "DISTEST"];
         assert_eq!(names(&remote)[..5], travelling);
-        let all = Globs::new(["*"]).unwrap();
+        let all = Pass::new(&["*".to_owned()]).unwrap();
         let passed = session(&facts(), client.clone().into_iter(), false, &all);
         assert_eq!(names(&passed)[..4], ["SECRET", "RUST_LOG", "LC_ALL", "CI"]);
         let insta = [("INSTA_WORKSPACE_ROOT".into(), "/mine".into())];
@@ -236,6 +312,22 @@ mod tests {
         assert_eq!(names(&given).iter().filter(|name| name.starts_with("INSTA")).count(), 1);
         let embedded = session(&facts(), client.into_iter(), true, &none);
         assert_eq!(names(&embedded)[..5], ["SECRET", "RUST_LOG", "LC_ALL", "CI", "DISTEST"]);
+    }
+
+    #[test]
+    fn a_pattern_replaces_nothing_that_a_worker_has_of_its_own() {
+        let own =
+            ["PATH", "HOME", "TMPDIR", "CARGO", "CARGO_PKG_NAME", "OUT_DIR", "NEXTEST_RUN_ID"];
+        let check = |patterns: &[&str], passed: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            let pass = Pass::new(&patterns).unwrap();
+            let all = own.into_iter().chain(["MINE", "DISTEST_KEY"]);
+            let travelling: Vec<_> = all.filter(|name| travels(name.as_ref(), &pass)).collect();
+            assert_eq!(travelling, passed, "{patterns:?}");
+        };
+        check(&["*"], &["MINE"]);
+        check(&["[A-Z]*", "?IN{E,N}", "HOM?"], &["MINE"]);
+        check(&["PATH", "CARGO_PKG_NAME", "DISTEST_KEY"], &["PATH", "CARGO_PKG_NAME"]);
     }
 
     #[test]

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
-use distest_worker::server::FROM_WORKER;
 
 use crate::collect::Collector;
 use crate::compile::Workspace;
 use crate::dispatch::Here;
 use crate::failure::{ExitCode, Failure};
 use crate::settings::{TravelSettings, Warning};
-use crate::testenv;
+use crate::testenv::{self, Pass};
 use crate::tree::copies::Copies;
 use crate::tree::include::{Include, SYSTEM};
 use crate::tree::{self, Tree, TreeRoots, TreeRules};
@@ -22,7 +21,7 @@ use crate::tree::{self, Tree, TreeRoots, TreeRules};
 pub struct Travel {
     roots: TreeRoots,
     rules: TreeRules,
-    pass: Globs,
+    pass: Pass,
     collect: Vec<String>,
 }
 
@@ -46,7 +45,11 @@ impl Travel {
         for include in &include {
             roots.included.extend(include.root(&known)?);
         }
-        let (exclude, pass) = (globs("exclude", exclude)?, globs("env.pass", pass)?);
+        let exclude = globs("exclude", exclude)?;
+        let pass = Pass::new(pass).map_err(|why| unusable("env.pass", why))?;
+        for pattern in collect {
+            inside(pattern, &roots)?;
+        }
         let files_max = usize::try_from(*tree_files_max).unwrap_or(usize::MAX / 8);
         let rules = TreeRules { include, exclude, ..TreeRules::new(files_max, *tree_bytes_max) };
         Ok(Self { roots, rules, pass, collect: collect.clone() })
@@ -71,11 +74,12 @@ impl Travel {
         self.collect.clone()
     }
 
-    /// Takes what comes back, and keeps it in `folder` until it is complete.
+    /// Takes what comes back.
     ///
     /// # Errors
     /// A pattern makes no sense.
-    pub fn collector(&self, folder: PathBuf) -> Result<Arc<Collector>, Failure> {
+    pub fn collector(&self, workspace: &Workspace) -> Result<Arc<Collector>, Failure> {
+        let folder = workspace.target_dir.join("distest").join("collect");
         let mut roots = vec![self.roots.workspace.clone()];
         roots.extend(self.roots.packages.iter().chain(&self.roots.excluded).cloned());
         roots.sort();
@@ -84,7 +88,7 @@ impl Travel {
     }
 
     /// Variables that remote tests get beside those that always travel.
-    pub fn pass(&self) -> &Globs {
+    pub fn pass(&self) -> &Pass {
         &self.pass
     }
 
@@ -103,7 +107,7 @@ impl Travel {
         let names = std::env::vars_os().map(|(name, _)| name);
         let unpassed = names.filter(|name| !testenv::travels(name, &self.pass));
         let exclude = self.rules.exclude.clone();
-        let own_there = |name: &String| !FROM_WORKER.contains(&name.as_str());
+        let own_there = |name: &String| !testenv::is_workers_own(name);
         Here {
             roots,
             exclude,
@@ -180,15 +184,82 @@ fn differs(changed: &[&Path], appeared: &[&Path], workspace: &Path) -> Option<Wa
 }
 
 fn globs(key: &str, patterns: &[String]) -> Result<Globs, Failure> {
-    Globs::new(patterns).map_err(|why| {
-        let what = format!("could not use the patterns of `{key}`");
-        Failure::new(ExitCode::Setup, what).because(why)
-    })
+    Globs::new(patterns).map_err(|why| unusable(key, why))
+}
+
+fn unusable(key: &str, why: String) -> Failure {
+    let what = format!("could not use the patterns of `{key}`");
+    Failure::new(ExitCode::Setup, what).because(why)
+}
+
+/// Whether files that a pattern of `collect` names can lie where files come back to.
+fn inside(pattern: &str, roots: &TreeRoots) -> Result<(), Failure> {
+    let fail = |why: &str| {
+        let what = format!("could not use the pattern `{pattern}` of `collect`");
+        let hint = "write it relative to the workspace, such as `tests/out/*.log`; files come back \
+                    to the workspace, its target folder and its path dependencies";
+        Err(Failure::new(ExitCode::Setup, what).because(why.to_owned()).hint(hint))
+    };
+    if pattern.split('/').any(|component| component == "..") {
+        return fail("it has a `..`, and no file's path has one");
+    }
+    if !pattern.starts_with('/') {
+        return Ok(());
+    }
+    let mut folders = [&roots.workspace].into_iter().chain(&roots.packages).chain(&roots.excluded);
+    match folders.any(|folder| may_name_in(pattern, folder)) {
+        true => Ok(()),
+        false => fail("it lies outside of the folders that files come back to"),
+    }
+}
+
+/// Whether an absolute pattern can name something in a folder: as far as both go, each name fits.
+fn may_name_in(pattern: &str, folder: &Path) -> bool {
+    let names = folder.components().skip(1).map(|component| Path::new(component.as_os_str()));
+    let parts = pattern.split('/').filter(|part| !part.is_empty());
+    for (part, name) in parts.zip(names) {
+        if part == "**" {
+            return true;
+        }
+        // What makes no sense is told elsewhere.
+        let fits = Globs::new([part]).is_ok_and(|globs| globs.matches(name, Some(name)));
+        if !fits {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_of_files_that_could_not_come_back_are_refused() {
+        let roots = TreeRoots {
+            workspace: "/w/ws".into(),
+            packages: vec!["/w/dependency".into()],
+            excluded: vec!["/t/target".into()],
+            ..TreeRoots::default()
+        };
+        for good in ["*.out", "a/b", "./a", "a..b", "/w/ws/*.out", "/w/*/x", "/**/x", "/t/target/x"]
+        {
+            assert!(inside(good, &roots).is_ok(), "{good}");
+        }
+        for bad in ["../x", "a/../b", "..", "/tmp/*.log", "/w/*.log", "/w/other/x", "/w/ws-2/x"] {
+            let failure = inside(bad, &roots).unwrap_err();
+            assert_eq!(failure.code, ExitCode::Setup, "{bad}");
+            assert!(failure.hint.is_some());
+        }
+    }
+
+    #[test]
+    fn what_a_worker_gives_to_tests_is_known_here() {
+        let known = |name: &&'static str| {
+            testenv::is_workers_own(name) || testenv::travels((*name).as_ref(), &Pass::default())
+        };
+        assert!(distest_worker::server::FROM_WORKER.iter().all(known));
+    }
 
     #[test]
     fn one_line_names_one_file() {

@@ -89,7 +89,8 @@ async fn through_slots(count: u32, request: &SpawnRequest, enclosed: bool) -> Re
     let scratch = tempfile::tempdir()?;
     let zygote = ZygoteProgram::this_executable();
     let enclosure = if enclosed { Some(enclosure(&zygote, scratch.path())?) } else { None };
-    let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure };
+    let options =
+        ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure, wanted: None };
     let (sender, mut events) = mpsc::channel(16);
     let slots = Slots::start(AT_ONCE, options, sender);
     let (mut started, mut ended) = (0, 0);

@@ -23,6 +23,7 @@ use crate::protocol::{
 };
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
+use crate::sandbox::left::{Left, Wanted};
 use crate::zygote::ZygoteProgram;
 
 mod helper;
@@ -43,6 +44,8 @@ pub struct ExecutorOptions {
     pub zygote: ZygoteProgram,
     /// The sandbox that attempts run in.
     pub enclosure: Option<Arc<Enclosure>>,
+    /// Files that are looked for when an attempt in a sandbox has ended.
+    pub wanted: Option<Arc<Wanted>>,
 }
 
 /// One process to start, in a slot that is ready.
@@ -204,6 +207,8 @@ pub struct SlotExit {
     pub leak: Option<Leak>,
     /// What it and those before it in the same sandbox wrote into the client's tree.
     pub written: Option<Arc<Written>>,
+    /// The files among that which are wanted, and which it left or changed.
+    pub left: Vec<Left>,
     /// What it wrote to standard output. Live streams are counted, not kept.
     pub stdout: Capture,
     /// What it wrote to standard error. Live streams are counted, not kept.
@@ -243,6 +248,7 @@ impl Slots {
                         scratch: Arc::clone(&scratch),
                         zygote: options.zygote.clone(),
                         enclosure: options.enclosure.clone(),
+                        wanted: options.wanted.clone(),
                     },
                     receiver,
                     ending.clone(),

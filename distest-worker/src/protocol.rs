@@ -329,6 +329,9 @@ pub struct SessionSpec {
     /// Services of the client's that attempts with a network of their own find where they are on
     /// the client: at most [`FORWARDS_MAX`]. A worker that can do this says so in its greeting.
     pub forwards: Vec<Forward>,
+    /// What an attempt leaves that `collect` names comes back before its end is reported, not when
+    /// no other attempt will add to it.
+    pub collect_at_once: bool,
 }
 
 /// Which attempts of a slot share what they write into the client's tree and private folders,
@@ -361,6 +364,26 @@ pub struct CollectedPiece {
     /// and no piece follows, although this is not a last one.
     #[serde(default)]
     pub too_large: Option<u64>,
+    /// With the first piece: the attempts that left or changed it here, as far as they are known,
+    /// one after the other. The first and last ones, at most [`WRITERS_MAX`].
+    #[serde(default)]
+    pub writers: Vec<Writer>,
+}
+
+/// The most attempts that are named of one file.
+pub const WRITERS_MAX: usize = 8;
+
+/// An attempt that left or changed a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Its [`AttemptSpec::label`].
+    pub label: String,
+    /// What the file held at its end, unless that was too long to be looked at.
+    #[serde(default)]
+    pub digest: Option<Digest>,
+    /// That began with all that was there before.
+    #[serde(default)]
+    pub adds: bool,
 }
 
 /// What the client gets.
@@ -514,6 +537,9 @@ pub struct AttemptSpec {
     /// most. For tests that need several processors, or nobody beside them.
     #[serde(default)]
     pub places: u32,
+    /// As people know it: comes back with the files that it leaves.
+    #[serde(default)]
+    pub label: String,
 }
 
 /// What of the network an attempt sees.

@@ -15,6 +15,7 @@ pub mod changes;
 mod created;
 pub mod enclosure;
 pub mod host;
+pub mod left;
 pub mod level;
 mod same_path;
 

@@ -85,6 +85,7 @@ fn at(level: Level, test: impl AsyncFnOnce(&mut Rig)) {
             scratch: dir.path().into(),
             zygote,
             enclosure: Some(Arc::new(enclosure)),
+            wanted: None,
         };
         let (sender, events) = mpsc::channel(16);
         let slots = Slots::start(1, options, sender);
@@ -309,6 +310,12 @@ fn a_full_layer_is_one_tests_misfortune() {
         let next =
             rig.output(1, "test ! -e big; head -c 1000000 /dev/zero > big && echo fits").await;
         assert_eq!(next, "fits\n", "the same layer at {level}");
+        // 8 MiB hold a thousand files, however small.
+        let many = "i=0; while [ $i -lt 2000 ]; do : > f$i || exit 1; i=$((i+1)); done";
+        let exit = rig.run(1, many).await;
+        assert_ne!(exit.exit, Exit::Code(0), "{level}");
+        assert!(text(&exit.stderr).contains("No space left"), "{}", text(&exit.stderr));
+        assert_eq!(rig.output(1, "test ! -e f0 && : > f0 && echo fits").await, "fits\n");
     });
 }
 

@@ -50,7 +50,12 @@ impl Rig {
     fn with_zygote(program: &str) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let zygote = ZygoteProgram::new(program);
-        let options = ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure: None };
+        let options = ExecutorOptions {
+            scratch: scratch.path().into(),
+            zygote,
+            enclosure: None,
+            wanted: None,
+        };
         let (sender, events) = mpsc::channel(4);
         let slots = Slots::start(1, options, sender);
         Self { slots, events, scratch, attempts: 0 }

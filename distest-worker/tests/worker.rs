@@ -624,6 +624,7 @@ fn attempt(id: u64, script: &str, streams: Streams) -> AttemptSpec {
         unset: Vec::new(),
         network: Network::Host,
         places: 1,
+        label: String::new(),
     }
 }
 

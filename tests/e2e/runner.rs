@@ -42,6 +42,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
         case("runner::files_that_rest_are_not_looked_for_again", resting_files),
+        case("runner::files_that_executables_leave_come_back", leaves_files),
+        case("runner::processes_that_are_left_behind_are_told", leaves_processes),
         case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
     ]
@@ -357,6 +359,65 @@ fn resting_files(scratch: &Scratch) {
     let third = call();
     assert!(third > second, "{third} {second}");
     assert_eq!(call(), third, "a folder at rest was listed again");
+}
+
+fn leaves_files(scratch: &Scratch) {
+    let test = r#"
+        use std::{env, fs, path::Path, process};
+        #[test]
+        fn leaves() {
+            // As the runtime of instrumented programs does.
+            let pattern = env::var("LLVM_PROFILE_FILE").unwrap();
+            assert!(pattern.ends_with("%p-%m.profraw"), "{pattern}");
+            let profile = pattern.replace("%p", &process::id().to_string()).replace("%m", "0");
+            fs::create_dir_all(Path::new(&profile).parent().unwrap()).unwrap();
+            fs::write(profile, env!("CARGO_CRATE_NAME")).unwrap();
+            let snapshot = concat!("tests/", env!("CARGO_CRATE_NAME"), ".snap.new");
+            fs::write(snapshot, format!("{:?}", fs::read_to_string(snapshot).is_ok())).unwrap();
+        }
+    "#;
+    let folder = package(scratch, test);
+    scratch.write("subject/tests/other.rs", test);
+    let (root, target_dir) = (folder.clone(), folder.join("target"));
+    let fixture = Fixture { root, target_dir: target_dir.clone(), ..Fixture::named("paths") };
+    let workers = hermetic::fleet(scratch, 1, 1);
+    let profiles = || {
+        let files = fs::read_dir(target_dir.join("cov")).into_iter().flatten().flatten();
+        let mut files: Vec<_> = files.map(|file| file.path()).collect();
+        files.sort();
+        files
+    };
+    for expected in [2, 4] {
+        let mut command = cargo_with(scratch, &workers, &fixture);
+        command.args(["test", "--offline"]);
+        command.env("LLVM_PROFILE_FILE", target_dir.join("cov/subject-%p-%m.profraw"));
+        let output = command.output().unwrap();
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{}\n{told}", text(&output.stdout));
+        assert!(!told.contains("cargo distest runner:"), "{told}");
+        // All is there when cargo has ended.
+        let files = profiles();
+        assert_eq!(files.len(), expected, "{files:?}");
+        let of_it = files.iter().filter(|file| fs::read_to_string(file).unwrap() == "it");
+        assert_eq!(of_it.count(), expected / 2);
+        for name in ["it", "other"] {
+            let snapshot = folder.join(format!("tests/{name}.snap.new"));
+            let existed = fs::read_to_string(snapshot).unwrap();
+            assert_eq!(existed, (expected == 4).to_string(), "what came back travels again");
+        }
+    }
+}
+
+fn leaves_processes(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    let output = shell(scratch, &workers, "sleep 600 > /dev/null 2>&1 &").output().unwrap();
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let what = "warning: /bin/sh left processes behind, which were ended: sleep (pid ";
+    assert!(told.contains(what), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let output = shell(scratch, &workers, "sleep 0.01").output().unwrap();
+    assert_eq!(text(&output.stderr), "");
 }
 
 fn nextest_is_there() -> Result<(), String> {

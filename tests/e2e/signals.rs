@@ -68,7 +68,7 @@ fn once(scratch: &Scratch, workers: &[Worker]) {
 fn twice(scratch: &Scratch, workers: &[Worker]) {
     let fixture = Fixture::named("slow");
     let name = "tests::hangs_and_ignores_sigterm";
-    let mut client = Client::run(scratch, &fixture);
+    let mut client = Client::run_human(scratch, &fixture);
     if !workers.is_empty() {
         client = client.only_on(workers);
     }
@@ -96,6 +96,8 @@ fn twice(scratch: &Scratch, workers: &[Worker]) {
         finished
     });
     assert_eq!(finished.code(), 130, "{}", finished.stderr);
+    assert!(finished.stderr.contains(" · tests "), "{}", finished.stderr);
+    assert!(!finished.stderr.contains("tests 0.00 s"), "{}", finished.stderr);
     let took = since.elapsed().as_secs();
     assert!(took < GRACE_S, "it took {took} s: the grace period was waited for");
 }

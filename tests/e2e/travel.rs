@@ -25,6 +25,9 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("travel::odd_files_arrive_or_are_told", odd_files),
         case("travel::a_package_outside_of_the_workspace_travels", outside_package),
         case("travel::who_sees_what_tests_write", writes),
+        case("travel::tests_that_write_one_file_differently_are_told", disputes),
+        case("travel::a_pattern_replaces_no_variable_of_the_workers", passed_patterns),
+        case("travel::files_from_elsewhere_cannot_be_asked_for", collect_elsewhere),
         case("travel::from_a_relative_target_folder", relative_target_folder),
         case("travel::a_test_that_spoils_its_executable_spoils_its_own", own_executable),
         case("travel::the_user_includes_and_excludes", include_and_exclude),
@@ -66,8 +69,12 @@ fn odd_files(scratch: &Scratch) {
             assert_eq!(fs::read_to_string(raw).unwrap(), "raw");
             assert_eq!(fs::read_dir("odd/empty").unwrap().count(), 0);
             assert_eq!(fs::read_link("odd/dangling").unwrap(), Path::new("nowhere"));
-            let mode = fs::metadata("odd/program").unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o751);
+            for (name, expected) in
+                [("program", 0o751), ("closed", 0o555), ("closed/file", 0o444), ("shared", 0o1777)]
+            {
+                let mode = fs::metadata(format!("odd/{name}")).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, expected, "{name}");
+            }
             for absent in ["odd/pipe", "odd/socket", "odd/huge"] {
                 assert!(fs::symlink_metadata(absent).is_err(), "{absent}");
             }
@@ -89,6 +96,12 @@ fn odd_files(scratch: &Scratch) {
         fs::set_permissions(odd.join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
     mode("program", 0o751);
+    fs::create_dir(odd.join("closed")).unwrap();
+    fs::create_dir(odd.join("shared")).unwrap();
+    write("closed/file".as_ref(), "");
+    mode("closed/file", 0o444);
+    mode("closed", 0o555);
+    mode("shared", 0o1777);
     mode("secret", 0o000);
     symlink("nowhere", odd.join("dangling")).unwrap();
     scratch.write("outside/file", "");
@@ -188,42 +201,117 @@ fn outside_package(scratch: &Scratch) {
 }
 
 fn writes(scratch: &Scratch) {
+    let tests: String = (0..6)
+        .map(|number| format!("#[test]\nfn t{number}() {{\n    write(\"{number}\");\n}}\n"))
+        .collect();
+    let folder = package(
+        scratch,
+        &format!(
+            r#"
+            use std::{{fs, io::Write}};
+            /// Leaves word of how many have written here, this one included.
+            fn write(own: &str) {{
+                let mut file = fs::File::options().append(true).create(true).open("all").unwrap();
+                writeln!(file, "line").unwrap();
+                let seen = fs::read_to_string("all").unwrap().lines().count();
+                fs::write(format!("seen-{{own}}"), seen.to_string()).unwrap();
+            }}
+            {tests}
+            "#
+        ),
+    );
+    let workers = Worker::fleet(scratch, 1, 1);
+    let seen = |writes: &str| -> Vec<usize> {
+        let profile = format!("[profile.default]\nisolation.writes = {writes:?}\n");
+        scratch.write("subject/.config/distest.toml", &profile);
+        let client = on_a_worker(scratch, &folder, &workers).args(["--isolation", "process"]);
+        let finished = client.args(["--collect", "seen-*"]).finish();
+        assert_eq!(finished.transcript(0).summary.passed, 6);
+        let files = (0..6).map(|number| folder.join(format!("seen-{number}")));
+        let read = |file: PathBuf| {
+            let seen = fs::read_to_string(&file).unwrap().parse().unwrap();
+            fs::remove_file(file).unwrap();
+            seen
+        };
+        let mut seen: Vec<usize> = files.map(read).collect();
+        seen.sort_unstable();
+        seen
+    };
+    assert_eq!(seen("binary"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(seen("test"), [1; 6]);
+    // A lease takes as many as there are slots, and some ahead; the next one takes the next.
+    let in_leases = seen("lease");
+    assert_eq!(in_leases[..2], [1, 1], "several leases");
+    assert!(in_leases[5] > 1, "of several tests");
+}
+
+fn disputes(scratch: &Scratch) {
     let folder = package(
         scratch,
         r#"
         use std::{fs, io::Write};
-        /// Which of both tests that write this is.
-        fn write() -> usize {
-            let mut file = fs::File::options().append(true).create(true).open("written").unwrap();
-            writeln!(file, "line").unwrap();
-            fs::read_to_string("written").unwrap().lines().count()
-        }
-        fn check() {
-            let seen = write();
-            let own_layers = fs::read_to_string(".config/distest.toml").unwrap().contains("test");
-            assert!(seen == 1 || seen == 2 && !own_layers, "{seen}");
+        fn write(name: &str, own: &str) {
+            fs::write(name, own).unwrap();
+            fs::write("same.out", "same").unwrap();
+            let mut file = fs::File::options().append(true).create(true).open("log.out").unwrap();
+            writeln!(file, "{own}").unwrap();
         }
         #[test]
         fn one() {
-            check();
+            write("differs.out", "one");
         }
         #[test]
         fn other() {
-            check();
+            write("differs.out", "other");
         }
         "#,
     );
     let workers = Worker::fleet(scratch, 1, 1);
-    // What comes back last was written last.
-    for (writes, lines) in [("binary", 2), ("test", 1)] {
-        let profile = format!("[profile.default]\nisolation.writes = {writes:?}\n");
-        scratch.write("subject/.config/distest.toml", &profile);
-        let client = on_a_worker(scratch, &folder, &workers).args(["--isolation", "process"]);
-        let finished = client.args(["--collect", "written"]).finish();
-        assert_eq!(finished.transcript(0).summary.passed, 2);
-        let written = fs::read_to_string(folder.join("written")).unwrap();
-        assert_eq!(written.lines().count(), lines, "{writes}");
-        fs::remove_file(folder.join("written")).unwrap();
+    let client = on_a_worker(scratch, &folder, &workers).args(["--isolation", "process"]);
+    let finished = client.args(["--collect", "*.out"]).finish();
+    assert_eq!(finished.transcript(0).summary.passed, 2);
+    let kept = fs::read_to_string(folder.join("differs.out")).unwrap();
+    let told = format!(
+        "differs.out was written by subject::it one and subject::it other, differently: what is \
+         here is of subject::it {kept}"
+    );
+    finished.complains(0, &[&told]);
+    assert_eq!(finished.stderr.matches("was written by").count(), 1, "{}", finished.stderr);
+    assert_eq!(fs::read_to_string(folder.join("log.out")).unwrap().lines().count(), 2);
+}
+
+fn passed_patterns(scratch: &Scratch) {
+    let folder = package(
+        scratch,
+        r#"
+        use std::env;
+        #[test]
+        fn has_what_is_of_no_machine() {
+            assert_eq!(env::var("MINE").unwrap(), "passed");
+            assert_eq!(env::var("CARGO_PKG_NAME").unwrap(), "subject");
+            for name in ["HOME", "PATH", "USER", "TMPDIR"] {
+                assert!(env::var(name).is_ok_and(|it| it != "/of/the/client") || name != "HOME");
+                assert_ne!(env::var(name).as_deref(), Ok("/of/the/client"), "{name}");
+            }
+        }
+        "#,
+    );
+    scratch.write("subject/.config/distest.toml", "[profile.default]\nenv.pass = [\"*\"]\n");
+    let workers = Worker::fleet(scratch, 1, 1);
+    let client = on_a_worker(scratch, &folder, &workers)
+        .env("MINE", "passed")
+        .env("CARGO_PKG_NAME", "other")
+        .env("USER", "/of/the/client")
+        .env("LOGNAME", "/of/the/client");
+    assert_eq!(client.finish().transcript(0).summary.passed, 1);
+}
+
+fn collect_elsewhere(scratch: &Scratch) {
+    let folder = package(scratch, "#[test]\nfn passes() {}\n");
+    for pattern in ["../x", "/tmp/*.log"] {
+        let refused = Client::call(scratch, &folder, &["run", "--offline", "--collect", pattern]);
+        let what = format!("could not use the pattern `{pattern}` of `collect`");
+        refused.finish().complains(96, &[&what, "hint: "]);
     }
 }
 

@@ -41,7 +41,8 @@ impl Bench {
 
     fn piece(&self, path: &Path, offset: u64, data: &str, last: bool) -> CollectedPiece {
         let data = data.to_owned().into();
-        CollectedPiece { path: path.into(), mode: 0o4777, offset, data, last, too_large: None }
+        let (path, writers) = (path.into(), Vec::new());
+        CollectedPiece { path, mode: 0o4777, offset, data, last, too_large: None, writers }
     }
 
     fn bring(&self, worker: WorkerId, name: &str, content: &str) -> Result<(), RefusalKind> {
@@ -117,7 +118,7 @@ fn the_first_of_two_workers_wins_and_may_say_more() {
     assert_eq!(bench.read("x.out").as_deref(), Some("one"));
     bench.bring(ONE, "x.out", "one and more").unwrap();
     assert_eq!(bench.read("x.out").as_deref(), Some("one and more"));
-    let why = "x.out was not brought back from a worker: another test's file of that name";
+    let why = "x.out was written by several tests, differently";
     bench.check(&["x.out"], &[why]);
 }
 

@@ -55,10 +55,23 @@ impl Dispatch {
             // Tests with networks of their own have no company.
             network: Network::Host,
             places: 1,
+            label: self.label_of(&tests),
         };
         self.batches += 1;
         let acceptance = Acceptance::new(names);
         Some((spec, Batch { number: self.batches, tests, acceptance, witness }))
+    }
+
+    /// Who is meant by a batch.
+    fn label_of(&self, tests: &[TestIndex]) -> String {
+        match tests {
+            [] => String::new(),
+            [one] => self.planned(*one).case.to_string(),
+            [first, others @ ..] => {
+                let case = &self.planned(*first).case;
+                format!("{case} or {} more in its process", others.len())
+            }
+        }
     }
 
     pub(super) fn planned(&self, test: TestIndex) -> &Planned {

@@ -227,6 +227,7 @@ impl Open {
             writes: facts.writes,
             collect: if embedded { Vec::new() } else { facts.collect.clone() },
             forwards: facts.forwards.clone(),
+            collect_at_once: facts.collect_at_once,
         };
         let asked = Instant::now();
         let ready = worker

@@ -139,6 +139,7 @@ fn attempt(command: &[OsString]) -> AttemptSpec {
         unset: Vec::new(),
         network: Network::Host,
         places: 1,
+        label: String::new(),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Notices {
 pub struct Notice {
     /// What, and why.
     pub text: String,
-    /// What to do.
+    /// What to do; empty if there is nothing.
     pub hint: String,
 }
 

@@ -192,7 +192,8 @@ impl Serving {
         let fleet = line.settings.fleet.clone();
         let (travel, copies) = (line.travel.clone(), Arc::clone(&line.copies));
         let surroundings = Surroundings::of(&line.settings.constraints, Arc::clone(&line.notices));
-        let server = Server::of(fleet, &line.workspace, travel, copies, surroundings)?;
+        let collector = Arc::clone(&line.collector);
+        let server = Server::of(fleet, &line.workspace, travel, collector, copies, surroundings)?;
         let server = Arc::new(server);
         // Nobody else can enter it.
         let folder = tempfile::Builder::new().prefix("distest-").tempdir().map_err(fail)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use distest_worker::link;
 use distest_worker::protocol::{
-    AttemptSignal, AttemptSpec, BinaryKey, Exit, Lease, Limits, OsText, Refusal, StdinChunk,
+    AttemptSignal, AttemptSpec, BinaryKey, Exit, Leak, Lease, Limits, OsText, Refusal, StdinChunk,
     Stream, Streams,
 };
 use nix::sys::signal::Signal;
@@ -28,11 +28,16 @@ use crate::fleet::Connection;
 use crate::model::Triple;
 use crate::settings::{Fallback, FleetSettings};
 use crate::ship::ShipError;
+use crate::shown;
 
 /// Frames of a shim that wait to be taken.
 const FRAMES_MAX: usize = 4;
 /// Bytes of output that wait for a shim. Beyond that its worker's session waits with it.
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Words of a call by which it is known.
+const LABEL_WORDS_MAX: usize = 3;
+/// Processes that are named when they are left behind.
+const PROCESSES_TOLD_MAX: usize = 3;
 /// An answer to a short request.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -96,7 +101,7 @@ struct Placed {
     /// The executable as the worker is told of it.
     program: OsText,
     /// Its sessions end with it.
-    _supply: Arc<Supply>,
+    supply: Arc<Supply>,
 }
 
 /// Finds a worker and gets everything there. The error is the last word to the shim.
@@ -122,7 +127,7 @@ async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Pla
         supply.pool.prepare(&ticket.member, &parcel).await.map_err(unusable)?;
         (parcel.key, parcel.packed.spec.program.clone())
     };
-    Ok(Placed { ticket, binary, program, _supply: supply })
+    Ok(Placed { ticket, binary, program, supply })
 }
 
 /// A place on a worker where the executable finds what it looks for. None, with the reasons, if
@@ -239,11 +244,11 @@ impl Running<'_> {
                         };
                         held = Some(Held { frame, bytes, taken });
                     }
-                    Said::Finished(exit, notes) => {
+                    Said::Finished { exit, notes, leak } => {
                         for note in notes.iter().filter(|_| exit != Exit::Code(0)) {
-                            let text = format!("cargo distest runner: note: {note}\n");
-                            self.shim.say(&ToShim::Stderr(text.into()), None);
+                            self.remark("note", note);
                         }
+                        self.tell_left(leak);
                         return Some(ToShim::Exited(exit));
                     }
                     Said::Lost(why) => return Some(self.lost(&why)),
@@ -274,6 +279,22 @@ impl Running<'_> {
                 },
             }
         }
+    }
+
+    /// Tells of what the executable left: processes, and files that did not come back.
+    fn tell_left(&self, leak: Option<Leak>) {
+        let program = self.site.name_of(self.call.program.as_path());
+        let leak = leak.map(|leak| left_behind(&program, &leak));
+        let files = self.placed.supply.collector.news();
+        for text in leak.into_iter().chain(files).filter_map(|text| self.site.remark(text)) {
+            self.remark("warning", &text);
+        }
+    }
+
+    /// A line of our own among what the executable writes to standard error.
+    fn remark(&self, kind: &str, text: &str) {
+        let text = format!("cargo distest runner: {kind}: {}\n", shown::word(text));
+        self.shim.say(&ToShim::Stderr(text.into()), None);
     }
 
     fn worker(&self) -> &str {
@@ -310,6 +331,7 @@ impl Running<'_> {
             unset: Vec::new(),
             network: self.site.network(),
             places: 1,
+            label: self.label(),
         };
         let lease = Lease { attempts: vec![attempt] };
         let why = match connection.worker.lease(link::context(ANSWER), lease).await {
@@ -320,6 +342,14 @@ impl Running<'_> {
         let program = self.call.program.as_path().display();
         let what = format!("could not run {program} on worker {}: {why}", self.worker());
         Err(Refused { code: ExitCode::FleetLost.number(), what, hint: None })
+    }
+
+    /// The executable and its arguments, as the user may know it.
+    fn label(&self) -> String {
+        let program = self.call.program.as_path().file_name().unwrap_or_default();
+        let words = std::iter::once(program).chain(self.call.args.iter().map(OsText::as_os_str));
+        let words: Vec<_> = words.take(LABEL_WORDS_MAX).map(|it| it.to_string_lossy()).collect();
+        words.join(" ")
     }
 
     /// Passes on a piece of standard input. Answers whether more is wanted.
@@ -359,7 +389,7 @@ impl Running<'_> {
             match said {
                 Said::Started => self.signal(AttemptSignal::Kill),
                 Said::Output(_, _, taken) => _ = taken.send(()),
-                Said::Finished(..) | Said::Lost(_) => return,
+                Said::Finished { .. } | Said::Lost(_) => return,
             }
         }
     }
@@ -370,6 +400,22 @@ async fn fed(feeding: &mut Option<oneshot::Receiver<bool>>) -> bool {
     match feeding {
         Some(feeding) => feeding.await.unwrap_or(false),
         None => future::pending().await,
+    }
+}
+
+/// What outlived an executable, in words.
+fn left_behind(program: &str, leak: &Leak) -> String {
+    match &leak.processes[..] {
+        [] => format!("{program} ended, and something else kept its output open"),
+        processes => {
+            let some = processes.iter().take(PROCESSES_TOLD_MAX).map(String::as_str);
+            let more = match processes.len().saturating_sub(PROCESSES_TOLD_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let some = some.collect::<Vec<_>>().join(", ");
+            format!("{program} left processes behind, which were ended: {some}{more}")
+        }
     }
 }
 

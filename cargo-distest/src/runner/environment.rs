@@ -2,64 +2,23 @@
 
 use std::ffi::OsStr;
 
-use distest_worker::globs::Globs;
 use distest_worker::protocol::OsText;
 
 use super::wire::Variable;
-use crate::testenv;
-
-/// What cargo, rustdoc and cargo-nextest set for an executable, by name; `*` stands for any ending.
-const CARGOS: &[&str] = &[
-    "CARGO",
-    "CARGO_BIN_EXE_*",
-    "CARGO_BIN_NAME",
-    "CARGO_CRATE_NAME",
-    "CARGO_MANIFEST_*",
-    "CARGO_PKG_*",
-    "CARGO_PRIMARY_PACKAGE",
-    "CARGO_TARGET_TMPDIR",
-    "LD_LIBRARY_PATH",
-    "NEXTEST",
-    "NEXTEST_*",
-    "OUT_DIR",
-    "RUSTDOC_DOCTEST_*",
-];
-
-/// What says where the user's things are on this machine: a worker has its own.
-const OF_THIS_MACHINE: &[&str] = &[
-    "CARGO_HOME",
-    "HOME",
-    "LOGNAME",
-    "OLDPWD",
-    "PATH",
-    "PWD",
-    "RUSTUP_*",
-    "SHELL",
-    "SHLVL",
-    "SSH_*",
-    "TEMP",
-    "TMP",
-    "TMPDIR",
-    "USER",
-    "XDG_*",
-    "_",
-];
-
-/// What concerns us alone.
-const OURS: &[&str] = &["DISTEST_*"];
+use crate::testenv::{self, OF_A_MACHINE, OF_CARGO, OURS, Pass};
 
 /// The variables that an executable gets: everything where it uses the client's files in place;
 /// elsewhere what is meant for tests or named by the user, and what whoever called us has set for it.
-pub(super) fn of_call(env: &[Variable], embedded: bool, pass: &Globs) -> Vec<(OsText, OsText)> {
+pub(super) fn of_call(env: &[Variable], embedded: bool, pass: &Pass) -> Vec<(OsText, OsText)> {
     let passed = env.iter().filter(|variable| {
         let name = variable.name.as_os_str();
         if matches(OURS, name) {
             return false;
         }
         embedded
-            || matches(CARGOS, name)
+            || matches(OF_CARGO, name)
             || testenv::travels(name, pass)
-            || !(variable.inherited || matches(OF_THIS_MACHINE, name))
+            || !(variable.inherited || matches(OF_A_MACHINE, name))
     });
     passed.map(|variable| (variable.name.clone(), variable.value.clone())).collect()
 }
@@ -91,7 +50,7 @@ mod tests {
             inherited,
         });
         let names = |embedded| -> Vec<String> {
-            let passed = of_call(&env, embedded, &Globs::default()).into_iter();
+            let passed = of_call(&env, embedded, &Pass::default()).into_iter();
             passed.map(|(name, _)| name.as_os_str().to_str().unwrap().to_owned()).collect()
         };
         assert_eq!(names(false), ["FROM_A_BUILD_SCRIPT", "CARGO_PKG_NAME", "OUT_DIR", "RUST_LOG"]);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Network, Report, Stream};
+use distest_worker::protocol::{AttemptId, BinaryKey, Exit, Leak, Network, Report, Stream};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -66,8 +66,14 @@ pub(super) enum Said {
     Started,
     /// It wrote something. Answer when it has been taken.
     Output(Stream, Bytes, oneshot::Sender<()>),
-    /// It and all that it started have ended, and what it met that was not of its own making.
-    Finished(Exit, Vec<String>),
+    /// It and all that it started have ended.
+    Finished {
+        exit: Exit,
+        /// What it met that was not of its own making.
+        notes: Vec<String>,
+        /// What it left behind, which was ended.
+        leak: Option<Leak>,
+    },
     /// It came to no end of its own.
     Lost(String),
 }
@@ -236,7 +242,8 @@ impl State {
             Report::Slow { .. } | Report::Progress { .. } => {}
             Report::Draining {} => _ = self.leaving.insert(worker),
             Report::Finished(mut finished) => {
-                let said = Said::Finished(finished.exit, finished.take_notes());
+                let (exit, notes) = (finished.exit, finished.take_notes());
+                let said = Said::Finished { exit, notes, leak: finished.leak };
                 self.tell(worker, finished.attempt, said);
             }
             Report::Lost { attempt, detail, .. } => {

@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, watch};
 use super::call;
 use super::site::{Place, Site, Surroundings};
 use super::wire::{Call, FromShim, GREETING, Refused, ToShim};
+use crate::collect::Collector;
 use crate::compile::Workspace;
 use crate::failure::Failure;
 use crate::settings::{FleetSettings, Settings, TravelSettings};
@@ -57,10 +58,11 @@ impl Server {
         settings: FleetSettings,
         workspace: &Workspace,
         travel: Travel,
+        collector: Arc<Collector>,
         copies: Arc<Copies>,
         surroundings: Surroundings,
     ) -> Result<Self, Failure> {
-        let site = Site::of(workspace, travel, copies, surroundings)?;
+        let site = Site::of(workspace, travel, collector, copies, surroundings)?;
         Ok(Self::with(settings, Sites::One(Arc::new(site))))
     }
 

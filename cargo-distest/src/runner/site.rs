@@ -1,10 +1,9 @@
 //! A workspace as calls from it need it: its folders, its files, the pool that has them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use distest_worker::globs::Globs;
 use distest_worker::protocol::{Forward, Network, OsText, TreeNode};
 use tokio::sync::Mutex;
 
@@ -21,7 +20,7 @@ use crate::settings::{
     self, ConfigFiles, ConstraintSettings, Facts, FleetSettings, LocalSlots, Settings,
     TravelSettings,
 };
-use crate::testenv::RunFacts;
+use crate::testenv::{Pass, RunFacts};
 use crate::travel::Travel;
 use crate::tree::Tree;
 use crate::tree::copies::Copies;
@@ -47,7 +46,9 @@ pub(super) struct Site {
     host: Triple,
     surroundings: Surroundings,
     current: Mutex<Option<Current>>,
-    pass: Globs,
+    pass: Pass,
+    /// Takes what executables leave, for whoever is supplied next. Each of its heirs has its turn.
+    collector: std::sync::Mutex<Arc<Collector>>,
 }
 
 /// What of the network executables see.
@@ -57,6 +58,8 @@ pub struct Surroundings {
     /// Services of this machine's, in a network of their own.
     forwards: Vec<Forward>,
     notices: Arc<Notices>,
+    /// They are heard. Else the caller is told.
+    heard: bool,
 }
 
 /// What tells one site from another, before cargo has been asked.
@@ -107,6 +110,8 @@ struct Current {
 pub(super) struct Supply {
     pub(super) pool: Pool,
     pub(super) packer: Packer,
+    /// Takes what comes back from these workers.
+    pub(super) collector: Arc<Collector>,
     tree: Arc<Tree>,
     made: Instant,
 }
@@ -114,7 +119,7 @@ pub(super) struct Supply {
 impl Supply {
     /// Whether a worker is there, may still come, or has just been found missing.
     fn serves(&self) -> bool {
-        self.pool.alive() || self.made.elapsed() < RETRY_AFTER
+        !self.collector.is_worn() && (self.pool.alive() || self.made.elapsed() < RETRY_AFTER)
     }
 }
 
@@ -149,7 +154,8 @@ impl Surroundings {
     /// Those of tests that no override says anything of.
     pub fn of(constraints: &ConstraintSettings, notices: Arc<Notices>) -> Self {
         let ConstraintSettings { network, forwards, .. } = constraints;
-        Self { network: (*network).into(), forwards: forwards.clone(), notices }
+        let (network, forwards) = ((*network).into(), forwards.clone());
+        Self { network, forwards, notices, heard: true }
     }
 
     /// Those of whatever a runner is given: the network of its worker, unless the profile forwards
@@ -157,13 +163,14 @@ impl Surroundings {
     pub(super) fn of_runner(constraints: &ConstraintSettings) -> Self {
         match constraints.forwards.is_empty() {
             true => Self::host(),
-            false => Self::of(constraints, Notices::unheard()),
+            false => Self { heard: false, ..Self::of(constraints, Notices::unheard()) },
         }
     }
 
     /// Those of what is no test, as far as we know.
     fn host() -> Self {
-        Self { network: Network::Host, forwards: Vec::new(), notices: Notices::unheard() }
+        let (network, forwards, notices) = (Network::Host, Vec::new(), Notices::unheard());
+        Self { network, forwards, notices, heard: false }
     }
 }
 
@@ -209,7 +216,8 @@ impl Site {
         }
         let copies = copies(&workspace.target_dir);
         let travel = Travel::new(travel, &workspace)?;
-        let mut site = Self::of(&workspace, travel, copies, surroundings.clone())?;
+        let collector = travel.collector(&workspace)?;
+        let mut site = Self::of(&workspace, travel, collector, copies, surroundings.clone())?;
         if !site.holds(cwd) && may_be_hidden(cwd) {
             site.roots.push(cwd.as_path().into());
         }
@@ -220,10 +228,12 @@ impl Site {
     pub(super) fn of(
         workspace: &Workspace,
         travel: Travel,
+        collector: Arc<Collector>,
         copies: Arc<Copies>,
         surroundings: Surroundings,
     ) -> Result<Self, Failure> {
         Ok(Self {
+            collector: std::sync::Mutex::new(collector),
             roots: travel.session_roots(workspace),
             pass: travel.pass().clone(),
             travel: Some(travel),
@@ -242,9 +252,10 @@ impl Site {
         let copies = copies(&target_dir);
         let roots = may_be_hidden(cwd).then_some(cwd).into_iter().chain([&*target_dir]);
         Ok(Self {
+            collector: std::sync::Mutex::new(Arc::new(Collector::nothing())),
             roots: roots.map(OsText::from).collect(),
             travel: None,
-            pass: Globs::default(),
+            pass: Pass::default(),
             store: open_store(&target_dir, &copies)?,
             copies,
             target_dir,
@@ -270,8 +281,26 @@ impl Site {
         self.surroundings.notices.tell(text, "mend that, or start a worker that takes them");
     }
 
+    /// What is told of an executable. Doctests have a path of their own each.
+    pub(super) fn name_of(&self, program: &Path) -> String {
+        match self.surroundings.heard {
+            true => "a doctest".to_owned(),
+            false => program.display().to_string(),
+        }
+    }
+
+    /// What the user should know of a call: told to whoever runs tests, or else in these words to
+    /// the caller.
+    pub(super) fn remark(&self, text: String) -> Option<String> {
+        if self.surroundings.heard {
+            self.surroundings.notices.tell(text, "");
+            return None;
+        }
+        Some(text)
+    }
+
     /// Variables that the user wants to travel.
-    pub(super) fn pass(&self) -> &Globs {
+    pub(super) fn pass(&self) -> &Pass {
         &self.pass
     }
 
@@ -335,15 +364,27 @@ impl Site {
                 }
                 old.supply
             }
-            _ => Arc::new(Supply {
-                pool: Pool::start(self.session_facts(), settings.clone(), Arc::clone(&tree)),
-                packer: Packer::new(Arc::clone(&self.store), self.target_dir.clone(), &self.roots),
-                tree,
-                made: Instant::now(),
-            }),
+            _ => Arc::new(self.fresh_supply(tree, settings)),
         };
         *current = Some(Current { supply: Arc::clone(&supply), folders, caller, looked });
         Ok(supply)
+    }
+
+    fn fresh_supply(&self, tree: Arc<Tree>, settings: &FleetSettings) -> Supply {
+        let collector = {
+            let mut current = self.collector.lock().unwrap_or_else(PoisonError::into_inner);
+            *current = Arc::new(current.heir());
+            Arc::clone(&current)
+        };
+        collector.know(Arc::clone(&tree));
+        let facts = self.session_facts(Arc::clone(&collector));
+        Supply {
+            pool: Pool::start(facts, settings.clone(), Arc::clone(&tree)),
+            packer: Packer::new(Arc::clone(&self.store), self.target_dir.clone(), &self.roots),
+            collector,
+            tree,
+            made: Instant::now(),
+        }
     }
 
     async fn look(&self, settings: &FleetSettings) -> Result<Tree, Failure> {
@@ -357,7 +398,7 @@ impl Site {
         Ok(tree)
     }
 
-    fn session_facts(&self) -> SessionFacts {
+    fn session_facts(&self, collector: Arc<Collector>) -> SessionFacts {
         let run = RunFacts {
             run: fleet::run_name(),
             profile: String::new(),
@@ -369,14 +410,15 @@ impl Site {
             run,
             roots: self.roots.clone(),
             environment: Vec::new(),
-            pass: Globs::default(),
+            pass: Pass::default(),
             bare: true,
             writes: distest_worker::protocol::Writes::default(),
             private_networks: self.network() == Network::Private,
             forwards: self.surroundings.forwards.clone(),
             notices: Arc::clone(&self.surroundings.notices),
-            collect: Vec::new(),
-            collector: Arc::new(Collector::nothing()),
+            collect: self.travel.as_ref().map(Travel::collect_patterns).unwrap_or_default(),
+            collect_at_once: true,
+            collector,
         }
     }
 }

@@ -565,6 +565,7 @@ impl World {
             unset: Vec::new(),
             network: Network::Host,
             places: grant.places,
+            label: String::new(),
         }
     }
 }

@@ -132,6 +132,7 @@ fn to_worker() -> Vec<(&'static str, Vec<u8>)> {
         progress: true,
         unset: vec!["X".into()],
         network: Network::Host,
+        label: "a a::b".to_owned(),
     };
     let spec = SessionSpec {
         run: "run".to_owned(),

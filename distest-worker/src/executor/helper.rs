@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::protocol::Network;
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
+use crate::sandbox::left::Follower;
 use crate::sandbox::level::Level;
 use crate::store::remove_all;
 use crate::zygote::ZygoteProgram;
@@ -58,6 +59,8 @@ pub(super) struct Inside {
     pub(super) layer: u64,
     /// What attempts write into the client's files, where that lies apart from them.
     pub(super) written: Option<Arc<Written>>,
+    /// Sees what each attempt leaves there.
+    pub(super) follower: Follower,
     /// Not for another attempt.
     pub(super) spent: bool,
 }
@@ -185,7 +188,8 @@ impl Helper {
         match self.receive_all().await {
             Ok((Answer::Entered, mut descriptors)) => {
                 let written = descriptors.pop().map(|written| Arc::new(Written::new(written)));
-                self.inside = Some(Inside { layer, written, spent: false });
+                let follower = written.as_deref().map(Follower::of).unwrap_or_default();
+                self.inside = Some(Inside { layer, written, follower, spent: false });
                 Ok(())
             }
             Ok((Answer::CouldNotEnter(obstacle), _)) => Err(format!("no sandbox: {obstacle}")),

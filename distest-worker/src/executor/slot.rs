@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::helper::Helper;
+use super::helper::{Helper, Inside};
 use super::progress::Progress;
 use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
 use super::request::{encode, explain};
@@ -22,6 +22,7 @@ use crate::output::Capture;
 use crate::protocol::{AttemptId, Leak, LossReason, Network, SlotId, Stream, Streams};
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
+use crate::sandbox::left::{Left, Wanted};
 use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
 use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep};
@@ -43,6 +44,7 @@ pub(super) struct Place {
     pub(super) scratch: Arc<Path>,
     pub(super) zygote: ZygoteProgram,
     pub(super) enclosure: Option<Arc<Enclosure>>,
+    pub(super) wanted: Option<Arc<Wanted>>,
 }
 
 type Commands = mpsc::UnboundedReceiver<SlotCommand>;
@@ -260,11 +262,36 @@ impl Place {
                 }
             }
         };
-        let written = helper.inside().and_then(|inside| {
-            inside.spent |= exited.spent;
-            inside.written.clone()
+        let left = match helper.inside() {
+            Some(inside) => {
+                inside.spent |= exited.spent;
+                let left = self.left(inside).await;
+                inside.written.clone().map(|written| (written, left))
+            }
+            None => None,
+        };
+        self.finish(&request, running, exited, left, buffer).await
+    }
+
+    /// Files that are wanted and that the attempt left which has just ended.
+    async fn left(&self, inside: &mut Inside) -> Vec<Left> {
+        let (Some(wanted), Some(written)) = (&self.wanted, &inside.written) else {
+            return Vec::new();
+        };
+        if !inside.follower.is_due(written) {
+            return Vec::new();
+        }
+        let mut follower = std::mem::take(&mut inside.follower);
+        let (wanted, written) = (Arc::clone(wanted), Arc::clone(written));
+        let looking = tokio::task::spawn_blocking(move || {
+            let left = follower.look(&written, &wanted, SystemTime::now());
+            (follower, left)
         });
-        self.finish(&request, running, exited, written, buffer).await
+        // What panics here has seen nothing.
+        let (follower, left) = looking.await.unwrap_or_default();
+        inside.spent |= follower.spent;
+        inside.follower = follower;
+        left
     }
 
     /// Makes the pipes and the request.
@@ -350,7 +377,7 @@ impl Place {
         request: &SpawnRequest,
         mut running: Running,
         exited: Exited,
-        written: Option<Arc<Written>>,
+        left: Option<(Arc<Written>, Vec<Left>)>,
         buffer: &mut [u8],
     ) -> Outcome {
         running.leader = None;
@@ -374,6 +401,7 @@ impl Place {
         };
         let output_open = stdout.open || stderr.open;
         let leaked = output_open || !exited.left.is_empty();
+        let (written, left) = left.unzip();
         self.tell(SlotEvent::Exited(Box::new(SlotExit {
             slot: self.slot,
             attempt: request.attempt,
@@ -382,6 +410,7 @@ impl Place {
             usage: exited.usage,
             leak: leaked.then_some(Leak { processes: exited.left, output_open }),
             written,
+            left: left.unwrap_or_default(),
             stdout: stdout.capture,
             stderr: stderr.capture,
         })))

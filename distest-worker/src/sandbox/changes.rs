@@ -14,11 +14,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat, lstat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, lstat};
 use nix::sys::statvfs::fstatvfs;
 
 /// The most changes that are listed.
@@ -97,6 +98,27 @@ impl Written {
     /// # Errors
     /// It isn't there, or is no file.
     pub fn open(&self, path: &Path) -> io::Result<File> {
+        let (folder, name) = self.enter(path)?;
+        // A FIFO must not be waited for.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&folder, name, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(file)
+    }
+
+    /// Of what lies at the client's path now; none if nothing can be seen there.
+    pub(crate) fn stamp(&self, path: &Path) -> Option<Stamp> {
+        if path == Path::new("/") {
+            return fstat(&self.upper).ok().map(|stat| Stamp::of(&stat));
+        }
+        let (folder, name) = self.enter(path).ok()?;
+        fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Stamp::of(&stat))
+    }
+
+    /// The folder in which the client's path lies, reached through no link, and its name there.
+    fn enter<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
         let plain = |component: &Component<'_>| {
             matches!(component, Component::RootDir | Component::Normal(_))
         };
@@ -112,13 +134,7 @@ impl Written {
                 folder = openat(&folder, name, folder_flags(), Mode::empty())?;
             }
         }
-        // A FIFO must not be waited for.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = File::from(openat(&folder, name, flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        Ok(file)
+        Ok((folder, name))
     }
 }
 
@@ -193,6 +209,12 @@ impl Stamp {
     /// Of what lies at a path, link or not; none if nothing can be seen there.
     pub(crate) fn at(path: &CStr) -> Option<Self> {
         lstat(path).ok().map(|stat| Self::of(&stat))
+    }
+
+    /// Whether the change was less than `time` before `now`, or after it.
+    pub(crate) fn is_within(self, time: Duration, now: SystemTime) -> bool {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        now.as_nanos() as i128 - self.changed_ns < time.as_nanos() as i128
     }
 
     fn of(stat: &FileStat) -> Self {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::collect::Collect;
+use super::collect::{Collect, Layer};
 use super::environment::{self, Environment};
 use super::files::Files;
 use super::forward::{Forwarding, LINGER};
@@ -34,6 +34,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::host::Host;
+use crate::sandbox::left::Left;
 use crate::sandbox::level::Level;
 use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
 
@@ -93,6 +94,7 @@ struct Opened {
     sandbox: Arc<Sandbox>,
     layers: Layers,
     slot_base: u32,
+    run: String,
     env: Environment,
     binaries: BTreeMap<BinaryKey, Prepared>,
     /// Places held by attempts, by their number.
@@ -104,7 +106,11 @@ struct Opened {
     /// What the client wants to have of what tests write.
     collect: Option<Arc<Collect>>,
     /// Where what the attempts of each slot write goes, if it goes anywhere apart.
-    written: BTreeMap<SlotId, Arc<Written>>,
+    written: BTreeMap<SlotId, Arc<Layer>>,
+    /// As whom the attempt of each slot is known.
+    labels: BTreeMap<SlotId, String>,
+    /// What must be with the client before an attempt's end is told.
+    left: BTreeMap<AttemptId, LeftAt>,
     /// Services of the client's, for attempts with a network of their own.
     forwarding: Forwarding,
     /// Processes that had been ended for lack of memory when a slot's attempt began.
@@ -119,6 +125,14 @@ struct Prepared {
     program: PathBuf,
     cwd: PathBuf,
     env: Environment,
+}
+
+/// Where an attempt left something.
+enum LeftAt {
+    /// These files in a layer.
+    Layer(Arc<Layer>, Vec<Left>),
+    /// Among the files that are laid out; and as whom it is known.
+    Place(String),
 }
 
 /// What an attempt wrote: as its report says it, and what must go ahead.
@@ -329,6 +343,7 @@ impl Driver {
             scratch: self.worker.scratch().to_owned(),
             zygote: self.worker.zygote.clone(),
             enclosure: enclosure.map(Arc::new),
+            wanted: collect.as_ref().map(|collect| collect.wanted()),
         };
         let ready = ready(slots, &sandbox, self.worker.host());
         // Nothing can be refused any more: who gets no session keeps nobody else out.
@@ -345,6 +360,7 @@ impl Driver {
             listed: self.worker.sessions.begin(client, run),
             slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
+            run: spec.run.clone(),
             env: environment::with(
                 &environment::base(spec.in_place, &sandbox),
                 &spec.env,
@@ -358,6 +374,8 @@ impl Driver {
             stdin: BTreeMap::new(),
             collect,
             written: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            left: BTreeMap::new(),
             forwarding,
             kills: BTreeMap::new(),
             closing: Vec::new(),
@@ -463,9 +481,10 @@ impl Driver {
 
     /// Keeps an attempt's output until its report is due.
     fn exited(&mut self, exit: SlotExit) -> Input {
-        let SlotExit { slot, attempt, exit, duration, usage, leak, written, stdout, stderr } = exit;
+        let SlotExit { slot, attempt, exit, duration, usage, leak, written, left, stdout, stderr } =
+            exit;
         if let Some(opened) = &mut self.opened {
-            opened.wrote(slot, written, &mut self.telling);
+            opened.wrote(slot, attempt, written, left, &mut self.telling);
             let reported = [stdout.to_output(), stderr.to_output()];
             let mut long = [Some(stdout), Some(stderr)];
             for (output, capture) in reported.iter().zip(&mut long) {
@@ -649,6 +668,9 @@ impl Opened {
         ];
         env.extend(ours.map(|(name, value)| (OsString::from(name), OsString::from(value))));
         spec.unset.iter().for_each(|name| _ = env.remove(name.as_os_str()));
+        if self.sandbox.level().is_some() {
+            environment::with_own_profiles(&mut env, &self.run, attempt);
+        }
         let args = spec.args.iter().map(|arg| self.sandbox.value(arg.as_os_str()));
         let request = SpawnRequest {
             attempt,
@@ -663,16 +685,38 @@ impl Opened {
             network: spec.network,
             forwards: self.forwarding.seen_in(spec.network),
         };
+        self.labels.insert(slot, spec.label);
         self.stdin.insert(slot, Stdin { attempt, waiting: VecDeque::new() });
         self.slots.command(slot, SlotCommand::Spawn(Box::new(request)));
         None
     }
 
-    /// Notes where a slot's attempts write now. What they wrote before, elsewhere, is complete.
-    fn wrote(&mut self, slot: SlotId, written: Option<Arc<Written>>, telling: &mut JoinSet<bool>) {
-        let (Some(collect), Some(written)) = (&self.collect, written) else { return };
-        let before = self.written.insert(slot, Arc::clone(&written));
-        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &written)) {
+    /// Notes where a slot's attempts write now, and what this one left. What they wrote before,
+    /// elsewhere, is complete.
+    fn wrote(
+        &mut self,
+        slot: SlotId,
+        attempt: AttemptId,
+        written: Option<Arc<Written>>,
+        left: Vec<Left>,
+        telling: &mut JoinSet<bool>,
+    ) {
+        let Some(collect) = &self.collect else { return };
+        let label = self.labels.remove(&slot).unwrap_or_default();
+        let Some(written) = written else {
+            if collect.is_at_once() {
+                self.left.insert(attempt, LeftAt::Place(label));
+            }
+            return;
+        };
+        let same = self.written.get(&slot).filter(|layer| layer.is(&written));
+        let layer = same.cloned().unwrap_or_else(|| Arc::new(Layer::new(written)));
+        layer.note(&label, &left);
+        if collect.is_at_once() && !left.is_empty() {
+            self.left.insert(attempt, LeftAt::Layer(Arc::clone(&layer), left));
+        }
+        let before = self.written.insert(slot, Arc::clone(&layer));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &layer)) {
             let collect = Arc::clone(collect);
             telling.spawn(async move {
                 collect.written(before).await;
@@ -694,6 +738,7 @@ impl Opened {
         let met = self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.
         self.stdin.retain(|_, stdin| stdin.attempt != attempt);
+        let left = self.left.remove(&attempt).zip(self.collect.clone());
         let outputs = self.outputs.remove(&attempt);
         let (Report::Finished(finished), Some(Outputs { reported, long })) = (&mut report, outputs)
         else {
@@ -701,11 +746,20 @@ impl Opened {
         };
         [finished.stdout, finished.stderr] = reported;
         finished.notes = met;
-        if long.iter().all(Option::is_none) {
+        if left.is_none() && long.iter().all(Option::is_none) {
             return outbox.report(report);
         }
-        let outbox = outbox.clone();
+        let (outbox, sandbox) = (outbox.clone(), Arc::clone(&self.sandbox));
         telling.spawn(async move {
+            if let Some((left, collect)) = left {
+                let bringing = async {
+                    match left {
+                        LeftAt::Layer(layer, left) => collect.left(layer, left).await,
+                        LeftAt::Place(label) => collect.in_place(label, sandbox).await,
+                    }
+                };
+                let _ = tokio::time::timeout(COLLECT_TIME, bringing).await;
+            }
             outbox.report_after(attempt, long, report).await;
             true
         });

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use crate::protocol::OsText;
+use crate::digest::Digest;
+use crate::protocol::{AttemptId, OsText};
 use crate::sandbox::Sandbox;
 use crate::tools;
 
 /// Variables of the worker's own environment that tests of a remote client get.
 pub const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"];
+
+/// Hexadecimal digits that tell one run from another.
+const RUN_DIGITS: usize = 8;
 
 /// Variables by name.
 pub(super) type Environment = BTreeMap<OsString, OsString>;
@@ -43,6 +48,31 @@ pub(super) fn with_own_cargo(mut environment: Environment) -> Environment {
     environment
 }
 
+/// Where instrumented programs write their profiles (`-C instrument-coverage`).
+const PROFILE: &str = "LLVM_PROFILE_FILE";
+
+/// Gives the profiles of one attempt names that no other of the run has: where `%p` stands for a
+/// process's number, which a sandbox gives out again and again, `run` and the attempt's come before it.
+pub(super) fn with_own_profiles(environment: &mut Environment, run: &str, attempt: AttemptId) {
+    let Some(pattern) = environment.get_mut(OsStr::new(PROFILE)) else { return };
+    let run = &Digest::of(run.as_bytes()).to_string()[..RUN_DIGITS];
+    let own = format!("{run}-{}-", attempt.0);
+    let mut named = Vec::with_capacity(pattern.len() + own.len());
+    let mut rest = pattern.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| *byte == b'%') {
+        // What a `%` stands for depends on what follows it, another one included.
+        let end = rest.len().min(at + 2);
+        named.extend_from_slice(&rest[..at]);
+        if rest[at..end] == *b"%p" {
+            named.extend_from_slice(own.as_bytes());
+        }
+        named.extend_from_slice(&rest[at..end]);
+        rest = &rest[end..];
+    }
+    named.extend_from_slice(rest);
+    *pattern = OsString::from_vec(named);
+}
+
 /// `base` with `more` over it, its paths translated.
 pub(super) fn with(
     base: &Environment,
@@ -54,4 +84,26 @@ pub(super) fn with(
         environment.insert(name.as_os_str().to_owned(), sandbox.value(value.as_os_str()));
     }
     environment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_of_two_attempts_have_names_of_their_own() {
+        let named = |pattern: &str, run: &str, attempt| {
+            let mut environment = Environment::from([(PROFILE.into(), pattern.into())]);
+            with_own_profiles(&mut environment, run, AttemptId(attempt));
+            environment.remove(OsStr::new(PROFILE)).unwrap().into_string().unwrap()
+        };
+        let first = named("/t/x-%p-%2m.profraw", "run", 7);
+        let (run, rest) = first.strip_prefix("/t/x-").unwrap().split_at(RUN_DIGITS);
+        assert_eq!(rest, "-7-%p-%2m.profraw", "and a child still has its own");
+        assert!(run.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(named("/t/x-%p-%2m.profraw", "other run", 7), first);
+        for unchanged in ["/t/x-%m.profraw", "", "%", "%%p"] {
+            assert_eq!(named(unchanged, "run", 7), unchanged);
+        }
+    }
 }

@@ -60,6 +60,7 @@ mod tests {
             unset: Vec::new(),
             network: Network::Host,
             places: 1,
+            label: String::new(),
         }
     }
 

@@ -28,6 +28,7 @@ fn spec(id: u64) -> AttemptSpec {
         unset: Vec::new(),
         network: Network::Host,
         places: 1,
+        label: String::new(),
     }
 }
 

@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use distest_worker::globs::Globs;
-use distest_worker::server::FROM_WORKER;
 use etcetera::BaseStrategy;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::{DESCRIPTORS_MIN, DISK_FREE_MIN, Finding, could, fine, wrong};
+use crate::testenv::Pass;
 use crate::{clues, testenv};
 
 /// Variables that are named of those that don't travel.
@@ -120,10 +119,10 @@ pub(super) fn variables(
     pass: &[String],
     set: impl Iterator<Item = (OsString, OsString)>,
 ) -> Option<Finding> {
-    let pass = Globs::new(pass).ok()?;
+    let pass = Pass::new(pass).ok()?;
     let of_session = |name: &str| {
         // What a worker has of its own.
-        FROM_WORKER.contains(&name)
+        testenv::is_workers_own(name)
             || OF_THE_SESSION.iter().any(|start| name.starts_with(start))
             || clues::is_common(name)
     };
