@@ -20,6 +20,7 @@ mod walk;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use distest_worker::digest::Digest;
 use distest_worker::globs::Globs;
@@ -110,7 +111,12 @@ struct Notices {
 /// [`ExitCode::Setup`] if a root can't be read or there are more than [`TreeRules::files_max`]
 /// files. What can't be read below a root is a notice.
 pub fn collect(roots: &TreeRoots, rules: &TreeRules, copies: &Copies) -> Result<Tree, Failure> {
-    assemble::assemble(find(roots, rules)?, roots, rules, copies)
+    let found = thread::scope(|scope| {
+        // While git looks.
+        scope.spawn(|| copies.look());
+        find(roots, rules)
+    });
+    assemble::assemble(found?, roots, rules, copies)
 }
 
 /// Files that would travel now and did not. Runs git, reads folders, blocks.

@@ -71,6 +71,11 @@ impl Copies {
         &self.stats
     }
 
+    /// Finds out what is there already.
+    pub(super) fn look(&self) {
+        _ = self.present();
+    }
+
     /// Takes a regular file whose metadata the caller has just read. One that has not changed since
     /// it was last taken is not read.
     pub(super) fn take(&self, path: &Path, metadata: &Metadata) -> io::Result<Taken> {
