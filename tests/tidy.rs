@@ -100,7 +100,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("share", &[]),
     ("evict", &["digest"]),
     ("proof", &[]),
-    ("store", &["digest", "evict", "proof", "protocol"]),
+    ("store", &["digest", "evict", "packed", "proof", "protocol"]),
     ("sandbox", &["protocol", "store", "digest", "globs"]),
     ("output", &["protocol"]),
     ("zygote", &["protocol", "sandbox"]),

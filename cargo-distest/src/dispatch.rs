@@ -8,6 +8,7 @@ mod hints;
 pub(crate) mod judge;
 mod local;
 mod refusals;
+mod times;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use distest_worker::protocol::{
     AttemptId, BinaryKey, Exit, Finished, Leak, Limits, Network, OutputChunk, Report, Stop, Stream,
-    Streams, Usage,
+    Streams, TestTime, Usage,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -40,6 +41,7 @@ use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
 use refusals::Refused;
+use times::Times;
 use worker::{Connected, Outcome};
 
 /// Messages taken at a time before effects are performed.
@@ -234,6 +236,7 @@ pub struct Dispatch {
     tests: Vec<Planned>,
     runnables: BTreeMap<BinaryKey, Arc<Runnable>>,
     workers: BTreeMap<WorkerId, Connected>,
+    times: Times,
     /// Workers that are or were there, with what was known of them.
     met: BTreeMap<WorkerId, (String, Option<Pace>)>,
     in_flight: BTreeMap<AttemptId, InFlight>,
@@ -323,6 +326,7 @@ impl Dispatch {
             tests: Vec::new(),
             runnables: BTreeMap::new(),
             workers: BTreeMap::new(),
+            times: Times::default(),
             met: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
@@ -389,7 +393,8 @@ impl Dispatch {
 
     async fn plan(&mut self, planned: Vec<Planned>, inputs: &mut Vec<Input>) {
         let mut tasks = Vec::with_capacity(planned.len());
-        for test in planned {
+        for mut test in planned {
+            self.times.apply(&mut test);
             let index = TestIndex(self.tests.len() as u32);
             let binary = test.runnable.key;
             self.runnables.entry(binary).or_insert_with(|| Arc::clone(&test.runnable));
@@ -452,7 +457,9 @@ impl Dispatch {
             embedded: connection.embedded,
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
-        let connected = Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
+        let mut connected =
+            Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
+        self.lend(connected.take_times(), inputs);
         let before = self.settings.paces.get(connected.name()).copied();
         let traits = Traits { pace: before.unwrap_or_default(), ..connected.traits() };
         self.met.insert(worker, (connected.name().to_owned(), before));
@@ -465,6 +472,23 @@ impl Dispatch {
         self.gate.workers |= self.waited_for >= self.settings.wait_workers.max(1);
         self.tell(RunEvent::WorkerJoined(info)).await;
         inputs.push(Input::Joined { worker, slots, round_trip, traits });
+    }
+
+    /// A worker knows how long tests take.
+    fn lend(&mut self, times: Vec<TestTime>, inputs: &mut Vec<Input>) {
+        if times.is_empty() {
+            return;
+        }
+        self.times.lend(times);
+        let tests = self.tests.iter_mut().enumerate();
+        let timed = tests.filter_map(|(index, test)| {
+            let changed = self.times.apply(test);
+            changed.then_some((TestIndex(index as u32), test.rank.expected.0))
+        });
+        inputs.push(Input::Timed(timed.collect()));
+        if self.gate.planned {
+            self.gate.local_at = self.local_at();
+        }
     }
 
     /// A worker's connection is gone. What it had may run until `dead_at`: only then it is lost.
@@ -744,6 +768,9 @@ impl Dispatch {
                     let notes = std::mem::take(&mut ending.notes);
                     let mut ended = self.attempt_ended(flight, ending, result, will_retry);
                     ended.attempt = number;
+                    if result.passed() {
+                        self.times.took(ended.worker, test, ended.duration);
+                    }
                     ended.hints = self.hints_for(&ended, notes).await;
                     if only_in_company {
                         self.only_in_company(&mut ended);
@@ -938,12 +965,17 @@ impl Dispatch {
             (_, true) => FleetEnd::Lost,
             (_, false) => FleetEnd::Stands,
         };
-        let workers = self.workers.into_values();
-        futures::future::join_all(workers.map(Connected::close)).await;
+        let (paces, mut times) = (self.scheduler.paces(), self.times);
+        let closing = self.workers.into_iter().map(|(worker, connected)| {
+            let speed = paces.get(&worker).map_or(1.0, Pace::speed);
+            let known = connected.times_known();
+            connected.close(times.for_keeping(worker, known, speed, &self.tests))
+        });
+        let closing: Vec<_> = closing.collect();
+        futures::future::join_all(closing).await;
         let cancelled = self.scheduler.cancelled();
         let mut met = self.met;
-        let paces = self.scheduler.paces().into_iter();
-        let met = paces.filter_map(|(worker, now)| {
+        let met = paces.into_iter().filter_map(|(worker, now)| {
             let (name, before) = met.remove(&worker)?;
             Some(Met { worker, name, before, now })
         });

@@ -126,6 +126,10 @@ pub struct SessionFacts {
     pub bare: bool,
     /// Which tests see what others wrote, where that is discarded.
     pub writes: Writes,
+    /// Whose tests these are, for the times that workers keep; empty: they keep none.
+    pub project: String,
+    /// We have no times of our own.
+    pub lend_times: bool,
     /// A test may ask for a network of its own.
     pub private_networks: bool,
     /// Services of this machine's that such a test finds where they are here.

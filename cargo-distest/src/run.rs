@@ -434,6 +434,8 @@ impl Line {
                 Writes::Lease => protocol::Writes::Lease,
                 Writes::Test => protocol::Writes::Test,
             },
+            project: self.project(),
+            lend_times: self.timings.is_empty(),
             private_networks: self.settings.constraints.may_be_private(),
             forwards: self.settings.constraints.forwards.clone(),
             notices: Arc::clone(&self.notices),
@@ -441,6 +443,17 @@ impl Line {
             collect_at_once: false,
             collector: Arc::clone(&self.collector),
         }
+    }
+
+    /// What this workspace's tests are called by workers that keep their times: wherever it lies,
+    /// built for the same by the same profile.
+    fn project(&self) -> String {
+        let members = self.workspace.metadata.workspace_packages();
+        let mut words: Vec<_> = members.iter().map(|package| package.name.as_str()).collect();
+        words.sort_unstable();
+        words.push(&self.workspace.host.0);
+        words.push(&self.settings.compile.cargo_profile);
+        words.join("\n")
     }
 
     async fn tell(&self, event: RunEvent) {

@@ -21,6 +21,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,8 @@ pub enum Input {
         /// Who runs alone this time.
         rotated: Vec<Rotated>,
     },
+    /// What tests of which nothing was known will probably take, each on an ordinary slot.
+    Timed(Vec<(TestIndex, Duration)>),
     /// No more tests will become known.
     AllAdded,
     /// Everything is built and the tree is known: attempts may start.
@@ -442,6 +445,11 @@ impl Scheduler {
         match input {
             Input::Added(tasks) => self.add(tasks, effects),
             Input::Batched { batches, rotated } => self.batch(batches, rotated),
+            Input::Timed(times) => {
+                for (test, takes) in times {
+                    self.time(test, takes);
+                }
+            }
             Input::AllAdded => self.phase.all_added = true,
             Input::Open => self.phase.open = true,
             Input::Joined { worker, slots, round_trip, traits } => {
@@ -511,6 +519,24 @@ impl Scheduler {
             } else {
                 self.queue.insert(task.binary, task.rank, task.test, Company::Alone);
             }
+        }
+    }
+
+    /// Gives a test of which nothing was known another place in the queue, if it waits.
+    fn time(&mut self, test: TestIndex, takes: Duration) {
+        let Some(story) = self.stories.get_mut(test.0 as usize) else { return };
+        let before = story.rank;
+        if before.urgency != Urgency::New {
+            return;
+        }
+        let rank = Rank { urgency: Urgency::Known, expected: Reverse(takes) };
+        story.rank = rank;
+        let binary = story.binary;
+        if self.special.rerank(&self.stories[test.0 as usize], before, test) {
+            return;
+        }
+        if self.queue.remove(binary, before, test) {
+            self.queue.insert(binary, rank, test, Company::Alone);
         }
     }
 

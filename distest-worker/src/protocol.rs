@@ -22,12 +22,16 @@ use crate::digest::Digest;
 
 mod forward;
 mod holding;
+mod times;
 
 pub use forward::{
     FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX, Forward, ForwardedId, ForwardedPiece,
     SOCKET_PATH_BYTES_MAX,
 };
 pub use holding::{Challenge, PROOFS_MAX, PROVED_BYTES_MAX, Proof};
+pub use times::{
+    TIME_TEXT_BYTES_MAX, TIMES_BYTES_MAX, TIMES_MAX, TestTime, bounded as bounded_times,
+};
 
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -115,6 +119,10 @@ pub trait Worker {
     /// Makes the next thing below a folder; files come in pieces, one at a time. Needs no session,
     /// and the permission `copy`. Since version 1.1.
     async fn write_tree(piece: TreePiece) -> Result<(), Refusal>;
+    /// Keeps what tests of the session's project took, for this client alone: at most
+    /// [`TIMES_MAX`], more is dropped. Only for workers that know how many they keep:
+    /// [`SessionReady::times_known`].
+    async fn remember(times: Vec<TestTime>) -> Result<(), Refusal>;
 }
 
 /// Served by the client.
@@ -332,6 +340,10 @@ pub struct SessionSpec {
     /// What an attempt leaves that `collect` names comes back before its end is reported, not when
     /// no other attempt will add to it.
     pub collect_at_once: bool,
+    /// Whose tests these are, for what a worker keeps of their times. Empty: nothing is kept.
+    pub project: String,
+    /// The client has no times of its own: it wants what the worker knows.
+    pub lend_times: bool,
 }
 
 /// Which attempts of a slot share what they write into the client's tree and private folders,
@@ -399,6 +411,10 @@ pub struct SessionReady {
     pub sandbox_reason: String,
     /// What to do about that.
     pub sandbox_hint: Option<String>,
+    /// Tests of the client's project whose times are known here. None if this worker keeps none.
+    pub times_known: Option<u32>,
+    /// What they take, if the client wants to know.
+    pub times: Vec<TestTime>,
 }
 
 /// A piece of a blob on its way to the worker.

@@ -16,6 +16,7 @@
 
 mod live;
 mod owned;
+mod times;
 mod upload;
 
 use std::borrow::Borrow;
@@ -34,6 +35,7 @@ use crate::protocol::{Encoding, Refusal, RefusalKind};
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
 pub use self::owned::Owned;
+pub use self::times::Times;
 pub use self::upload::Upload;
 
 /// A use within this long after the last one is not written down.
@@ -54,6 +56,9 @@ struct Inner {
     folder: PathBuf,
     blobs: PathBuf,
     owners: PathBuf,
+    times: PathBuf,
+    /// Held by whoever changes what is kept of tests' times.
+    timing: Mutex<()>,
     lock: PathBuf,
     bytes_max: u64,
     live: Live,
@@ -108,6 +113,8 @@ impl Store {
             folder: std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()),
             blobs,
             owners,
+            times: root.join("times"),
+            timing: Mutex::default(),
             lock,
             bytes_max: max_bytes,
             live,
@@ -140,6 +147,11 @@ impl Store {
     /// anyway, and may use all.
     pub fn owned(&self, key: Option<&str>) -> Owned {
         Owned::of(self, key)
+    }
+
+    /// What is kept of the times of tests of the client with this key.
+    pub fn times(&self, key: Option<&str>) -> Times {
+        Times::of(self, key)
     }
 
     /// Starts taking in a blob of `size` uncompressed bytes.

@@ -116,6 +116,10 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn remember(self, _: Context, _: Vec<TestTime>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use distest_tests::client::Client;
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::Transcript;
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 
 use crate::case;
+use crate::drain::authorize;
 
 pub(crate) fn cases() -> Vec<Trial> {
-    vec![case("remembered::workers_by_their_names_with_how_fast_they_are", names)]
+    vec![
+        case("remembered::workers_by_their_names_with_how_fast_they_are", names),
+        case("remembered::times_by_workers_for_a_client_that_has_none", lent),
+    ]
 }
 
 /// A package whose tests sleep: the later in the alphabet, the longer.
@@ -46,4 +50,26 @@ fn names(scratch: &Scratch) {
     assert!(is_known(), "a worker that was met is remembered");
     let second = run(scratch, &folder, &history, &workers);
     assert_eq!((first.summary.passed, second.summary.passed), (4, 4));
+}
+
+/// Nobody but a worker knows how long tests take: it tells who told it, and nobody else, and goes on
+/// to know it when it was killed.
+fn lent(scratch: &Scratch) {
+    let store = scratch.join("store");
+    let start = || [Worker::start_with(scratch, "lender", 1, &store, Executable::Worker)];
+    // One slot: tests end in the order in which they start.
+    let order = |client: &Scratch, workers: &[Worker]| -> String {
+        let args = ["run", "--offline", "--isolation", "process", "--no-history"];
+        let client = Client::call(client, &subject(client), &args).json().only_on(workers);
+        let transcript = client.finish().transcript(0);
+        transcript.attempts.iter().map(|attempt| attempt.name.as_str()).collect()
+    };
+    let bob = Scratch::new();
+    let workers = start();
+    assert_eq!(order(scratch, &workers), "abcd", "nobody knows them");
+    assert_eq!(order(scratch, &workers), "dcba", "the longest first");
+    authorize(scratch, &bob, "run");
+    assert_eq!(order(&bob, &workers), "abcd", "what is told by one is told to nobody else");
+    drop(workers);
+    assert_eq!(order(scratch, &start()), "dcba", "another process of the worker");
 }

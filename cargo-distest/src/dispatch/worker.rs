@@ -8,7 +8,8 @@ use bytes::Bytes;
 use distest_worker::hello::Hello;
 use distest_worker::link;
 use distest_worker::protocol::{
-    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk, Stop,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk,
+    Stop, TestTime,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -213,8 +214,22 @@ impl Connected {
         });
     }
 
-    /// Ends the session in order.
-    pub(super) async fn close(self) {
+    /// What it knew of how long tests take. Only the first call says it.
+    pub(super) fn take_times(&mut self) -> Vec<TestTime> {
+        std::mem::take(&mut self.connection.times)
+    }
+
+    /// Of how many of our tests it knows how long they take; none if it doesn't keep that.
+    pub(super) fn times_known(&self) -> Option<u32> {
+        self.connection.times_known
+    }
+
+    /// Has it keep how long tests took, and ends the session in order.
+    pub(super) async fn close(self, times: Vec<TestTime>) {
+        if !times.is_empty() {
+            // What it doesn't take it doesn't know.
+            let _ = self.connection.worker.remember(link::context(ANSWER), times).await;
+        }
         // A worker that doesn't answer ends the session when the connection does.
         let _ = self.connection.worker.close(link::context(CLOSED)).await;
     }

@@ -9,7 +9,7 @@ use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
 use distest_worker::protocol::{
-    Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, WorkerClient,
+    Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, TestTime, WorkerClient,
 };
 use distest_worker::tls;
 use tarpc::server::Serve;
@@ -51,6 +51,10 @@ pub struct Connection {
     pub paths: Arc<PathsThere>,
     /// From a request to its answer.
     pub round_trip: Duration,
+    /// How long tests take as far as it knows, if we wanted to know.
+    pub times: Vec<TestTime>,
+    /// Of how many of our tests it knows that; none if it keeps no times.
+    pub times_known: Option<u32>,
     /// For calling it.
     pub worker: WorkerClient,
     /// Bytes on the wire so far.
@@ -228,6 +232,8 @@ impl Open {
             collect: if embedded { Vec::new() } else { facts.collect.clone() },
             forwards: facts.forwards.clone(),
             collect_at_once: facts.collect_at_once,
+            project: if embedded { String::new() } else { facts.project.clone() },
+            lend_times: facts.lend_times,
         };
         let asked = Instant::now();
         let ready = worker
@@ -254,6 +260,8 @@ impl Open {
                 hint: ready.sandbox_hint,
             }),
             round_trip,
+            times: ready.times,
+            times_known: ready.times_known,
             worker,
             stats,
             task,

@@ -413,6 +413,8 @@ impl Site {
             pass: Pass::default(),
             bare: true,
             writes: distest_worker::protocol::Writes::default(),
+            project: String::new(),
+            lend_times: false,
             private_networks: self.network() == Network::Private,
             forwards: self.surroundings.forwards.clone(),
             notices: Arc::clone(&self.surroundings.notices),

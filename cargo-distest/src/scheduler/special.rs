@@ -60,6 +60,17 @@ impl Special {
         }
     }
 
+    /// A waiting test has another rank than `before`. False if it doesn't wait here.
+    pub(super) fn rerank(&mut self, story: &Story, before: Rank, test: TestIndex) -> bool {
+        let (group, before) = (story.group(), (Reverse(story.priority()), before, test));
+        let waits = self.waiting.get(&group).is_some_and(|waiting| waiting.contains(&before));
+        if waits {
+            self.remove(group, &before);
+            self.insert(story, story.rank, test);
+        }
+        waits
+    }
+
     /// Every waiting test, by number.
     pub(super) fn drain(&mut self) -> Vec<TestIndex> {
         self.len = 0;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use distest_worker::proof::Nonce;
 use distest_worker::protocol::{
     AttemptId, BinaryKey, Challenge, FilePiece, FolderPage, Lease, OsText, Pong, Proof,
-    SessionReady, SessionSpec, StdinChunk, Stop, TreePiece, Worker, WorkerStatus,
+    SessionReady, SessionSpec, StdinChunk, Stop, TestTime, TreePiece, Worker, WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::store::{Owned, Store, Upload};
@@ -159,6 +159,10 @@ impl Worker for FakeWorker {
     }
 
     async fn write_tree(self, _: Context, _: TreePiece) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn remember(self, _: Context, _: Vec<TestTime>) -> Result<(), Refusal> {
         Ok(())
     }
 

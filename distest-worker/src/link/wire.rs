@@ -164,6 +164,7 @@ impl Method for WorkerRequest {
             Self::Prove { .. } => 17,
             Self::ListFolder { .. } => 18,
             Self::WriteTree { .. } => 19,
+            Self::Remember { .. } => 20,
         }
     }
 
@@ -175,6 +176,7 @@ impl Method for WorkerRequest {
                 | Self::WriteFile { .. }
                 | Self::Prove { .. }
                 | Self::WriteTree { .. }
+                | Self::Remember { .. }
         )
     }
 }
@@ -202,6 +204,7 @@ impl Method for WorkerResponse {
             Self::Prove(_) => 17,
             Self::ListFolder(_) => 18,
             Self::WriteTree(_) => 19,
+            Self::Remember(_) => 20,
         }
     }
 

@@ -783,6 +783,7 @@ fn ready(slots: u32, sandbox: &Sandbox, host: &Host) -> SessionReady {
         sandbox_level: level.number(),
         sandbox_reason: reason,
         sandbox_hint: hint,
+        ..Default::default()
     }
 }
 

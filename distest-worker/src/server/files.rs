@@ -14,11 +14,11 @@ use crate::identity::PublicKey;
 use crate::proof::Nonce;
 use crate::protocol::{
     BinarySpec, BlobChunk, Challenge, OsText, PROOFS_MAX, PROVED_BYTES_MAX, Proof, PutReply,
-    Refusal, RefusalKind, SessionSpec, TreeEntry, TreeNode,
+    Refusal, RefusalKind, SessionReady, SessionSpec, TestTime, TreeEntry, TreeNode,
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
-use crate::store::{Owned, Pin, Store, Upload, not_here};
+use crate::store::{Owned, Pin, Store, Times, Upload, not_here};
 
 /// Blobs that one connection sends at a time.
 const UPLOADS_MAX: usize = 64;
@@ -56,6 +56,9 @@ pub(super) struct Files {
     /// Blobs that the client counts on are not evicted while it is there.
     pins: Mutex<Vec<Pin>>,
     sandbox: OnceLock<Arc<Sandbox>>,
+    /// What is known of how long its tests take, where that is kept, and of which project they are.
+    times: Option<Times>,
+    project: OnceLock<String>,
 }
 
 impl Files {
@@ -69,6 +72,8 @@ impl Files {
         let name = key.map(PublicKey::file_name);
         Self {
             owned: store.as_ref().map(|store| store.owned(name.as_deref())),
+            times: store.as_ref().map(|store| store.times(name.as_deref())),
+            project: OnceLock::new(),
             nonce: OnceLock::new(),
             proving: AsyncMutex::default(),
             store,
@@ -109,6 +114,27 @@ impl Files {
             Ok(()) => Ok(sandbox),
             Err(_) => Err(Refusal::new(RefusalKind::Invalid, "the session is open already")),
         }
+    }
+
+    /// Says what is known of how long a session's tests take.
+    pub(super) async fn lend_times(&self, spec: &SessionSpec, ready: &mut SessionReady) {
+        let Some(times) = self.times.clone().filter(|_| !spec.project.is_empty()) else { return };
+        let project = self.project.get_or_init(|| spec.project.clone()).clone();
+        let known = blocking(move || times.read(&project)).await;
+        ready.times_known = Some(known.len() as u32);
+        if spec.lend_times {
+            ready.times = known;
+        }
+    }
+
+    /// Keeps how long tests took.
+    pub(super) async fn remember(&self, taken: Vec<TestTime>) -> Result<(), Refusal> {
+        let (Some(times), Some(project)) = (self.times.clone(), self.project.get().cloned()) else {
+            let message = "could not keep tests' times: the session is of no project";
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        };
+        blocking(move || times.add(&project, taken)).await;
+        Ok(())
     }
 
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {

@@ -16,7 +16,7 @@ use crate::identity::{Permission, Permissions};
 use crate::protocol::{
     AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, FilePiece, FolderPage, Lease,
     OsText, Pong, Proof, PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk,
-    Stop, TreePiece, TreeSpec, Worker, WorkerRequest, WorkerResponse, WorkerStatus,
+    Stop, TestTime, TreePiece, TreeSpec, Worker, WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
@@ -122,7 +122,10 @@ impl Worker for Handler {
         self.need(if spec.hands { Permission::Exec } else { Permission::Run })?;
         self.hands.store(spec.hands, Ordering::Relaxed);
         self.files.open(&spec).await?;
-        answered(self.ask(|answer| Request::Open(spec, answer))).await
+        let asked = self.ask(|answer| Request::Open(spec.clone(), answer));
+        let mut ready = answered(asked).await?;
+        self.files.lend_times(&spec, &mut ready).await;
+        Ok(ready)
     }
 
     async fn missing(self, _: Context, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
@@ -227,6 +230,12 @@ impl Worker for Handler {
         self.need(Permission::Copy)?;
         self.word();
         self.copying.write_tree(piece).await
+    }
+
+    async fn remember(self, _: Context, times: Vec<TestTime>) -> Result<(), Refusal> {
+        self.need(Permission::Run)?;
+        self.word();
+        self.files.remember(times).await
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {

@@ -77,3 +77,19 @@ fn what_a_start_costs_is_learnt_and_sizes_what_is_handed_out_ahead() {
     script.say(Input::Started { worker: W0, attempt, waited: MS * 100 });
     assert_eq!(script.scheduler.paces()[&W0].overhead(), Some(MS * 40));
 }
+
+#[test]
+fn what_becomes_known_of_tests_that_wait_gives_them_their_places() {
+    let mut script = Script::new(RULES);
+    let group = Some(Arc::new(Needs { threads: 2, ..Needs::default() }));
+    let new = |n| task(n, B0, Urgency::New, 0);
+    let special = |n| Task { needs: group.clone(), ..new(n) };
+    script.say(Input::Added(vec![new(0), new(1), new(2), special(3), special(4)]));
+    let millis = [(0, 10), (2, 30), (3, 10), (4, 20)];
+    let times = millis.map(|(test, millis)| (TestIndex(test), MS * millis));
+    script.say(Input::Timed(times.to_vec())).say(Input::AllAdded).say(Input::Open);
+    script.join(W0, 8, B0);
+    assert_eq!(script.granted(), [(0, 4), (0, 3), (0, 1), (0, 2), (0, 0)]);
+    // Who has been handed out stays where it is, and what was known stays known.
+    assert_eq!(script.say(Input::Timed(vec![(TestIndex(1), MS), (TestIndex(0), MS)])).said, []);
+}
