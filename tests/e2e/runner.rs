@@ -42,7 +42,12 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::cargo_run_in_a_subfolder", cargo_run),
         case("runner::files_that_change_travel_again", changed_files),
         case("runner::files_that_rest_are_not_looked_for_again", resting_files),
-        case("runner::files_that_executables_leave_come_back", leaves_files),
+        case("runner::files_that_executables_leave_come_back", |scratch| {
+            leaves_files(scratch, &hermetic::fleet(scratch, 1, 1));
+        }),
+        case("runner::files_come_back_from_where_nothing_is_enclosed", |scratch| {
+            leaves_files(scratch, &[plain_worker(scratch)]);
+        }),
         case("runner::processes_that_are_left_behind_are_told", leaves_processes),
         case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
@@ -280,10 +285,7 @@ fn compiled_in(scratch: &Scratch) {
     scratch.write("subject/src/main.rs", program);
     let (root, target_dir) = (folder.clone(), folder.join("target"));
     let fixture = Fixture { root, target_dir, ..Fixture::named("paths") };
-    let (store, executable) = (scratch.join("store-plain"), Executable::Worker);
-    let plain = Worker::start_changed(scratch, "plain", 1, &store, executable, |command| {
-        command.args(["--sandbox", "variables"]);
-    });
+    let plain = plain_worker(scratch);
     let run = |workers: &[Worker]| {
         let mut command = cargo_with(scratch, workers, &fixture);
         let output = command.args(["run", "--quiet", "--offline"]).output().unwrap();
@@ -297,6 +299,14 @@ fn compiled_in(scratch: &Scratch) {
     let [plain] = plain;
     let (ran, told) = run(&[plain, Worker::start(scratch, "w1", 1)]);
     assert_eq!((&*ran, &*told), ("w1\n", ""));
+}
+
+/// A worker that has no sandbox.
+fn plain_worker(scratch: &Scratch) -> Worker {
+    let (store, executable) = (scratch.join("store-plain"), Executable::Worker);
+    Worker::start_changed(scratch, "plain", 1, &store, executable, |command| {
+        command.args(["--sandbox", "variables"]);
+    })
 }
 
 fn changed_files(scratch: &Scratch) {
@@ -361,7 +371,7 @@ fn resting_files(scratch: &Scratch) {
     assert_eq!(call(), third, "a folder at rest was listed again");
 }
 
-fn leaves_files(scratch: &Scratch) {
+fn leaves_files(scratch: &Scratch, workers: &[Worker]) {
     let test = r#"
         use std::{env, fs, path::Path, process};
         #[test]
@@ -380,7 +390,6 @@ fn leaves_files(scratch: &Scratch) {
     scratch.write("subject/tests/other.rs", test);
     let (root, target_dir) = (folder.clone(), folder.join("target"));
     let fixture = Fixture { root, target_dir: target_dir.clone(), ..Fixture::named("paths") };
-    let workers = hermetic::fleet(scratch, 1, 1);
     let profiles = || {
         let files = fs::read_dir(target_dir.join("cov")).into_iter().flatten().flatten();
         let mut files: Vec<_> = files.map(|file| file.path()).collect();
@@ -388,7 +397,7 @@ fn leaves_files(scratch: &Scratch) {
         files
     };
     for expected in [2, 4] {
-        let mut command = cargo_with(scratch, &workers, &fixture);
+        let mut command = cargo_with(scratch, workers, &fixture);
         command.args(["test", "--offline"]);
         command.env("LLVM_PROFILE_FILE", target_dir.join("cov/subject-%p-%m.profraw"));
         let output = command.output().unwrap();

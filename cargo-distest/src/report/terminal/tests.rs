@@ -27,6 +27,29 @@ fn at_the_end_with_everything() {
 }
 
 #[test]
+fn what_others_name_turns_nothing_around() {
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    s.built();
+    let a = s.plan("one", "x\u{202e}y\nz", None);
+    s.planned();
+    s.attempt(a, AttemptResult::Fail, 10, |ended| {
+        ended.reason = "it says \u{2066}so".to_owned();
+        ended.hints = vec!["see \x1b[2Jthere".to_owned()];
+        // This is the test's own.
+        ended.stdout = output("\u{202e}as it was written\n");
+    });
+    s.verdict(a, Verdict::Fail);
+    s.push(RunEvent::Warning { text: "\u{202e}".to_owned(), hint: None });
+    let told = stderr(&s, &settings());
+    for line in
+        [r"one x\u{202e}y\nz", r"(it says \u{2066}so)", r"see \u{1b}[2Jthere", r"warning: \u{202e}"]
+    {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    assert_eq!(told.matches('\u{202e}').count(), 1);
+}
+
+#[test]
 fn colours_change_nothing_but_colours() {
     let script = every_verdict(SummarySettings::default());
     let memory = Memory { colors: true, ..Default::default() };
