@@ -64,6 +64,7 @@ fn main() {
             speed_known,
             round_trip: Duration::from_millis(20),
             prepare: Duration::ZERO,
+            rate: None,
             dies_at: (random.unit() < 0.02).then(|| Duration::from_secs_f64(random.unit() * bound)),
         });
         let rules = Rules {
@@ -80,6 +81,7 @@ fn main() {
             tests,
             machines: machines.collect(),
             overhead: Duration::ZERO,
+            sizes: std::collections::BTreeMap::new(),
         };
         let (mut spent, mut steps) = (Duration::ZERO, 0u64);
         let forecast = play(&question, |scheduler, input, effects| {

@@ -648,7 +648,15 @@ impl Dispatch {
 
     async fn on_outcome(&mut self, outcome: Outcome, inputs: &mut Vec<Input>) {
         match outcome {
-            Outcome::Ready { worker, binary } => inputs.push(Input::Ready { worker, binary }),
+            Outcome::Ready { worker, binary, sent } => {
+                if let Some((bytes, took)) = sent {
+                    inputs.push(Input::Arrived { worker, bytes, took });
+                }
+                inputs.push(Input::Ready { worker, binary });
+            }
+            Outcome::Lacks { worker, binary, bytes } => {
+                inputs.push(Input::Lacks { worker, binary, bytes });
+            }
             Outcome::Refused { worker, binary, reason, hint } => {
                 if let Some(connected) = self.workers.get(&worker) {
                     let (name, label) = (connected.name(), self.label(binary));
@@ -738,11 +746,11 @@ impl Dispatch {
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Lease { .. } | Effect::Stop { .. } => {}
-            Effect::Prepare { worker, binary } => {
+            Effect::Prepare { worker, binary, bytes_max } => {
                 let (connected, runnable) =
                     (self.workers.get(&worker), self.runnables.get(&binary));
                 if let (Some(connected), Some(runnable)) = (connected, runnable) {
-                    connected.prepare(Arc::clone(runnable));
+                    connected.prepare(Arc::clone(runnable), bytes_max);
                 }
             }
             Effect::Watch { worker, attempt, after } => {

@@ -4,10 +4,10 @@
 //! it knows neither sessions nor messages, only how long things take.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use distest_worker::protocol::AttemptId;
+use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use crate::model::{AttemptResult, TestIndex, WorkerId};
 use crate::pace::Pace;
@@ -23,12 +23,14 @@ pub struct Machine {
     pub slots: u32,
     /// Tests take their time divided by this.
     pub speed: f64,
-    /// The scheduler is told the speed, as one that was learnt in an earlier run.
+    /// The scheduler is told speed and rate, as they were learnt in an earlier run.
     pub speed_known: bool,
     /// From a request to its answer.
     pub round_trip: Duration,
     /// Making a binary ready.
     pub prepare: Duration,
+    /// Bytes of binaries that get there each second; none: all of them are there.
+    pub rate: Option<f64>,
     /// When it is gone without a word.
     pub dies_at: Option<Duration>,
 }
@@ -46,6 +48,8 @@ pub struct Question {
     pub machines: Vec<Machine>,
     /// What each attempt takes besides the test.
     pub overhead: Duration,
+    /// Bytes of binaries; of others nothing has to be sent.
+    pub sizes: BTreeMap<BinaryKey, u64>,
 }
 
 /// What comes of it.
@@ -57,11 +61,14 @@ pub struct Forecast {
     pub attempts: u64,
     /// Every test has been run.
     pub complete: bool,
+    /// Bytes of binaries that were sent.
+    pub shipped: u64,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Ready(usize, u32),
+    Lacks(usize, u32, u64),
     Leased(usize, Duration, Vec<(AttemptId, TestIndex)>),
     /// A test's process ends on a worker.
     Ends(usize, AttemptId, Duration),
@@ -80,6 +87,8 @@ struct Running {
     waiting: VecDeque<(AttemptId, TestIndex, Duration)>,
     busy: u32,
     dead: bool,
+    /// Until when binaries are under way to it.
+    sent_at: Duration,
 }
 
 /// Plays a run through. `step` steps the scheduler: whoever asks may count or time it.
@@ -101,7 +110,7 @@ pub fn play(
     let mut inputs = VecDeque::from([Input::Added(tasks), Input::AllAdded]);
     for (index, machine) in question.machines.iter().enumerate() {
         let pace = match machine.speed_known {
-            true => Pace::remembered(machine.speed, None, None),
+            true => Pace::remembered(machine.speed, None, machine.rate),
             false => Pace::default(),
         };
         inputs.push_back(Input::Joined {
@@ -157,11 +166,24 @@ impl Play<'_> {
 
     fn perform(&mut self, effect: Effect, inputs: &mut VecDeque<Input>) {
         match effect {
-            Effect::Prepare { worker, binary } => {
+            Effect::Prepare { worker, binary, bytes_max } => {
                 let index = worker.0 as usize;
                 let machine = &self.question.machines[index];
+                let size = self.question.sizes.get(&binary).copied().unwrap_or(0);
+                let rate = machine.rate.filter(|_| size > 0);
                 let takes = machine.round_trip + machine.prepare;
-                self.at(self.now + takes, Event::Ready(index, binary.0));
+                if rate.is_some() && size > bytes_max {
+                    return self
+                        .at(self.now + machine.round_trip, Event::Lacks(index, binary.0, size));
+                }
+                let sent = &mut self.workers[index].sent_at;
+                *sent = (*sent).max(self.now);
+                if let Some(rate) = rate {
+                    *sent += Duration::from_secs_f64(size as f64 / rate.max(1.0));
+                    self.forecast.shipped += size;
+                }
+                let at = *sent + takes;
+                self.at(at, Event::Ready(index, binary.0));
             }
             Effect::Lease { worker, grants } => {
                 let grants = grants.iter().map(|Grant { attempt, test, .. }| (*attempt, *test));
@@ -195,8 +217,12 @@ impl Play<'_> {
         let id = |index: usize| WorkerId(index as u32);
         match event {
             Event::Ready(index, binary) => {
-                let binary = distest_worker::protocol::BinaryKey(binary);
+                let binary = BinaryKey(binary);
                 inputs.push_back(Input::Ready { worker: id(index), binary });
+            }
+            Event::Lacks(index, binary, bytes) => {
+                let binary = BinaryKey(binary);
+                inputs.push_back(Input::Lacks { worker: id(index), binary, bytes });
             }
             Event::Leased(index, at, grants) => {
                 let grants = grants.into_iter().map(|(attempt, test)| (attempt, test, at));

@@ -14,6 +14,7 @@ mod company;
 mod hedge;
 mod mutation;
 mod needs;
+mod placement;
 mod queue;
 mod returned;
 mod special;
@@ -36,10 +37,11 @@ pub use company::{Batch, Company, InBatch, Returned, Rotated};
 use hedge::Hedges;
 pub(crate) use mutation::Mutation;
 pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
+use placement::{Asked, Wanted};
 use queue::{Popped, Queue};
 pub use special::LOSSES_ALONE_MAX;
 use special::Special;
-use state::{Depth, FailedAlone, Live, Role, Story, Workers};
+use state::{Depth, FailedAlone, Live, Readiness, Role, Story, Workers};
 
 /// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
 pub const LOSSES_MAX: u32 = 5;
@@ -120,6 +122,24 @@ pub enum Input {
         worker: WorkerId,
         /// What.
         binary: BinaryKey,
+    },
+    /// Answers [`Effect::Prepare`]: it lacks more than was to be sent, and was sent nothing.
+    Lacks {
+        /// Where.
+        worker: WorkerId,
+        /// What.
+        binary: BinaryKey,
+        /// Bytes of files, before compression.
+        bytes: u64,
+    },
+    /// Files have got to a worker.
+    Arrived {
+        /// Where.
+        worker: WorkerId,
+        /// Bytes of them, before compression.
+        bytes: u64,
+        /// How long that took.
+        took: Duration,
     },
     /// An attempt's process runs.
     Started {
@@ -225,13 +245,15 @@ pub enum Input {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make a binary ready on a worker. Answered by [`Input::Ready`], [`Input::Refused`] or
-    /// [`Input::Lost`].
+    /// Make a binary ready on a worker. Answered by [`Input::Ready`], [`Input::Refused`],
+    /// [`Input::Lacks`] or [`Input::Lost`].
     Prepare {
         /// Where.
         worker: WorkerId,
         /// What.
         binary: BinaryKey,
+        /// If it lacks more bytes of it than this, send nothing.
+        bytes_max: u64,
     },
     /// Hand these attempts to a worker. Each is answered by [`Input::Ended`] or
     /// [`Input::BatchEnded`], [`Input::Revoked`] or [`Input::Lost`].
@@ -457,8 +479,22 @@ impl Scheduler {
                 self.workers.insert(worker, slots, round_trip, traits);
             }
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
-            Input::Ready { worker, binary } => self.workers.answer(worker, binary, true),
-            Input::Refused { worker, binary } => self.workers.answer(worker, binary, false),
+            Input::Ready { worker, binary } => {
+                self.workers.answer(worker, binary, Readiness::Ready);
+            }
+            Input::Refused { worker, binary } => {
+                self.workers.answer(worker, binary, Readiness::Refused);
+            }
+            Input::Lacks { worker, binary, bytes } => {
+                let now = match self.has(Mutation::TakeLackForReady) {
+                    true => Readiness::Ready,
+                    false => Readiness::Far(bytes),
+                };
+                self.workers.answer(worker, binary, now);
+            }
+            Input::Arrived { worker, bytes, took } => {
+                self.workers.learn_rate(worker, bytes, took);
+            }
             Input::Started { worker, attempt, waited } => {
                 self.workers.started(worker, attempt);
                 self.workers.learn_overhead(worker, attempt, waited);
@@ -788,8 +824,14 @@ impl Scheduler {
         // Nobody has to have these: who runs them now does.
         let overdue = self.overdue_binaries().filter(|binary| !wanted.contains(binary));
         let asked: Vec<_> = wanted.iter().copied().chain(BTreeSet::from_iter(overdue)).collect();
-        for (worker, binary) in self.workers.ask(&asked, PREPARING_MAX) {
-            effects.push(Effect::Prepare { worker, binary });
+        let asked = asked.into_iter().map(|binary| {
+            // What must run just here, or somewhere else, may be wanted anywhere.
+            let plain = !special.contains(&binary);
+            Wanted { binary, work: self.queue.work_of(binary).filter(|_| plain) }
+        });
+        let asked: Vec<_> = asked.collect();
+        for Asked { worker, binary, bytes_max } in self.workers.ask(&asked, PREPARING_MAX) {
+            effects.push(Effect::Prepare { worker, binary, bytes_max });
         }
         let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
         let homeless = |binary: &BinaryKey| !self.workers.may_take(*binary);

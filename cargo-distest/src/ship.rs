@@ -76,6 +76,7 @@ struct State {
     /// Whether the worker has a blob. Locked by whoever finds out or sends it.
     blobs: BTreeMap<Digest, Arc<tokio::sync::Mutex<bool>>>,
     shipped: Shipped,
+    arrived: u64,
     progress: Option<Progress>,
 }
 
@@ -131,6 +132,41 @@ impl Shipper {
     pub fn with_progress(self, progress: impl FnMut(Shipped) + Send + 'static) -> Self {
         self.state().progress = Some(Box::new(progress));
         self
+    }
+
+    /// Bytes of files, before compression, that have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.state().arrived
+    }
+
+    /// Bytes of a test binary's files, before compression, that the worker lacks, or that somebody
+    /// is sending just now.
+    ///
+    /// # Errors
+    /// See [`ShipError`].
+    pub async fn lacks(&self, spec: &BinarySpec) -> Result<u64, ShipError> {
+        let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
+        for entry in &spec.files {
+            if let TreeNode::File { digest, size, .. } = entry.node {
+                sizes.insert(digest, size);
+            }
+        }
+        {
+            // Nobody holds these who does not also change them.
+            let mut state = self.state();
+            sizes.retain(|digest, _| {
+                let blob = state.blobs.entry(*digest).or_default();
+                !blob.try_lock().is_ok_and(|there| *there)
+            });
+        }
+        let asked: Vec<Digest> = sizes.keys().copied().collect();
+        let mut bytes = 0u64;
+        for digests in asked.chunks(DIGESTS_MAX) {
+            let lacks = self.worker.missing(within(LAY_DEADLINE), digests.to_vec()).await??;
+            let theirs = lacks.iter().filter_map(|digest| sizes.get(digest));
+            bytes = theirs.fold(bytes, |bytes, size| bytes.saturating_add(*size));
+        }
+        Ok(bytes)
     }
 
     /// What has travelled so far.
@@ -295,6 +331,7 @@ impl Shipper {
             let reply = self.worker.put(within(PUT_DEADLINE), chunk).await?;
             let stored = reply == Ok(PutReply::Stored);
             self.count(bytes, u32::from(stored));
+            self.state().arrived += if stored { size } else { 0 };
             match (piece, reply) {
                 (_, Ok(PutReply::Stored)) => return Ok(()),
                 (Err(EncodeError::Changed), _) => return Err(changed()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distest_worker::hello::Hello;
@@ -30,11 +30,16 @@ const CLOSED: Duration = Duration::from_secs(75);
 /// Bytes of our standard input that are handed on at a time.
 const STDIN_BYTES: usize = 16 * 1024;
 
+/// Bytes that say how much gets there each second; fewer may travel for nothing.
+const TELLING_BYTES: u64 = 1 << 20;
+
 /// What came of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// A binary and the tree are there.
-    Ready { worker: WorkerId, binary: BinaryKey },
+    /// A binary and the tree are there, and if much had to be sent: how much, in what time.
+    Ready { worker: WorkerId, binary: BinaryKey, sent: Option<(u64, Duration)> },
+    /// More of a binary is missing there than was to be sent: nothing was.
+    Lacks { worker: WorkerId, binary: BinaryKey, bytes: u64 },
     /// The worker won't run a binary.
     Refused { worker: WorkerId, binary: BinaryKey, reason: String, hint: Option<String> },
     /// Bytes went there.
@@ -109,9 +114,10 @@ impl Connected {
         obstacle(binary, Arc::clone(hello), Arc::clone(paths)).await
     }
 
-    /// Ships a binary and the tree. Answered by [`Outcome::Ready`], [`Outcome::Refused`] or
+    /// Ships a binary and the tree, unless more than `bytes_max` bytes of it are missing there.
+    /// Answered by [`Outcome::Ready`], [`Outcome::Lacks`], [`Outcome::Refused`] or
     /// [`Outcome::Gone`].
-    pub(super) fn prepare(&self, runnable: Arc<Runnable>) {
+    pub(super) fn prepare(&self, runnable: Arc<Runnable>, bytes_max: u64) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
         let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
         let outcomes = self.outcomes.clone();
@@ -127,8 +133,10 @@ impl Connected {
                 let _ = outcomes.send(Outcome::Refused { worker, binary, reason, hint }).await;
                 return;
             }
-            let outcome = match place(&shipper, &runnable, &mut tree, embedded).await {
-                Ok(()) => Outcome::Ready { worker, binary },
+            let placed = place(&shipper, &runnable, &mut tree, embedded, bytes_max).await;
+            let outcome = match placed {
+                Ok(Placed::There { sent }) => Outcome::Ready { worker, binary, sent },
+                Ok(Placed::Lacks(bytes)) => Outcome::Lacks { worker, binary, bytes },
                 Err(ShipError::Connection(error)) => {
                     Outcome::Gone { worker, reason: format!("it did not answer: {error}") }
                 }
@@ -249,24 +257,44 @@ async fn obstacle(
     asked.await.unwrap_or_else(|error| Some((format!("could not look into it: {error}"), None)))
 }
 
+/// What became of a binary.
+enum Placed {
+    /// It is there; if much had to be sent: how much, in what time.
+    There { sent: Option<(u64, Duration)> },
+    /// So many bytes are missing, which is too much.
+    Lacks(u64),
+}
+
 /// Gets a binary and then the tree to where the tests will find them.
 async fn place(
     shipper: &Shipper,
     runnable: &Runnable,
     tree: &mut watch::Receiver<Option<Arc<Tree>>>,
     embedded: bool,
-) -> Result<(), ShipError> {
+    bytes_max: u64,
+) -> Result<Placed, ShipError> {
     if embedded {
-        return shipper.binary(&runnable.parcel.in_place(), &BTreeMap::new()).await;
+        shipper.binary(&runnable.parcel.in_place(), &BTreeMap::new()).await?;
+        return Ok(Placed::There { sent: None });
     }
     let packed = runnable.parcel.pack().await.map_err(|failure| {
         ShipError::Refused(Refusal::new(RefusalKind::Invalid, failure.to_string()))
     })?;
+    if bytes_max < u64::MAX {
+        let lacks = shipper.lacks(&packed.spec).await?;
+        if lacks > bytes_max {
+            return Ok(Placed::Lacks(lacks));
+        }
+    }
+    // What others send there meanwhile goes the same way.
+    let (before, began) = (shipper.arrived(), Instant::now());
     shipper.binary(&packed.spec, &packed.files).await?;
+    let sent = Some((shipper.arrived() - before, began.elapsed()));
+    let sent = sent.filter(|(bytes, _)| *bytes >= TELLING_BYTES);
     // The sender lives as long as the run: if it is gone, so is the answer's reader.
     let laid = tree.wait_for(Option::is_some).await;
-    match laid.ok().and_then(|tree| tree.clone()) {
-        Some(tree) => shipper.tree(&tree).await,
-        None => Ok(()),
+    if let Some(tree) = laid.ok().and_then(|tree| tree.clone()) {
+        shipper.tree(&tree).await?;
     }
+    Ok(Placed::There { sent })
 }

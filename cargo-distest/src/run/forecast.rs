@@ -176,6 +176,7 @@ impl Basis {
             speed_known: true,
             round_trip: Duration::from_millis(1),
             prepare: Duration::ZERO,
+            rate: None,
             dies_at: None,
         };
         let rules = Rules {
@@ -192,6 +193,7 @@ impl Basis {
             tests: self.tests.clone(),
             machines: vec![machine; workers as usize],
             overhead: OVERHEAD,
+            sizes: BTreeMap::new(),
         };
         play(&question, |scheduler, input, effects| scheduler.step(input, effects))
     }

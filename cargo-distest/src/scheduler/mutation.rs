@@ -33,6 +33,8 @@ pub(crate) enum Mutation {
     LeaseWhenShort,
     /// A slow worker leaves a test to a faster one, whether there is one or not.
     WaitForNobody,
+    /// A worker to which it isn't worth sending a binary counts as ready for it.
+    TakeLackForReady,
     /// The client takes a worker for lost as soon as its connection is gone.
     LoseAtOnce,
     /// The worker never arms its fence.
@@ -45,7 +47,7 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -59,6 +61,7 @@ impl Mutation {
         Self::ForgetTwin,
         Self::LeaseWhenShort,
         Self::WaitForNobody,
+        Self::TakeLackForReady,
         Self::LoseAtOnce,
         Self::ForgetFence,
         Self::FenceByAnyWord,

@@ -33,12 +33,32 @@ pub(super) struct Queue {
     len: usize,
     /// What they will probably take together.
     work: Duration,
+    /// The same for each binary, with how many of its tests nothing is known of.
+    works: BTreeMap<BinaryKey, (Duration, usize)>,
 }
 
 impl Queue {
     /// Tests that wait.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// What waits of a binary, in time on one ordinary slot. None if that is unknown of a test.
+    pub(super) fn work_of(&self, binary: BinaryKey) -> Option<Duration> {
+        let (work, unknown) = self.works.get(&binary)?;
+        (*unknown == 0).then_some(*work)
+    }
+
+    fn count(&mut self, binary: BinaryKey, expected: Duration, more: bool) {
+        let (work, unknown) = self.works.entry(binary).or_default();
+        let one = usize::from(expected.is_zero());
+        if more {
+            (*work, *unknown) = (*work + expected, *unknown + one);
+            self.work = self.work.saturating_add(expected);
+        } else {
+            (*work, *unknown) = (work.saturating_sub(expected), unknown.saturating_sub(one));
+            self.work = self.work.saturating_sub(expected);
+        }
     }
 
     /// What waits, in time on one ordinary slot.
@@ -56,10 +76,10 @@ impl Queue {
         let entries = self.by_binary.entry(binary).or_default();
         let before = entries.first_key_value().map(|(entry, _)| *entry);
         self.len += company.counted(&test).len();
-        self.work = self.work.saturating_add(rank.expected.0);
         let added = entries.insert((rank, test), company).is_none();
         debug_assert!(added, "{test:?} is queued already");
         self.note(binary, before);
+        self.count(binary, rank.expected.0, true);
     }
 
     /// Takes a test out that waits by itself. False if it doesn't.
@@ -71,7 +91,7 @@ impl Queue {
         }
         entries.remove(&(rank, test));
         self.len -= 1;
-        self.work = self.work.saturating_sub(rank.expected.0);
+        self.count(binary, rank.expected.0, false);
         self.note(binary, before);
         true
     }
@@ -102,7 +122,7 @@ impl Queue {
         let company = entries.remove(&entry)?;
         let (test, expected) = (entry.1, entry.0.expected.0);
         self.len -= company.counted(&test).len();
-        self.work = self.work.saturating_sub(expected);
+        self.count(binary, expected, false);
         self.note(binary, Some(best));
         Some(Popped { test, company, expected })
     }
@@ -122,6 +142,7 @@ impl Queue {
         self.best.clear();
         self.len = 0;
         self.work = Duration::ZERO;
+        self.works.clear();
         let mut tests: Vec<_> = std::mem::take(&mut self.by_binary)
             .into_values()
             .flatten()

@@ -152,10 +152,12 @@ impl Live {
 
 /// A binary on a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Readiness {
+pub(super) enum Readiness {
     Asked,
     Ready,
     Refused,
+    /// It lacks so many bytes, more than was worth sending.
+    Far(u64),
 }
 
 /// A worker that joined and was not lost.
@@ -222,6 +224,18 @@ impl Worker {
 
     pub(super) fn traits(&self) -> &Traits {
         &self.traits
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    pub(super) fn readiness(&self, binary: BinaryKey) -> Option<Readiness> {
+        self.binaries.get(&binary).copied()
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.standing == Standing::Good
     }
 
     /// It is ready for a binary, in good standing, and meets these needs.
@@ -415,40 +429,49 @@ impl Workers {
         self.by_id.values().any(|worker| worker.may_take(binary))
     }
 
-    /// Which of `binaries`, in their order, each worker is to be asked for now, so that at most
-    /// `at_once` questions to it are open. Notes them as asked.
-    pub(super) fn ask(
-        &mut self,
-        binaries: &[BinaryKey],
-        at_once: usize,
-    ) -> Vec<(WorkerId, BinaryKey)> {
-        let mut asked = Vec::new();
-        for (id, worker) in &mut self.by_id {
-            if worker.standing != Standing::Good {
-                continue;
-            }
-            for binary in binaries {
-                if worker.preparing >= at_once {
-                    break;
-                }
-                if !worker.binaries.contains_key(binary) {
-                    worker.binaries.insert(*binary, Readiness::Asked);
-                    worker.preparing += 1;
-                    asked.push((*id, *binary));
-                }
-            }
-        }
-        asked
+    pub(super) fn worker(&self, id: WorkerId) -> Option<&Worker> {
+        self.by_id.get(&id)
     }
 
-    pub(super) fn answer(&mut self, id: WorkerId, binary: BinaryKey, runs: bool) {
+    /// Whether a worker may be asked to get ready for a binary, with at most `at_once` questions
+    /// open.
+    pub(super) fn may_ask(&self, id: WorkerId, binary: BinaryKey, at_once: usize) -> bool {
+        self.by_id.get(&id).is_some_and(|worker| {
+            let open = matches!(worker.readiness(binary), None | Some(Readiness::Far(_)));
+            worker.is_good() && worker.preparing < at_once && open
+        })
+    }
+
+    /// Bytes of a binary that a worker lacks, if it has said so.
+    pub(super) fn lacks(&self, id: WorkerId, binary: BinaryKey) -> Option<u64> {
+        match self.by_id.get(&id)?.readiness(binary)? {
+            Readiness::Far(bytes) => Some(bytes),
+            Readiness::Asked | Readiness::Ready | Readiness::Refused => None,
+        }
+    }
+
+    pub(super) fn note_asked(&mut self, id: WorkerId, binary: BinaryKey) {
+        if let Some(worker) = self.by_id.get_mut(&id) {
+            worker.binaries.insert(binary, Readiness::Asked);
+            worker.preparing += 1;
+        }
+    }
+
+    /// Learns from files that got to a worker.
+    pub(super) fn learn_rate(&mut self, id: WorkerId, bytes: u64, took: Duration) {
+        if let Some(worker) = self.by_id.get_mut(&id) {
+            worker.pace.learn_rate(bytes, took);
+        }
+    }
+
+    pub(super) fn answer(&mut self, id: WorkerId, binary: BinaryKey, now: Readiness) {
         let Some(worker) = self.by_id.get_mut(&id) else { return };
         // Only a question is answered: a peer that says more than it was asked changes nothing.
         let Some(state) = worker.binaries.get_mut(&binary).filter(|s| **s == Readiness::Asked)
         else {
             return;
         };
-        *state = if runs { Readiness::Ready } else { Readiness::Refused };
+        *state = now;
         worker.preparing -= 1;
     }
 

@@ -121,7 +121,7 @@ fn nothing_starts_before_everything_is_built_but_binaries_are_made_ready() {
     let mut script = Script::new(RULES);
     script.say(joined(W0, 1));
     script.say(Input::Added(vec![task(0, B1, Urgency::New, 0)]));
-    assert_eq!(script.said, [Effect::Prepare { worker: W0, binary: B1 }]);
+    assert_eq!(script.said, [Effect::Prepare { worker: W0, binary: B1, bytes_max: u64::MAX }]);
     script.say(Input::Ready { worker: W0, binary: B1 });
     assert_eq!(script.said, []);
     script.say(Input::Open);
@@ -163,7 +163,7 @@ fn a_lost_workers_tests_go_elsewhere_and_its_late_results_have_no_say() {
     let mut script = Script::running(RULES, 2, 2);
     script.join(W1, 2, B0).started(W0, 0);
     script.say(Input::Lost { worker: W0 });
-    assert!(script.said.contains(&Effect::Prepare { worker: W1, binary: B0 }));
+    assert!(script.said.contains(&Effect::Prepare { worker: W1, binary: B0, bytes_max: u64::MAX }));
     script.say(Input::Ready { worker: W1, binary: B0 });
     // It ran when the worker was lost, so it may be why: nothing runs beside it.
     assert_eq!(script.granted(), [(1, 0)]);
@@ -319,7 +319,7 @@ impl Fleet {
 
     fn obey(&mut self, effect: Effect) {
         match effect {
-            Effect::Prepare { worker, binary } => {
+            Effect::Prepare { worker, binary, .. } => {
                 let refuses = self.random.below(20) == 0;
                 self.inbox.push(if refuses {
                     Input::Refused { worker, binary }

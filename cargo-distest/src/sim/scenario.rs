@@ -177,8 +177,8 @@ fn machines(random: &mut Random) -> Vec<Machine> {
             },
             slowness: [50, 100, 100, 200, 1_000][random.below(5) as usize],
             pace: match random.below(6) {
-                0 => Pace::remembered(0.25, Some(Duration::from_millis(50)), None),
-                1 => Pace::remembered(2.0, Some(Duration::ZERO), None),
+                0 => Pace::remembered(0.25, Some(Duration::from_millis(50)), Some(1e6)),
+                1 => Pace::remembered(2.0, Some(Duration::ZERO), Some(1e8)),
                 _ => Pace::default(),
             },
             fails_all: random.one_in(12),
