@@ -22,8 +22,8 @@ use distest_worker::server::SLOTS_MAX;
 pub use build::BuildArgs;
 pub use execute::{ExecuteArgs, FlakyResult, FleetArgs};
 pub use fleet::{
-    CpArgs, DoctorArgs, ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs, WorkersCommand,
-    WorkersFormat,
+    AdministeredArgs, CpArgs, DoctorArgs, ExecArgs, KeyCommand, ListWorkersArgs, WorkersArgs,
+    WorkersCommand, WorkersFormat,
 };
 pub use report::{HistoryArgs, ReportArgs};
 pub use select::{LibtestArgs, SelectArgs};
@@ -70,9 +70,12 @@ pub enum Command {
     /// Needs the permission `exec` there. Output comes as it is written, with the worker's name
     /// before each line if there are several; ends with 0 if the command did so everywhere.
     Exec(ExecArgs),
-    /// Copy a file to a worker or from it: `cp report.txt NAME:/tmp/`.
+    /// Copy a file or a folder to a worker or from it: `cp report.txt NAME:/tmp/`.
     ///
-    /// Needs the permission `copy` there. It appears when it is whole, with its permission bits.
+    /// Needs the permission `copy` there. As with `cp -r`, what goes to a folder that is there
+    /// already goes into it, under its own name; anything else becomes what DST names. Files appear
+    /// when they are whole. What is new gets the permission bits of what it was copied from, folders
+    /// that are there keep theirs, and links are copied as links.
     Cp(CpArgs),
     /// Look at this machine, the configuration and every worker, with a fix for what is found.
     ///

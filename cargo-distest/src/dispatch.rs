@@ -425,7 +425,8 @@ impl Dispatch {
                     && connected.is_first_shortage()
                 {
                     let name = connected.name();
-                    let text = format!("worker {name} is short of memory: it gets no new tests");
+                    let text =
+                        format!("worker {name} is short of memory: it runs one test at a time");
                     let hint = "give it fewer slots, or more memory".to_owned();
                     self.tell(RunEvent::Warning { text, hint: Some(hint) }).await;
                 }

@@ -4,12 +4,14 @@
 //! with everything that the workers then say. It vouches for a worker only after `hello` and
 //! `open` were answered; both have deadlines, so that a silent peer costs seconds.
 
+mod admin;
 mod callbacks;
 mod connection;
 mod copy;
 mod discover;
 mod embedded;
 mod forward;
+mod greeting;
 mod hands;
 mod keys;
 mod listen;
@@ -38,12 +40,15 @@ use crate::collect::Collector;
 use crate::model::WorkerId;
 use crate::settings::{FleetSettings, IdentitySettings, LocalSlots, WorkerAddress};
 use crate::testenv::{self, Pass, RunFacts};
+pub use admin::{Upgraded, collect_garbage, drain, upgrade};
 use connection::Gone;
 pub use connection::{Connection, PathsThere};
 pub use copy::{get, put};
-pub use hands::{Happened, meant, run};
+pub use greeting::Names;
+pub use hands::{Happened, run};
 pub use notices::{Notice, Notices};
-pub use visit::{Clock, Said, Source, Trouble, Visited, drain, visit};
+pub use talk::{Meant, all, named};
+pub use visit::{Clock, Said, Source, Trouble, Visited, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

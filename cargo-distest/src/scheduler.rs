@@ -212,8 +212,8 @@ pub enum Input {
         /// Which.
         worker: WorkerId,
     },
-    /// A worker is short of memory, or not any more: until then it is given nothing, and what it has
-    /// not started is taken back.
+    /// A worker is short of memory, or not any more: until then it is given one thing at a time,
+    /// and what else it has not started is taken back.
     Memory {
         /// Which.
         worker: WorkerId,

@@ -1,5 +1,6 @@
 //! `cargo distest workers`: which workers there are, and getting to know more.
 
+mod admin;
 mod cp;
 mod doctor;
 mod exec;
@@ -15,7 +16,7 @@ use distest_worker::invitation::{self, Granted, Host, Invitation};
 
 use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersFormat};
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, Trouble};
+use crate::fleet::{self, Meant, Trouble};
 use crate::settings::{
     self, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, WorkerAddress,
     user_config_path,
@@ -47,6 +48,8 @@ pub async fn workers(
     };
     match command {
         WorkersCommand::Ls(args) => return list(args, &cwd, print).await,
+        WorkersCommand::Upgrade(args) => return admin::upgrade(args, &cwd, print).await,
+        WorkersCommand::Gc(args) => return admin::collect_garbage(args, &cwd, print).await,
         WorkersCommand::Drain { worker, addresses } => {
             let settings = fleet_settings(addresses, &cwd)?;
             let drained = fleet::drain(&settings, worker).await;
@@ -110,6 +113,18 @@ fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failu
     let environment = |name: &str| std::env::var(name).ok();
     let facts = Facts { cores: 1, workspace_root, cwd: cwd.to_owned() };
     Ok(settings::resolve(&args, &environment, &files, &facts)?.settings)
+}
+
+/// The workers of these names, or all that are there.
+async fn meant(
+    settings: &FleetSettings,
+    names: &[String],
+    all: bool,
+) -> Result<Vec<Meant>, Trouble> {
+    match all {
+        true => fleet::all(settings).await,
+        false => fleet::named(settings, names).await,
+    }
 }
 
 async fn add(

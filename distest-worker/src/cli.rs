@@ -36,6 +36,7 @@ use crate::serve::{
 };
 use crate::server::SLOTS_MAX;
 use crate::store::Store;
+use crate::upgrade::{CHECKED, Successor, Upgrades};
 
 /// Blobs that a worker keeps by default.
 const STORE_BYTES: u64 = 10 << 30;
@@ -75,6 +76,9 @@ pub struct ServeArgs {
     /// How what happens is written to stderr: for people, or as a JSON object a line
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
+    /// Look whether this could serve, say `checked LEVEL`, the number of its sandboxes' level, and end
+    #[arg(long)]
+    pub check: bool,
     /// How it is found.
     #[command(flatten)]
     pub found: FoundArgs,
@@ -187,7 +191,8 @@ pub struct CommonArgs {
     pub polite: PoliteArgs,
 }
 
-/// Does it, and says how it went: 0, or 96 with an explanation on stderr.
+/// Does it, and says how it went: 0, or 96 with an explanation on stderr. A worker that is given
+/// another executable becomes that: then this doesn't return.
 pub fn run(command: WorkerCommand) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
@@ -200,71 +205,57 @@ pub fn run(command: WorkerCommand) -> ExitCode {
         Err(error) => Err(format!("could not start the runtime: {error}")),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
-            say(&format!("error: {text}"));
-            ExitCode::from(SETUP)
+        Ok(After::Nothing) => ExitCode::SUCCESS,
+        Ok(After::Upgrade(successor)) => {
+            let error = successor.become_it(say);
+            fail(&format!("could not execute this program anew: {error}"))
         }
+        Err(text) => fail(&text),
     }
 }
 
-async fn perform(command: WorkerCommand) -> Result<(), String> {
+fn fail(text: &str) -> ExitCode {
+    say(&format!("error: {text}"));
+    ExitCode::from(SETUP)
+}
+
+/// What comes after a command.
+enum After {
+    Nothing,
+    Upgrade(Box<Successor>),
+}
+
+async fn perform(command: WorkerCommand) -> Result<After, String> {
     raise_descriptor_limit();
     hide_from_others();
     match command {
-        WorkerCommand::Serve(ServeArgs { listen, metrics, log_format, found, keys, common }) => {
-            // Before anything is opened or started that could have or inherit this descriptor.
-            let place = match listen {
-                ListenAt::Address(address) => Place::At(address),
-                ListenAt::Handed => Place::Handed(listen::handed()?),
-            };
+        WorkerCommand::Serve(ServeArgs {
+            log_format, found, keys, common, check: true, ..
+        }) => {
             log_format.begin();
-            let worker = worker(common, &keys)?;
-            worker.serves_one_client().then(|| say(ONE_CLIENT));
-            let reception = reception(keys, worker)?;
-            let name = reception.worker().config().name.clone();
-            let listening = listening(place, Arc::clone(&reception)).await?;
-            let bound = listening.address();
-            let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
-            let address = serve::reachable(bound);
-            reception.gate().refresh().iter().for_each(|told| say(told));
-            reception.listens_at(address.to_string());
-            // For as long as the worker.
-            let mut answering = tokio::task::JoinSet::new();
-            if let Some(at) = metrics {
-                let could_not = |error| format!("could not listen at {at} for metrics: {error}");
-                let metrics = Metrics::at(at, Arc::clone(reception.worker())).await;
-                let metrics = metrics.map_err(could_not)?;
-                let bound = metrics.address().map_err(could_not)?;
-                say(&format!("metrics are at http://{bound}/metrics"));
-                answering.spawn(metrics.serve());
-            }
-            let findable = found.begin(&reception, bound)?;
-            ready(&format!("ready {name} tcp://{address}#{}", reception.key()))?;
-            if reception.gate().is_empty() && !address.ip().is_loopback() {
-                say(NOBODY);
-            }
-            listening.serve(|line| line.tell()).await;
-            findable.gone().await;
-            Ok(())
+            found.possible()?;
+            let reception = reception(keys.clone(), worker(common, &keys)?)?;
+            let level = reception.worker().host().level.number();
+            ready(&format!("{CHECKED} {level}"))?;
         }
+        WorkerCommand::Serve(args) => return serve(args).await,
         WorkerCommand::Join(JoinArgs { addresses, keys, common }) => {
             let worker = worker(common, &keys)?;
             worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
-            join_all(reception, addresses).await
+            join_all(reception, addresses).await?;
         }
         WorkerCommand::Invite(InviteArgs { permit, valid, address, name }) => {
             let permissions = Permission::ALL.into_iter().filter(|one| permit.allow(*one));
             let valid_s = u64::from(valid) * 60;
             let ask = Ask::Invite { permissions: permissions.collect(), valid_s, address };
             match control::ask(name.as_deref(), &ask).await? {
-                Answer::Invitation(text) => ready(&text),
-                Answer::Refused(why) => Err(format!("could not make an invitation: {why}")),
-                Answer::Name(_) => Err("the worker answers what was not asked".to_owned()),
+                Answer::Invitation(text) => ready(&text)?,
+                Answer::Refused(why) => return Err(format!("could not make an invitation: {why}")),
+                Answer::Name(_) => return Err("the worker answers what was not asked".to_owned()),
             }
         }
-        WorkerCommand::Registry(args) => registry::registry(args).await,
+        WorkerCommand::Registry(args) => registry::registry(args).await?,
         WorkerCommand::Stdio(StdioArgs { trusted, keys, common }) => {
             let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
             let end = if trusted {
@@ -276,12 +267,62 @@ async fn perform(command: WorkerCommand) -> Result<(), String> {
                 let served = reception.serve_stream(stream, false).await;
                 served.map_err(|error| format!("no client on stdin is let in: {error}"))?
             };
-            match end {
-                ConnectionEnd::NoHello(error) => Err(format!("no client on stdin: {error}")),
-                ConnectionEnd::Link(_) | ConnectionEnd::Session { .. } => Ok(()),
+            if let ConnectionEnd::NoHello(error) = end {
+                return Err(format!("no client on stdin: {error}"));
             }
         }
     }
+    Ok(After::Nothing)
+}
+
+async fn serve(args: ServeArgs) -> Result<After, String> {
+    let ServeArgs { listen, metrics, log_format, check: _, found, keys, common } = args;
+    // Before anything is opened or started that could have or inherit this descriptor.
+    let left = listen::left()?;
+    let goes_on = left.is_some();
+    let place = match (left, listen) {
+        (Some(socket), _) => Place::Handed(socket),
+        (None, ListenAt::Address(address)) => Place::At(address),
+        (None, ListenAt::Handed) => Place::Handed(listen::handed()?),
+    };
+    log_format.begin();
+    let worker = worker(common, &keys)?;
+    worker.serves_one_client().then(|| say(ONE_CLIENT));
+    let reception = reception(keys, worker)?;
+    if let Some(store) = reception.worker().config().store.clone() {
+        let level = reception.worker().host().level;
+        reception.worker().can_upgrade(Upgrades::new(store, level));
+    }
+    let name = reception.worker().config().name.clone();
+    let listening = listening(place, Arc::clone(&reception)).await?;
+    let bound = listening.address();
+    let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
+    let address = serve::reachable(bound);
+    reception.gate().refresh().iter().for_each(|told| say(told));
+    reception.listens_at(address.to_string());
+    // For as long as the worker.
+    let mut answering = tokio::task::JoinSet::new();
+    if let Some(at) = metrics {
+        let could_not = |error| format!("could not listen at {at} for metrics: {error}");
+        let metrics = Metrics::at(at, Arc::clone(reception.worker())).await;
+        let metrics = metrics.map_err(could_not)?;
+        let bound = metrics.address().map_err(could_not)?;
+        say(&format!("metrics are at http://{bound}/metrics"));
+        answering.spawn(metrics.serve());
+    }
+    let findable = found.begin(&reception, bound)?;
+    let told = ready(&format!("ready {name} tcp://{address}#{}", reception.key()));
+    match goes_on {
+        // Whoever waited for this line has heard it from the old one, and may be gone.
+        true => say(&format!("goes on as version {}", env!("CARGO_PKG_VERSION"))),
+        false => told?,
+    }
+    if reception.gate().is_empty() && !address.ip().is_loopback() {
+        say(NOBODY);
+    }
+    let successor = listening.serve(|line| line.tell()).await;
+    findable.gone().await;
+    Ok(successor.map_or(After::Nothing, |successor| After::Upgrade(Box::new(successor))))
 }
 
 /// What to listen with.

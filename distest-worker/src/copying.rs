@@ -5,6 +5,7 @@
 //! round. Links are copied as links and never followed, not even those that are at the target
 //! already.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Seek, Write};
@@ -18,6 +19,8 @@ use crate::sandbox::beneath::Beneath;
 pub const PAGE_ENTRIES_MAX: usize = 1000;
 /// Folders within each other.
 pub const DEPTH_MAX: usize = 64;
+/// Folders that are made and have not got all yet.
+const FOLDERS_MAX: usize = 1_000_000;
 /// Bytes of a link's text, as Linux bounds it.
 const TARGET_BYTES_MAX: usize = 4096;
 
@@ -72,10 +75,12 @@ fn mode(about: &Metadata) -> u32 {
     about.permissions().mode() & 0o777
 }
 
-/// Builds what arrives, below one folder.
+/// Builds what arrives, below one folder. Folders that are there already keep their permissions.
 pub struct Builder {
     beneath: Beneath,
     folder: PathBuf,
+    /// Folders that were made here and have not got all yet.
+    made: BTreeSet<PathBuf>,
     incoming: Option<Incoming>,
 }
 
@@ -93,12 +98,14 @@ impl Builder {
     /// # Errors
     /// It can't be made, or isn't a folder.
     pub fn below(folder: &Path) -> io::Result<Self> {
+        let mut made = BTreeSet::new();
         match fs::create_dir(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
+            Ok(()) => _ = made.insert(PathBuf::new()),
+            Err(_) => {}
         }
         let folder = fs::canonicalize(folder)?;
-        Ok(Self { beneath: Beneath::open(&folder)?, folder, incoming: None })
+        Ok(Self { beneath: Beneath::among_others(&folder)?, folder, made, incoming: None })
     }
 
     /// Takes the next piece, of what lies at a path below the folder; the folder itself is the
@@ -114,15 +121,28 @@ impl Builder {
         }
         if path.as_os_str().is_empty() {
             return match node {
-                PieceNode::Folder { mode, done: true } => self.beneath.own_mode(*mode),
+                PieceNode::Folder { mode, done: true } if self.made.remove(path) => {
+                    self.beneath.own_mode(*mode)
+                }
                 PieceNode::Folder { .. } => Ok(()),
                 _ => Err(io::Error::other("it is a folder")),
             };
         }
         let at = Path::new("/").join(path);
         match node {
-            PieceNode::Folder { mode, done: false } => self.beneath.slot(&at)?.folder(*mode),
-            PieceNode::Folder { mode, done: true } => self.beneath.slot(&at)?.folder_mode(*mode),
+            PieceNode::Folder { mode, done: false } => {
+                if self.made.len() >= FOLDERS_MAX {
+                    return Err(io::Error::other("there are too many folders"));
+                }
+                if self.beneath.slot(&at)?.new_folder(*mode & 0o777)? {
+                    self.made.insert(path.to_owned());
+                }
+                Ok(())
+            }
+            PieceNode::Folder { mode, done: true } => match self.made.remove(path) {
+                true => self.beneath.slot(&at)?.folder_mode(*mode & 0o777),
+                false => Ok(()),
+            },
             PieceNode::Link { target } if target.as_os_str().len() > TARGET_BYTES_MAX => {
                 Err(io::ErrorKind::InvalidFilename.into())
             }
@@ -215,11 +235,39 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_are_there_keep_their_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, inner) = (dir.path().join("t"), dir.path().join("t/d"));
+        for (path, mode) in [(&target, 0o751), (&inner, 0o710)] {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut builder = Builder::below(&target).unwrap();
+        let done = |mode| PieceNode::Folder { mode, done: true };
+        for (path, node) in [
+            ("", FOLDER),
+            ("d", FOLDER),
+            ("d/new", FOLDER),
+            ("d/new", done(0o700)),
+            ("d", done(0o777)),
+            ("", done(0o777)),
+        ] {
+            builder.take(Path::new(path), &node).unwrap();
+        }
+        for (path, expected) in
+            [(target, 0o751), (inner.clone(), 0o710), (inner.join("new"), 0o700)]
+        {
+            assert_eq!(mode(&fs::metadata(&path).unwrap()), expected, "{path:?}");
+        }
+    }
+
+    #[test]
     fn nothing_leads_out_of_the_target() {
         let dir = tempfile::tempdir().unwrap();
         let (target, outside) = (dir.path().join("t"), dir.path().join("outside"));
         fs::create_dir(&outside).unwrap();
         fs::create_dir(&target).unwrap();
+        let before = mode(&fs::metadata(&outside).unwrap());
         symlink(&outside, target.join("there")).unwrap();
         symlink(outside.join("new"), target.join("f")).unwrap();
         let mut builder = Builder::below(&target).unwrap();
@@ -231,8 +279,9 @@ mod tests {
         }
         for path in ["there", "sent"] {
             take(path, FOLDER).unwrap_err();
-            take(path, PieceNode::Folder { mode: 0o777, done: true }).unwrap_err();
+            take(path, PieceNode::Folder { mode: 0o777, done: true }).unwrap();
         }
+        assert_eq!(mode(&fs::metadata(&outside).unwrap()), before, "nobody made it");
         take(&"a/".repeat(DEPTH_MAX + 1), FOLDER).unwrap_err();
         // A link that is in the way of a file goes; what it names stays.
         take("f", file(0, b"x", true)).unwrap();

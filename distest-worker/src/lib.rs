@@ -37,4 +37,5 @@ pub mod share;
 pub mod store;
 pub mod tls;
 pub mod tools;
+pub mod upgrade;
 pub mod zygote;

@@ -23,6 +23,7 @@ use crate::digest::Digest;
 mod forward;
 mod holding;
 mod times;
+mod upgrade;
 
 pub use forward::{
     FORWARD_PIECES_MAX, FORWARDED_MAX, FORWARDS_MAX, Forward, ForwardedId, ForwardedPiece,
@@ -32,6 +33,7 @@ pub use holding::{Challenge, PROOFS_MAX, PROVED_BYTES_MAX, Proof};
 pub use times::{
     TIME_TEXT_BYTES_MAX, TIMES_BYTES_MAX, TIMES_MAX, TestTime, bounded as bounded_times,
 };
+pub use upgrade::{EXECUTABLE_BYTES_MAX, ExecutablePiece, Freed, UpgradeReply};
 
 /// The most bytes of data in one [`BlobChunk`], [`OutputChunk`] or [`StdinChunk`].
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -123,6 +125,13 @@ pub trait Worker {
     /// [`TIMES_MAX`], more is dropped. Only for workers that know how many they keep:
     /// [`SessionReady::times_known`].
     async fn remember(times: Vec<TestTime>) -> Result<(), Refusal>;
+    /// The next piece of an executable that the worker is to become, in order. With the last it is
+    /// verified and tried; the worker then finishes what runs, and goes on as the new one. Needs no
+    /// session, and the permission `admin`. Since version 1.1.
+    async fn upgrade(piece: ExecutablePiece) -> Result<UpgradeReply, Refusal>;
+    /// Removes all received files that no session uses. Needs no session, and the permission
+    /// `admin`. Since version 1.1.
+    async fn collect_garbage() -> Result<Freed, Refusal>;
 }
 
 /// Served by the client.
@@ -159,7 +168,7 @@ pub struct Pong {
     pub running: u32,
     /// Attempts queued now.
     pub queued: u32,
-    /// The machine is short of memory: nothing is started beside what runs here.
+    /// The machine is short of memory: one thing runs after the other.
     pub short_of_memory: bool,
 }
 
@@ -276,6 +285,8 @@ pub struct WorkerStatus {
     pub draining: bool,
     /// Why it takes nothing for now; empty if it does.
     pub paused: String,
+    /// The machine is short of memory: one thing runs after the other.
+    pub short_of_memory: bool,
     /// Bytes of received files that it keeps.
     pub store_bytes: u64,
     /// The most that it keeps.

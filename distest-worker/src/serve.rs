@@ -20,7 +20,7 @@ mod reception;
 use self::control::Control;
 pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
-use crate::accept::AcceptObstacle;
+use crate::accept::{AcceptObstacle, accept_again};
 use crate::invitation::InvitationError;
 use crate::log::Line;
 use crate::probe::{consequences_of, probe};
@@ -28,6 +28,7 @@ use crate::sandbox::host::{Host, Shortfall};
 use crate::sandbox::level::Level;
 pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use crate::tls::TlsError;
+use crate::upgrade::Successor;
 use crate::zygote::ZygoteProgram;
 
 /// Sessions at once. Connections whose peer has not proved its key yet have a bound of their own.
@@ -155,7 +156,8 @@ impl Listening {
 
     /// Serves every client that is let in until SIGINT, which ends all sessions; SIGTERM or a client
     /// that may do that lets what runs come to its end. `tell` gets what an operator should know.
-    pub async fn serve(mut self, mut tell: impl FnMut(Line)) {
+    /// Answers what this process is to become, if it was given another executable.
+    pub async fn serve(mut self, mut tell: impl FnMut(Line)) -> Option<Successor> {
         let mut connections = JoinSet::new();
         let mut refresh = tokio::time::interval(REFRESH);
         let mut told = Told::default();
@@ -197,10 +199,11 @@ impl Listening {
                 },
             }
         }
-        drop(self.listener);
+        // Whoever comes meanwhile is sent away, and finds the new one at the same address later.
+        let mut listener = worker.is_upgraded().then_some(self.listener);
         if !worker.shuts_down() && !connections.is_empty() {
             tell("finishing what runs; a second signal ends it".to_owned().into());
-            let ended = async {
+            let mut ended = pin!(async {
                 loop {
                     tokio::select! {
                         ended = connections.join_next() => match ended {
@@ -215,14 +218,39 @@ impl Listening {
                         }
                     }
                 }
-            };
-            self.signals.hurry(ended).await;
+            });
+            loop {
+                tokio::select! {
+                    () = &mut ended => break,
+                    asked = self.signals.next() => {
+                        let first = listener.take().is_some() && asked == Asked::Drain;
+                        // It ends for good, when what runs has.
+                        if !first {
+                            break;
+                        }
+                    }
+                    () = turn_away(listener.as_ref()) => {}
+                }
+            }
         }
         worker.shut_down();
         let ended = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
         // Dropping a connection kills what it runs.
         connections.shutdown().await;
+        let socket = listener?.into_std().ok()?;
+        worker.upgrades()?.successor(socket)
+    }
+}
+
+/// Closes the next connection at once; never ends where nobody listens.
+async fn turn_away(listener: Option<&TcpListener>) {
+    match listener {
+        Some(listener) => match listener.accept().await {
+            Ok(_) => {}
+            Err(_) => accept_again().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

@@ -19,6 +19,7 @@ mod machine_slot;
 mod outbox;
 mod permits;
 mod sessions;
+mod upgrading;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,7 @@ use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::store::Store;
 use crate::tools;
+use crate::upgrade::Upgrades;
 use crate::zygote::ZygoteProgram;
 
 /// What a worker is.
@@ -82,6 +84,8 @@ pub struct WorkerShared {
     only: OnceLock<Mutex<Option<PublicKey>>>,
     sessions: Sessions,
     counters: Counters,
+    /// If it can be given another executable.
+    upgrades: OnceLock<Upgrades>,
     /// See [`Hello::instance`].
     instance: String,
 }
@@ -161,6 +165,7 @@ impl WorkerShared {
             only: OnceLock::new(),
             sessions,
             counters: Counters::default(),
+            upgrades: OnceLock::new(),
             instance,
         })
     }
@@ -170,9 +175,27 @@ impl WorkerShared {
         &self.config
     }
 
-    /// Looks how much memory is left; answers whether that keeps others from being started.
+    /// From now on it can be given another executable.
+    pub fn can_upgrade(&self, upgrades: Upgrades) {
+        let _ = self.upgrades.set(upgrades);
+    }
+
+    /// Which one it is given, if it can be.
+    pub fn upgrades(&self) -> Option<&Upgrades> {
+        self.upgrades.get()
+    }
+
+    /// Whether it is to become another executable once it has drained.
+    pub(crate) fn is_upgraded(&self) -> bool {
+        self.upgrades().is_some_and(Upgrades::is_chosen)
+    }
+
+    /// Looks how much memory is left; answers whether that is little. Then nothing is started beside
+    /// what runs.
     fn look_at_memory(&self) -> bool {
-        self.permits.alone(self.memory.look().short)
+        let short = self.memory.look().short;
+        self.permits.alone(short);
+        short
     }
 
     /// Takes nothing more, and ends each session when what runs in it has ended.
@@ -295,6 +318,7 @@ impl WorkerShared {
         WorkerStatus {
             slots: self.slots(),
             used: self.permits.in_use(),
+            short_of_memory: self.look_at_memory(),
             draining: self.drains(),
             paused: self.pause_reason().unwrap_or_default(),
             store_bytes: store.map_or(0, Store::bytes),

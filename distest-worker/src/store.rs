@@ -2,6 +2,7 @@
 //!
 //! Layout below the folder: `v1/blobs/ab/abcd…` are the blobs, their modification time is their
 //! last use; `v1/owners/KEY` says which of them the client with that key may use ([`owned`]);
+//! `v1/executables/` has what workers were upgraded to ([`crate::upgrade`]);
 //! `v1/live/PID-x/` belongs to one process and holds its uploads, its pins and whatever
 //! it puts into [`Store::scratch`].
 //!
@@ -20,6 +21,7 @@ mod times;
 mod upload;
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -30,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::digest::{Digest, Hasher};
 use crate::evict::{self, Resident};
-use crate::protocol::{Encoding, Refusal, RefusalKind};
+use crate::protocol::{Encoding, Freed, Refusal, RefusalKind};
 
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
@@ -317,29 +319,46 @@ impl Store {
         let _lock = live::lock_exclusive(&self.inner.lock)?;
         let bytes_max = self.inner.bytes_max;
         let bound = bytes_max.saturating_sub(self.usage().reserved.saturating_add(size));
+        self.evict(|stored| match stored > bound {
+            true => bound.saturating_sub(bytes_max / SLACK_DIVISOR),
+            false => bound,
+        })?;
+        Ok(())
+    }
+
+    /// Removes all blobs that nobody has pinned; answers what that freed.
+    ///
+    /// # Errors
+    /// The folder can't be read, or a blob not be removed. Those before it are gone.
+    pub fn evict_unused(&self) -> io::Result<Freed> {
+        let _lock = live::lock_exclusive(&self.inner.lock)?;
+        self.evict(|_| 0)
+    }
+
+    /// Evicts until what is left takes no more than `bound` makes of what there is. The caller holds
+    /// the store's lock.
+    fn evict(&self, bound: impl FnOnce(u64) -> u64) -> io::Result<Freed> {
         let residents = residents(&self.inner.blobs, &self.inner.live.pinned()?)?;
         let mut stored: u64 = residents.iter().map(|resident| resident.size).sum();
-        if stored > bound {
-            let sizes: std::collections::BTreeMap<_, _> =
-                residents.iter().map(|resident| (resident.digest, resident.size)).collect();
-            for digest in evict::choose(residents, bound.saturating_sub(bytes_max / SLACK_DIVISOR))
-            {
-                match fs::remove_file(self.blob(digest)) {
-                    Ok(()) => {
-                        stored -= sizes[&digest];
-                        self.inner.evicted.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        stored -= sizes[&digest];
-                    }
-                    Err(error) => return Err(error),
+        let sizes: BTreeMap<_, _> =
+            residents.iter().map(|resident| (resident.digest, resident.size)).collect();
+        let mut freed = Freed::default();
+        for digest in evict::choose(residents, bound(stored)) {
+            match fs::remove_file(self.blob(digest)) {
+                Ok(()) => {
+                    freed.blobs += 1;
+                    freed.bytes += sizes[&digest];
+                    self.inner.evicted.fetch_add(1, Ordering::Relaxed);
                 }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
+            stored -= sizes[&digest];
         }
         let mut usage = self.usage();
         usage.stored = stored;
         usage.unseen = 0;
-        Ok(())
+        Ok(freed)
     }
 }
 
@@ -437,7 +456,7 @@ fn missing_blob(digest: Digest, why: &str) -> Refusal {
 }
 
 /// Creates a folder and its parents, the folder readable for this user only.
-fn create_private(dir: &Path) -> io::Result<()> {
+pub(crate) fn create_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 

@@ -120,6 +120,14 @@ impl Worker for TestWorker {
         Ok(())
     }
 
+    async fn upgrade(self, _: Context, _: ExecutablePiece) -> Result<UpgradeReply, Refusal> {
+        Ok(UpgradeReply::Same {})
+    }
+
+    async fn collect_garbage(self, _: Context) -> Result<Freed, Refusal> {
+        Ok(Freed::default())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

@@ -28,6 +28,8 @@ use tokio::task::JoinHandle;
 mod blobs;
 #[path = "worker/sharing.rs"]
 mod sharing;
+#[path = "worker/upgrade.rs"]
+mod upgrade;
 
 const WORKER: &str = env!("CARGO_BIN_EXE_distest-worker");
 /// The key of `/bin/sh`, which every session here prepares.

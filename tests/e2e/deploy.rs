@@ -93,7 +93,7 @@ fn units(scratch: &Scratch) {
 }
 
 /// A worker that gets a socket as systemd hands it over.
-fn start_handed(scratch: &Scratch, socket: OwnedFd, given: &str) -> Worker {
+pub(crate) fn start_handed(scratch: &Scratch, socket: OwnedFd, given: &str) -> Worker {
     let script = format!("exec 3<&0 </dev/null; {given} exec \"$@\"");
     Worker::start_changed(scratch, "w1", 2, &scratch.join("store"), Executable::Worker, |command| {
         let mut shell = scratch.command("sh");

@@ -125,7 +125,7 @@ impl Subject {
 
 /// Waits until a worker has said something.
 #[track_caller]
-fn says(worker: &Worker, text: &str) {
+pub(crate) fn says(worker: &Worker, text: &str) {
     let silent = what_stays(DEADLINE, || match worker.log().contains(text) {
         true => vec![],
         false => vec![worker.log()],

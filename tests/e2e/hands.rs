@@ -26,7 +26,11 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("exec::needs_its_own_permission", permission),
         case("exec::a_killed_client_leaves_nothing", killed),
         case("exec::on_nobody", nobody),
+        case("exec::through_a_registry", exec_through_registry),
+        case("exec::on_workers_that_dial", exec_on_joiners),
+        case_if("exec::through_ssh", distest_tests::sshd::possible, exec_through_ssh),
         case("exec::copies_files_both_ways", copies),
+        case("exec::copies_folders_as_cp_does", nests),
         case("exec::copies_folders_both_ways", folders),
         case("exec::a_copied_folder_stays_in_its_target", stays_in_target),
         case("exec::copying_needs_its_own_permission", copies_by_permission),
@@ -192,9 +196,9 @@ fn folders(scratch: &Scratch) {
     let source = folder(scratch, "source");
     fs::create_dir(scratch.join("there")).expect("ours");
     let there = scratch.join("there").display().to_string();
-    for _ in 0..2 {
+    for to in [format!("w1:{there}/"), format!("w1:{there}")] {
         // The second time everything is there already.
-        let copied = cp(scratch, &worker, "source", &format!("w1:{there}/"));
+        let copied = cp(scratch, &worker, "source", &to);
         assert_eq!(copied.code(), 0, "{}", copied.stderr);
     }
     let copied = cp(scratch, &worker, &format!("w1:{there}/source"), "back");
@@ -219,17 +223,67 @@ fn folders(scratch: &Scratch) {
     assert!(!scratch.join("odd2").exists());
 }
 
+/// What `cp -r` does, there and here.
+fn nests(scratch: &Scratch) {
+    let worker = Worker::start(scratch, "w1", 1);
+    scratch.write("source/sub/file", "new");
+    scratch.write("file", "alone");
+    let mode = |path: &str, mode: Option<u32>| {
+        let path = scratch.join(path);
+        if let Some(mode) = mode {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).expect("ours");
+        }
+        fs::metadata(path).expect("it is there").permissions().mode() & 0o777
+    };
+    mode("source", Some(0o755));
+    for (side, from_there) in [("there", false), ("here", true)] {
+        let far = |name: &str| format!("w1:{}", scratch.join(name).display());
+        let copy = |from: &str, to: &str| {
+            let to = format!("{side}/{to}");
+            let (from, to) = match from_there {
+                true => (far(from), to),
+                false => (from.to_owned(), far(&to)),
+            };
+            let copied = cp(scratch, &worker, &from, &to);
+            assert_eq!(copied.code(), 0, "{from} to {to}: {}", copied.stderr);
+        };
+        fs::create_dir(scratch.join(side)).expect("ours");
+        let read = |name: &str| fs::read_to_string(scratch.join(side).join(name)).ok();
+        // What isn't there becomes the copy; what is there has it inside.
+        copy("source", "copy");
+        assert_eq!(read("copy/sub/file").as_deref(), Some("new"));
+        mode(&format!("{side}/copy"), Some(0o711));
+        copy("source", "copy");
+        copy("source", "copy/");
+        assert_eq!(read("copy/source/sub/file").as_deref(), Some("new"));
+        // What is inside already is merged, and what was there keeps its permissions.
+        mode(&format!("{side}/copy/source/sub"), Some(0o750));
+        copy("source", "copy");
+        assert_eq!(mode(&format!("{side}/copy"), None), 0o711);
+        assert_eq!(mode(&format!("{side}/copy/source/sub"), None), 0o750);
+        assert_eq!(read("copy/source/source/sub/file"), None);
+        copy("file", "copy");
+        copy("file", "renamed");
+        assert_eq!(
+            (read("copy/file"), read("renamed")),
+            (Some("alone".into()), Some("alone".into()))
+        );
+    }
+    cp(scratch, &worker, "file", &format!("w1:{}/no/", scratch.path().display()))
+        .complains(1, &["could not write"]);
+}
+
 fn stays_in_target(scratch: &Scratch) {
     let worker = Worker::start(scratch, "w1", 1);
     scratch.write("source/sub/file", "new");
     fs::create_dir(scratch.join("outside")).expect("ours");
-    for target in ["target", "mine/source"] {
+    for target in ["target/source", "mine/source"] {
         fs::create_dir_all(scratch.join(target)).expect("ours");
         symlink(scratch.join("outside"), scratch.join(target).join("sub")).expect("ours");
     }
     let remote = |name: &str| format!("w1:{}", scratch.join(name).display());
     let to = cp(scratch, &worker, "source", &remote("target"));
-    to.complains(1, &["could not write", "target/sub"]);
+    to.complains(1, &["could not write", "target/source/sub"]);
     let from = cp(scratch, &worker, &remote("source"), "mine");
     from.complains(1, &["could not write mine/source/sub"]);
     assert_eq!(fs::read_dir(scratch.join("outside")).expect("ours").count(), 0);
@@ -255,7 +309,8 @@ fn there_and_back(scratch: &Scratch, args: &[&str], name: &str, change: &[(&str,
     }
 }
 
-fn through_registry(scratch: &Scratch) {
+/// A worker that a registry names.
+fn registered(scratch: &Scratch) -> (Registry, Worker) {
     let registry = Registry::start(scratch, "127.0.0.1:0", &[]);
     let store = scratch.join("store");
     let worker = Worker::start_changed(scratch, "w1", 1, &store, Executable::Worker, |command| {
@@ -268,19 +323,83 @@ fn through_registry(scratch: &Scratch) {
         if told.contains("registry") { vec![] } else { vec![told] }
     });
     assert!(registered.is_empty(), "{registered:?}");
+    (registry, worker)
+}
+
+fn exec_through_registry(scratch: &Scratch) {
+    let (registry, _worker) = registered(scratch);
+    for which in [&["--on", "w1"][..], &["--all"]] {
+        let args = [&["exec", "--worker", &registry.address], which, &["--", "echo", "there"]];
+        let told = Client::call(scratch, scratch.path(), &args.concat()).finish();
+        assert_eq!((told.code(), told.stdout.as_str()), (0, "there\n"), "{}", told.stderr);
+    }
+}
+
+/// A worker that dials this port, again and again.
+fn joiner(scratch: &Scratch, port: u16, name: &str) -> Owned {
+    let mut command = scratch.command(&product().worker);
+    command.args(["join", &format!("127.0.0.1:{port}"), "--name", name, "--slots", "1"]);
+    command.args(["--store".as_ref(), scratch.join(format!("store-{name}")).as_os_str()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Owned::start(&mut command).expect("a program of ours")
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn exec_on_joiners(scratch: &Scratch) {
+    // Two on one address, one on another.
+    let ports = [free_port(), free_port()];
+    let _joiners = [(ports[0], "w1"), (ports[0], "w2"), (ports[1], "w3")]
+        .map(|(port, name)| joiner(scratch, port, name));
+    let addresses = ports.map(|port| format!("listen://127.0.0.1:{port}"));
+    // Somebody who says nothing keeps nobody out.
+    let call = |which: &[&str]| {
+        let workers = ["--worker", &addresses[0], "--worker", &addresses[1]];
+        let command = ["--", "sh", "-c", "echo $DISTEST_TEST_WORKER"];
+        Client::call(scratch, scratch.path(), &[&["exec"], &workers[..], which, &command].concat())
+            .finish()
+    };
+    for name in ["w1", "w2", "w3"] {
+        let told = call(&["--on", name]);
+        assert_eq!((told.code(), told.stdout), (0, format!("{name}\n")), "{}", told.stderr);
+    }
+    let told = call(&["--all"]);
+    assert_eq!(told.code(), 0, "{}", told.stderr);
+    assert_eq!(sorted(&told.stdout), ["w1 | w1", "w2 | w2", "w3 | w3"]);
+}
+
+fn exec_through_ssh(scratch: &Scratch) {
+    let sshd = Sshd::start(scratch);
+    let call = |which: &[&str], ssh: &Path| {
+        let command = ["--", "sh", "-c", "echo there; exit 3"];
+        let args = [&["exec", "--worker", &sshd.address], which, &command].concat();
+        let client = Client::call(scratch, scratch.path(), &args);
+        client.env("DISTEST_SSH", ssh.as_os_str()).finish()
+    };
+    let own = nix::sys::utsname::uname().expect("it has a name").nodename().to_owned();
+    let own = own.to_str().expect("readable");
+    for which in [&["--on", "127.0.0.1"][..], &["--on", own], &["--all"]] {
+        let told = call(which, &sshd.client);
+        assert_eq!(told.stdout, "there\n", "{which:?}: {}", told.stderr);
+        told.complains(1, &["exited with 3"]);
+    }
+    call(&["--on", "w7"], Path::new("/no/such/ssh"))
+        .complains(97, &["no worker is called w7", "behind ssh", "/no/such/ssh"]);
+    let left = scratch.left_after(crate::GONE_WITHIN, |stray| stray.pid != sshd.pid());
+    assert!(left.is_empty(), "processes left behind: {left:#?}");
+}
+
+fn through_registry(scratch: &Scratch) {
+    let (registry, _worker) = registered(scratch);
     there_and_back(scratch, &["--worker", &registry.address], "w1", &[]);
 }
 
 fn from_joiner(scratch: &Scratch) {
-    let port = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        listener.local_addr().expect("it is bound").port()
-    };
-    let mut command = scratch.command(&product().worker);
-    command.args(["join", &format!("127.0.0.1:{port}"), "--name", "w1", "--slots", "1"]);
-    command.args(["--store".as_ref(), scratch.join("store").as_os_str()]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _joiner = Owned::start(&mut command).expect("a program of ours");
+    let port = free_port();
+    let _joiner = joiner(scratch, port, "w1");
     let address = format!("listen://127.0.0.1:{port}");
     there_and_back(scratch, &["--worker", &address], "w1", &[]);
 }

@@ -41,6 +41,7 @@ mod shipping;
 mod signals;
 mod ssh;
 mod travel;
+mod upgrade;
 
 use std::env;
 use std::process::ExitCode;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         fleet::cases(),
         discovery::cases(),
         drain::cases(),
+        upgrade::cases(),
         sharing::cases(),
         polite::cases(),
         hands::cases(),

@@ -55,6 +55,21 @@ pub struct ListWorkersArgs {
     pub format: WorkersFormat,
 }
 
+/// Workers that something is done to: `workers upgrade`, `workers gc`.
+#[derive(Clone, Debug, Args)]
+pub struct AdministeredArgs {
+    /// Their names, keys or addresses
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+    /// All workers that are there.
+    #[arg(long)]
+    pub all: bool,
+    /// Workers to look for beside those that are known, as for `run`; may be repeated
+    /// [env: DISTEST_WORKERS]
+    #[arg(long, value_name = "ADDR")]
+    pub worker: Vec<WorkerAddress>,
+}
+
 /// `workers --format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum WorkersFormat {
@@ -124,6 +139,15 @@ pub enum WorkersCommand {
         #[arg(long = "worker", value_name = "ADDR", id = "addresses")]
         addresses: Vec<WorkerAddress>,
     },
+    /// Have workers go on as this program, or as a static build of the worker beside it where this
+    /// one doesn't run.
+    ///
+    /// Each gets it, tries it, finishes what runs, and goes on as the new one at the same address
+    /// with the same arguments; one after the other, so that runs go on elsewhere. Needs the
+    /// permission `admin` there.
+    Upgrade(AdministeredArgs),
+    /// Remove what no session uses from what workers keep. Needs the permission `admin` there.
+    Gc(AdministeredArgs),
     /// Take the invitation of a worker: both sides then know each other's key.
     Add {
         /// What `distest-worker invite` printed

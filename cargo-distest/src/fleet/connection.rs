@@ -5,22 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use distest_worker::hello::{self, Hello, HelloError, Role};
+use distest_worker::hello::Hello;
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{self, Link, LinkEnd, LinkStats};
 use distest_worker::protocol::{
     Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, TestTime, WorkerClient,
 };
-use distest_worker::tls;
+use distest_worker::tls::Secured;
 use tarpc::server::Serve;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::callbacks::Callbacks;
 use super::forward::Forwards;
+use super::greeting::Greeted;
 use super::keys::{Keys, Place};
 use super::members::Member;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Spare, Unusable};
@@ -100,8 +100,9 @@ pub(super) async fn dial(
     key: Option<PublicKey>,
 ) -> Result<Connection, Unusable> {
     let address = WorkerAddress::Tcp { host: host.to_owned(), port, key }.to_string();
-    let stream = reach(fleet.keys().await?, host, port, key).await?;
-    over(fleet, stream, address).await
+    let keys = fleet.keys().await?;
+    let secured = reach(keys, host, port, key).await?;
+    over(fleet, Greeted::proved(keys, secured).await?, address).await
 }
 
 /// Connects to a worker that listens, and has both ends' keys proved.
@@ -110,7 +111,7 @@ pub(super) async fn reach(
     host: &str,
     port: u16,
     key: Option<PublicKey>,
-) -> Result<tls::Stream<TcpStream>, Unusable> {
+) -> Result<Secured<TcpStream>, Unusable> {
     let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
     let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => stream,
@@ -130,48 +131,21 @@ pub(super) async fn reach(
     keys.secure(stream, Place { address: &place, pinned: key, loopback }).await
 }
 
-/// Greets a worker over a stream that has proved who it is, and opens a session there.
-pub(super) async fn over<S>(
+/// Opens a session at a worker that has greeted us, if it is wanted.
+pub(super) async fn over(
     fleet: &Fleet,
-    mut stream: S,
+    greeted: Greeted,
     address: String,
-) -> Result<Connection, Unusable>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let theirs = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
-        Err(HelloError::Io(error)) if tls::refusal(&error) => {
-            return Err(fleet.keys().await?.refused());
-        }
-        answer => answer.map_err(not_greeted)?,
-    };
-    if let Some(on) = fleet.shared.settings.on.as_deref().filter(|on| *on != theirs.name) {
-        return Err(Unusable::new(format!(
-            "its name is {:?}, and --on asks for {on:?}",
-            theirs.name
-        )));
+) -> Result<Connection, Unusable> {
+    let on = fleet.shared.settings.on.as_deref();
+    if let Some(on) = on.filter(|on| !greeted.names.include(on)) {
+        let name = &greeted.hello.name;
+        return Err(Unusable::new(format!("its name is {name:?}, and --on asks for {on:?}")));
     }
-    let member = Some(fleet.shared.members.admit(&theirs)?);
-    let base = fleet.shared.slots.fetch_add(theirs.slots, Ordering::Relaxed);
+    let member = Some(fleet.shared.members.admit(&greeted.hello)?);
+    let base = fleet.shared.slots.fetch_add(greeted.hello.slots, Ordering::Relaxed);
     let open = Open { id: fleet.next_id(), address, slots: 0, base, member };
-    open.session(fleet, stream, theirs).await
-}
-
-/// Exchanges greetings; the worker has accepted us when this is done.
-pub(super) async fn greet<S>(stream: &mut S) -> Result<Hello, Unusable>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    hello::exchange(stream, &ours(), CONNECT_TIMEOUT).await.map_err(not_greeted)
-}
-
-pub(super) fn ours() -> Hello {
-    Hello::new(Role::Client, "cargo-distest")
-}
-
-pub(super) fn not_greeted(error: HelloError) -> Unusable {
-    let hint = error.hint();
-    Unusable { hint, ..Unusable::new(error.to_string()) }
+    open.session(fleet, greeted).await
 }
 
 fn not_opened(refusal: Refusal) -> Unusable {
@@ -200,15 +174,12 @@ pub(super) struct Open {
 
 impl Open {
     /// Opens the session over a greeted stream and starts watching it.
-    pub(super) async fn session<S>(
+    pub(super) async fn session(
         self,
         fleet: &Fleet,
-        stream: S,
-        theirs: Hello,
-    ) -> Result<Connection, Unusable>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+        greeted: Greeted,
+    ) -> Result<Connection, Unusable> {
+        let Greeted { hello: theirs, names: _, stream } = greeted;
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
         let collector = Arc::clone(&fleet.shared.facts.collector);
@@ -243,8 +214,7 @@ impl Open {
             .map_err(not_opened)?;
         let round_trip = asked.elapsed();
         let stats = link.stats();
-        let pinged = (!embedded).then(|| worker.clone());
-        let task = tokio::spawn(attend(self.id, link, pinged, messages));
+        let task = tokio::spawn(attend(self.id, embedded, link, worker.clone(), messages));
         Ok(Connection {
             id: self.id,
             name: theirs.name.clone(),
@@ -277,30 +247,34 @@ impl Open {
 /// One ping follows the answer to another, never earlier: so the worker learns from each that we
 /// have had its last answer, and its own fence can't be later than our loss of it
 /// ([`distest_worker::session`]).
+///
+/// The embedded worker is never asked that, since it stops with us. Only its memory is looked at.
 async fn attend(
     id: WorkerId,
+    embedded: bool,
     link: Link,
-    pinged: Option<WorkerClient>,
-    messages: tokio::sync::mpsc::Sender<FleetMessage>,
+    worker: WorkerClient,
+    messages: mpsc::Sender<FleetMessage>,
 ) {
-    let (mut last, embedded) = (Instant::now(), pinged.is_none());
-    let told = messages.clone();
+    let mut last = Instant::now();
+    let mut memory = Shortage { id, short: false, told: messages.clone() };
     let silent = async {
-        let mut short = false;
-        let Some(worker) = pinged else { return std::future::pending().await };
         loop {
             let asked = Instant::now();
-            let answer = worker.ping(link::context(LOST_AFTER));
-            match timeout_at(last + LOST_AFTER, answer).await {
-                Ok(Ok(pong)) => {
-                    last = Instant::now();
-                    // If there is no room, the next answer says it again.
-                    let memory = FleetMessage::Memory { worker: id, short: pong.short_of_memory };
-                    if short != pong.short_of_memory && told.try_send(memory).is_ok() {
-                        short = pong.short_of_memory;
-                    }
+            if embedded {
+                match worker.status(link::context(LOST_AFTER)).await {
+                    Ok(Ok(status)) => memory.is(status.short_of_memory),
+                    Ok(Err(_)) | Err(_) => return std::future::pending().await,
                 }
-                Ok(Err(_)) | Err(_) => break,
+            } else {
+                let answer = worker.ping(link::context(LOST_AFTER));
+                match timeout_at(last + LOST_AFTER, answer).await {
+                    Ok(Ok(pong)) => {
+                        last = Instant::now();
+                        memory.is(pong.short_of_memory);
+                    }
+                    Ok(Err(_)) | Err(_) => break,
+                }
             }
             sleep_until(asked + HEARTBEAT).await;
         }
@@ -318,4 +292,22 @@ async fn attend(
     let dead_at = if fenced || embedded { Instant::now() } else { last + LOST_AFTER };
     // Nobody listens once the run is over.
     let _ = messages.send(FleetMessage::Gone { worker: id, reason, dead_at }).await;
+}
+
+/// Whether a worker is short of memory, as far as that was told.
+struct Shortage {
+    id: WorkerId,
+    short: bool,
+    told: mpsc::Sender<FleetMessage>,
+}
+
+impl Shortage {
+    /// Tells it if it is news.
+    fn is(&mut self, short: bool) {
+        let memory = FleetMessage::Memory { worker: self.id, short };
+        // If there is no room, the next answer says it again.
+        if self.short != short && self.told.try_send(memory).is_ok() {
+            self.short = short;
+        }
+    }
 }

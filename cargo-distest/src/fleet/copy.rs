@@ -15,17 +15,21 @@ use distest_worker::protocol::{
 };
 use nix::fcntl::OFlag;
 
-use super::visit::{Talk, Trouble, answered};
-use super::{Unusable, talk};
+use super::Unusable;
+use super::talk::{self, Talk, answered};
+use super::visit::Trouble;
 use crate::settings::FleetSettings;
 
 /// How long one piece may take.
 const PIECE: Duration = Duration::from_secs(60);
 /// Files, folders and links of one folder.
 const ENTRIES_MAX: usize = 1_000_000;
+/// Bytes of their paths and of what links name.
+const ENTRIES_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
-/// Copies a file, or a folder with all that is in it, to a worker, with permission bits. Files
-/// appear there when they are whole.
+/// Copies a file, or a folder with all that is in it, to a worker, with permission bits: as what
+/// `to` names or, where that is a folder, under its own name into it. Files appear there when they
+/// are whole; folders that are there keep their permissions.
 ///
 /// # Errors
 /// In words. Of a folder, what was copied before stays.
@@ -42,12 +46,18 @@ pub async fn put(
         false => None,
     };
     let talk = talk::to(settings, worker).await?;
+    let is_folder = names_folder(to) || {
+        let asked = talk.worker.list_folder(link::context(PIECE), to.into(), "".into()).await;
+        // What can't be looked at shows when it is written.
+        answered(asked).is_ok_and(|page| page.is_folder)
+    };
+    let to = &into(to, is_folder, from);
     match whole {
         Some(whole) => put_folder(&talk, from, to, &whole).await,
         None => {
             let mode = about.permissions().mode() & 0o777;
             each_piece(from, async |offset, data, last| {
-                let piece = FilePiece { path: to.into(), mode, offset, data, last };
+                let piece = FilePiece { path: to.as_path().into(), mode, offset, data, last };
                 answered(talk.worker.write_file(link::context(PIECE), piece).await)
             })
             .await
@@ -55,8 +65,7 @@ pub async fn put(
     }
 }
 
-/// Copies a file, or a folder with all that is in it, from a worker, with permission bits. `into`
-/// tells where it goes. Files appear here when they are whole.
+/// The same from a worker.
 ///
 /// # Errors
 /// In words. Of a folder, what was copied before stays.
@@ -67,6 +76,7 @@ pub async fn get(
     to: &Path,
 ) -> Result<(), Trouble> {
     let talk = talk::to(settings, worker).await?;
+    let to = &into(to, names_folder(to) || to.is_dir(), from);
     let page =
         answered(talk.worker.list_folder(link::context(PIECE), from.into(), "".into()).await)?;
     if !page.is_folder {
@@ -80,6 +90,19 @@ pub async fn get(
     get_folder(&talk, from, to, &whole).await
 }
 
+/// A path that can only be a folder's.
+fn names_folder(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+/// Under its own name, if it goes into a folder.
+fn into(to: &Path, is_folder: bool, from: &Path) -> PathBuf {
+    match from.file_name() {
+        Some(name) if is_folder => to.join(name),
+        _ => to.to_owned(),
+    }
+}
+
 /// All that lies below a folder, itself first under the empty path, each folder before what is in
 /// it. `list` tells a page of a folder.
 async fn walk(
@@ -88,7 +111,7 @@ async fn walk(
 ) -> Result<Vec<(PathBuf, FolderNode)>, Trouble> {
     let odd = || Trouble::from(Unusable::new("it answers what was not asked"));
     let mut all = vec![(PathBuf::new(), FolderNode::Folder { mode: 0o755 })];
-    let mut at = 0;
+    let (mut at, mut bytes) = (0, 0);
     while at < all.len() {
         let (path, node) = all[at].clone();
         at += 1;
@@ -119,10 +142,19 @@ async fn walk(
                     return Err(Unusable::new(what).into());
                 }
                 after = name.to_owned();
+                bytes += inner.as_os_str().len();
+                if let FolderNode::Link { target } = &entry.node {
+                    bytes += target.as_bytes().len();
+                }
                 all.push((inner, entry.node));
             }
-            if all.len() > ENTRIES_MAX {
-                let what = format!("{} has more than {ENTRIES_MAX} entries", root.display());
+            let many = match (all.len() > ENTRIES_MAX, bytes > ENTRIES_BYTES_MAX) {
+                (true, _) => Some(format!("{ENTRIES_MAX} entries")),
+                (_, true) => Some(format!("{ENTRIES_BYTES_MAX} bytes of names")),
+                _ => None,
+            };
+            if let Some(many) = many {
+                let what = format!("{} has more than {many}", root.display());
                 return Err(Unusable::new(what).into());
             }
             if !page.more {
@@ -315,10 +347,24 @@ mod tests {
             FolderPage::default(),
             // Folders within folders without end.
             page(&["a"], folder, false),
+            // More than anybody has.
+            page(&["a"], FolderNode::Link { target: "x".repeat(ENTRIES_BYTES_MAX).into() }, false),
         ] {
             let told = walk(Path::new("/there"), async |_, _| Ok(odd.clone())).await;
             assert!(told.is_err(), "{odd:?}: {told:?}");
         }
+    }
+
+    #[test]
+    fn what_goes_into_a_folder_keeps_its_name() {
+        let check = |to: &str, is_folder, from: &str, expected: &str| {
+            assert_eq!(into(Path::new(to), is_folder, Path::new(from)), Path::new(expected));
+        };
+        check("/d", true, "x/f", "/d/f");
+        check("/d", false, "x/f", "/d");
+        check("/d", true, "x/f/", "/d/f");
+        check("/d", true, ".", "/d");
+        assert!(names_folder(Path::new("/d/")) && !names_folder(Path::new("/d")));
     }
 
     #[tokio::test]

@@ -7,7 +7,8 @@ use distest_worker::sandbox::host::Host;
 use distest_worker::server::{WorkerConfig, WorkerShared, serve_connection};
 use distest_worker::zygote::ZygoteProgram;
 
-use super::connection::{self, Connection, Open};
+use super::connection::{Connection, Open};
+use super::greeting::Greeted;
 use super::{Fleet, Unusable};
 use crate::model::WorkerId;
 
@@ -39,9 +40,9 @@ pub(super) async fn start(
             .map_err(|error| Unusable::new(format!("could not try its network: {error}")))?;
     }
     let worker = WorkerShared::on(host, config, zygote);
-    let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     tokio::spawn(serve_connection(theirs, worker));
-    let hello = connection::greet(&mut ours).await?;
+    let greeted = Greeted::embedded(ours).await?;
     let open = Open { id, address: String::new(), slots, base, member: None };
-    open.session(fleet, ours, hello).await
+    open.session(fleet, greeted).await
 }

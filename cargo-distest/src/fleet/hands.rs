@@ -13,15 +13,15 @@ use tarpc::ServerError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::keys::Keys;
-use super::visit::{Talk, Trouble, Visited, answered, visit};
+use super::talk::{Meant, Talk, answered};
+use super::visit::Trouble;
 use super::{Unusable, run_name};
-use crate::settings::{FleetSettings, WorkerAddress};
+use crate::settings::FleetSettings;
 
 /// An answer to a question.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Pieces of output that wait to be shown.
-const SAID_MAX: usize = 64;
+/// What the worker calls that waits to be heard.
+const ASKED_MAX: usize = 64;
 /// Finds the command as a shell does, and becomes it.
 const BECOME: [&str; 3] = ["-c", "exec \"$@\"", "sh"];
 
@@ -36,34 +36,10 @@ pub enum Happened {
     Failed(Trouble),
 }
 
-/// The workers that are there and meant: all, or those of these names.
-///
-/// # Errors
-/// None is there, or one of the names is nobody's.
-pub async fn meant(settings: &FleetSettings, names: &[String]) -> Result<Vec<Visited>, Trouble> {
-    let mut there = visit(settings).await?;
-    if names.is_empty() {
-        there.retain(|worker| worker.said.is_ok());
-        if there.is_empty() {
-            return Err(Unusable::new("no worker is there")
-                .hint("`cargo distest workers` shows which there are, and why one can't be used")
-                .into());
-        }
-        return Ok(there);
-    }
-    if let Some(nobody) = names.iter().find(|name| !there.iter().any(|it| it.is_called(name))) {
-        return Err(Unusable::new(format!("no worker is called {nobody}"))
-            .hint("`cargo distest workers` shows which there are")
-            .into());
-    }
-    there.retain(|worker| names.iter().any(|name| worker.is_called(name)));
-    Ok(there)
-}
-
 /// Runs a command on one of them, and tells what happens, last of all how it ended.
 pub async fn run(
     settings: &FleetSettings,
-    worker: &Visited,
+    worker: Meant,
     command: &[OsString],
     told: mpsc::Sender<Happened>,
 ) {
@@ -77,20 +53,13 @@ pub async fn run(
 
 async fn command_on(
     settings: &FleetSettings,
-    worker: &Visited,
+    worker: Meant,
     command: &[OsString],
     told: &mpsc::Sender<Happened>,
 ) -> Result<Exit, Trouble> {
-    if let Err(trouble) = &worker.said {
-        return Err(trouble.clone());
-    }
-    let Ok(WorkerAddress::Tcp { host, port, key }) = worker.address.parse() else {
-        return Err(Unusable::new("it can't be dialled").into());
-    };
-    let keys = Keys::load(&settings.identity)?;
-    let (said, mut heard) = mpsc::channel(SAID_MAX);
-    let callbacks = move |_, request| called(said.clone(), request);
-    let talk = Talk::serving(&keys, &host, port, key, callbacks).await?.recent()?;
+    let talk = worker.reach(settings).await?;
+    let (asked, mut heard) = mpsc::channel(ASKED_MAX);
+    talk.listen(asked);
     let Talk { worker, link, .. } = talk;
     let spec = SessionSpec { run: run_name(), slots: 1, hands: true, ..SessionSpec::default() };
     answered(worker.open(link::context(ANSWER), spec).await)?;
@@ -100,15 +69,15 @@ async fn command_on(
     loop {
         tokio::select! {
             biased;
-            Some(word) = heard.recv() => match word {
-                Word::Wrote(stream, data) => {
-                    let _ = told.send(Happened::Wrote(stream, data)).await;
-                }
-                Word::Ended(ended) => {
+            Some((request, answer)) = heard.recv() => {
+                let (answered, ended) = hear(request, told).await;
+                // Whoever asked may be gone.
+                let _ = answer.send(answered);
+                if let Some(ended) = ended {
                     let _ = timeout(ANSWER, worker.close(link::context(ANSWER))).await;
                     return ended.map_err(|why| Unusable::new(why).into());
                 }
-            },
+            }
             end = link.ended() => return Err(Unusable::new(end.to_string()).into()),
         }
     }
@@ -143,41 +112,33 @@ fn attempt(command: &[OsString]) -> AttemptSpec {
     }
 }
 
-/// What a worker says of the one command.
-enum Word {
-    Wrote(Stream, Bytes),
-    Ended(Result<Exit, String>),
-}
-
-/// Takes what the worker calls; answers when it has been taken.
-async fn called(
-    said: mpsc::Sender<Word>,
+/// Tells what a worker says of the one command; how that ended, if it has.
+async fn hear(
     request: ClientRequest,
-) -> Result<ClientResponse, ServerError> {
+    told: &mpsc::Sender<Happened>,
+) -> (Result<ClientResponse, ServerError>, Option<Result<Exit, String>>) {
     match request {
         ClientRequest::Report { reports } => {
-            for report in reports {
-                let ended = match report {
-                    Report::Finished(finished) => Ok(finished.exit),
-                    Report::Lost { detail, .. } => Err(detail),
-                    Report::Started { .. }
-                    | Report::Slow { .. }
-                    | Report::Progress { .. }
-                    | Report::Draining {} => continue,
-                };
-                let _ = said.send(Word::Ended(ended)).await;
-            }
-            Ok(ClientResponse::Report(()))
+            let ended = reports.into_iter().find_map(|report| match report {
+                Report::Finished(finished) => Some(Ok(finished.exit)),
+                Report::Lost { detail, .. } => Some(Err(detail)),
+                Report::Started { .. }
+                | Report::Slow { .. }
+                | Report::Progress { .. }
+                | Report::Draining {} => None,
+            });
+            (Ok(ClientResponse::Report(())), ended)
         }
         ClientRequest::Output { chunk } => {
-            let _ = said.send(Word::Wrote(chunk.stream, chunk.data)).await;
-            Ok(ClientResponse::Output(()))
+            // Whoever doesn't listen any more doesn't want to know.
+            let _ = told.send(Happened::Wrote(chunk.stream, chunk.data)).await;
+            (Ok(ClientResponse::Output(())), None)
         }
         // There is nothing else that a command could want.
         _ => {
             let (kind, why) =
                 (std::io::ErrorKind::Unsupported, "this is a session for one command");
-            Err(ServerError::new(kind, why.to_owned()))
+            (Err(ServerError::new(kind, why.to_owned())), None)
         }
     }
 }

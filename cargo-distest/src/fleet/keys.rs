@@ -4,15 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use distest_worker::identity::{Folder, IdentityError, KnownWorkers, PrivateKey, PublicKey};
-use distest_worker::tls::{self, Purpose, TlsError, Trust};
+use distest_worker::tls::{self, Purpose, Secured, TlsError, Trust};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Unusable;
 use super::discover::Found;
+use super::greeting::Names;
 use crate::settings::{IdentitySettings, KeySource};
 
 /// Our key and the keys that we know.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Keys {
     ours: PrivateKey,
     known: KnownWorkers,
@@ -70,6 +71,12 @@ impl Keys {
         &self.known
     }
 
+    /// What the worker with this key may be called, as far as is known here.
+    pub(super) fn names(&self, key: PublicKey) -> Names {
+        let alias = self.known.get(&key).map(|known| known.name.clone());
+        Names { alias, key: Some(key), ..Names::default() }
+    }
+
     pub(super) fn ours(&self) -> &PrivateKey {
         &self.ours
     }
@@ -89,12 +96,12 @@ impl Keys {
         &self,
         stream: S,
         place: Place<'_>,
-    ) -> Result<tls::Stream<S>, Unusable>
+    ) -> Result<Secured<S>, Unusable>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let secured = tls::connect(stream, &self.ours, Purpose::Session, self.trust(place)).await;
-        secured.map(|secured| secured.stream).map_err(|error| self.explain(&error, place))
+        secured.map_err(|error| self.explain(&error, place))
     }
 
     /// Secures a stream from a worker that dialled us and that we trust.
@@ -102,7 +109,7 @@ impl Keys {
         &self,
         stream: S,
         place: Place<'_>,
-    ) -> Result<tls::Stream<S>, Unusable>
+    ) -> Result<Secured<S>, Unusable>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -111,7 +118,7 @@ impl Keys {
             (purpose == Purpose::Join).then(|| Arc::clone(&trust))
         });
         match secured.await {
-            Ok(secured) => Ok(secured.stream),
+            Ok(secured) => Ok(secured),
             Err(TlsError::UnknownKey(key)) => {
                 Err(Unusable::new(TlsError::UnknownKey(key).to_string()).hint(format!(
                     "take it in with `cargo distest workers invite`, or name its key in \

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::connection;
+use super::greeting::Greeted;
 use super::keys::Place;
 use super::{Fleet, FleetMessage, Unusable};
 
@@ -73,6 +74,6 @@ async fn join(
     let loopback = peer.ip().to_canonical().is_loopback();
     // A worker that dials has no address that it would be known by.
     let place = Place { address: "-", pinned: None, loopback };
-    let stream = keys.accept_joiner(stream, place).await?;
-    connection::over(fleet, stream, address).await
+    let secured = keys.accept_joiner(stream, place).await?;
+    connection::over(fleet, Greeted::proved(keys, secured).await?, address).await
 }

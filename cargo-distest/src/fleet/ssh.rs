@@ -5,7 +5,7 @@
 //! not, a second copies it and a third starts it. The worker speaks on the call's standard streams
 //! and ends with them: when the run ends, however it ends, nothing is left running there.
 
-mod executable;
+pub(super) mod executable;
 mod script;
 
 use std::process::Stdio;
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use self::executable::Executable;
 use self::script::Said;
 use super::connection::{self, Connection};
+use super::greeting::Greeted;
 use super::{Fleet, Unusable};
 
 /// How long ssh may take to connect and the other side's shell to answer.
@@ -53,7 +54,11 @@ pub(super) async fn launch(
     address: String,
 ) -> Result<Connection, Unusable> {
     let (stream, stderr) = start(&fleet.shared.settings.ssh_program, target).await?;
-    connection::over(fleet, stream, address).await.map_err(|unusable| stderr.explain(unusable))
+    let opened = async {
+        let greeted = Greeted::behind(target.host, stream).await?;
+        connection::over(fleet, greeted, address).await
+    };
+    opened.await.map_err(|unusable| stderr.explain(unusable))
 }
 
 /// Starts a worker there. It ends with the stream.

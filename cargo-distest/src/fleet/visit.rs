@@ -1,24 +1,20 @@
-//! Looking at workers, and telling them something, without running anything there.
+//! Looking at workers, without running anything there.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use distest_worker::hello::{self, Hello, HelloError};
+use distest_worker::hello::Hello;
 use distest_worker::identity::PublicKey;
-use distest_worker::link::{self, Link};
-use distest_worker::protocol::{
-    ClientRequest, ClientResponse, Refusal, WorkerClient, WorkerStatus,
-};
+use distest_worker::link;
+use distest_worker::protocol::WorkerStatus;
 use distest_worker::registry::{Asker, RegistryPlace, place};
-use distest_worker::tls;
-use tarpc::ServerError;
-use tarpc::context::Context;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::connection::{self, format_place, ours};
+use super::Unusable;
+use super::connection::{self, format_place};
 use super::discover::{self, ADDRESSES_MAX, Found};
+use super::greeting::{Greeted, Names};
 use super::keys::Keys;
-use super::{CONNECT_TIMEOUT, Unusable, talk};
+use super::talk::{Talk, answered};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// How long to look around in the local network.
@@ -32,10 +28,8 @@ const VISITED_MAX: usize = 256;
 /// A worker, as far as it can be seen from here.
 #[derive(Clone, Debug)]
 pub struct Visited {
-    /// What it calls itself, or what we know it as.
-    pub name: String,
-    /// What this user calls it, if that is something else.
-    pub alias: Option<String>,
+    /// What it may be called.
+    pub names: Names,
     /// Where it is, as `--worker` takes it.
     pub address: String,
     /// Who named it.
@@ -120,23 +114,21 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
     let keys = Keys::load(&settings.identity)?;
     let named = settings.workers.iter().map(|address| at_address(&keys, address));
     let known = keys.known().iter().take(VISITED_MAX).map(|(key, known)| {
-        let (keys, name) = (&keys, known.name.clone());
+        let (keys, names) = (&keys, keys.names(*key));
         let address = known.address.clone();
         async move {
             let source = Source::Known;
             match place(&address) {
                 Some((host, port)) => {
-                    let said = ask(keys, &host, port, Some(*key)).await;
-                    let address = format!("tcp://{address}#{key}");
-                    Visited { name, alias: None, address, source, said }.named()
+                    let seen = ask(keys, &host, port, Some(*key)).await;
+                    Visited::new(names, format!("tcp://{address}#{key}"), source, seen)
                 }
                 None => {
                     let trouble = Trouble {
                         reason: "it dials this machine".to_owned(),
                         hint: Some("give runs --worker listen://IP:PORT".to_owned()),
                     };
-                    let address = "-".to_owned();
-                    Visited { name, alias: None, address, source, said: Err(trouble) }
+                    Visited::new(names, "-".to_owned(), source, Err(trouble))
                 }
             }
         }
@@ -146,50 +138,20 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
         futures::future::join(futures::future::join_all(named), futures::future::join_all(known))
             .await;
     let mut visited: Vec<Visited> = named.into_iter().flatten().chain(known).collect();
-    for it in &mut visited {
-        let key = it.address.split_once('#').and_then(|(_, key)| key.parse().ok());
-        let alias = key.and_then(|key: PublicKey| keys.known().get(&key));
-        it.alias = alias.map(|known| known.name.clone()).filter(|alias| *alias != it.name);
-    }
     // Once each, as what it was first: named, if it was.
     let mut told = BTreeSet::new();
     visited.retain(|it| it.instance().is_none_or(|instance| told.insert(instance)));
     Ok(visited)
 }
 
-/// Tells a worker to finish what runs and to take nothing more. It is named by its address, or by
-/// the name or key by which it is known or calls itself.
-///
-/// # Errors
-/// It can't be found, or doesn't do it.
-pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Trouble> {
-    let keys = Keys::load(&settings.identity)?;
-    let talk = match name.parse::<WorkerAddress>() {
-        Ok(address @ WorkerAddress::Tcp { .. }) => talk::at(settings, &keys, &address).await?,
-        _ => talk::to(settings, name).await?,
-    };
-    answered(talk.worker.drain(link::context(ANSWER)).await)?;
-    Ok(talk.hello.name.clone())
-}
-
-pub(super) fn answered<T>(
-    answer: Result<Result<T, Refusal>, tarpc::client::RpcError>,
-) -> Result<T, Trouble> {
-    match answer {
-        Ok(Ok(it)) => Ok(it),
-        Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),
-        Err(error) => Err(Unusable::new(format!("it did not answer: {error}")).into()),
-    }
-}
-
 async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
-    let here = |said| {
-        let (name, source) = (String::new(), Source::Address);
-        vec![Visited { name, alias: None, address: address.to_string(), source, said }.named()]
-    };
-    let only = |text: &str| here(Err(Unusable::new(text).into()));
+    let here = |names, seen| vec![Visited::new(names, address.to_string(), Source::Address, seen)];
+    let only = |text: &str| here(Names::default(), Err(Unusable::new(text).into()));
     match address {
-        WorkerAddress::Tcp { host, port, key } => here(ask(keys, host, *port, *key).await),
+        WorkerAddress::Tcp { host, port, key } => {
+            let names = key.map(|key| keys.names(key)).unwrap_or_default();
+            here(names, ask(keys, host, *port, *key).await)
+        }
         WorkerAddress::Ssh { .. } => only("not asked: it is started for each run"),
         WorkerAddress::Listen(_) => only("workers dial this address while a run lasts"),
         WorkerAddress::Registry { host, port, key } => {
@@ -197,7 +159,7 @@ async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
             let listed = async { Asker::dial(&at, keys.ours()).await?.list().await };
             match listed.await {
                 Ok(entries) => all(keys, discover::of_entries(entries), Source::Registry).await,
-                Err(error) => here(Err(discover::explain(&error).into())),
+                Err(error) => here(Names::default(), Err(discover::explain(&error).into())),
             }
         }
         #[cfg(feature = "mdns")]
@@ -221,53 +183,47 @@ async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
 async fn all(keys: &Keys, found: BTreeSet<Found>, source: Source) -> Vec<Visited> {
     let visits = found.into_iter().take(VISITED_MAX).map(|found| async move {
         let Found { key, name, addresses } = &found;
-        let mut visited = Visited {
-            name: name.clone(),
-            alias: None,
-            address: "-".to_owned(),
-            source,
-            said: Err(Unusable::new("its key is not known here")
+        let mut seen: Result<(Names, Said), Trouble> =
+            Err(Unusable::new("its key is not known here")
                 .hint(format!(
                     "{key}: run `distest-worker invite` there and `cargo distest workers add \
                      INVITATION` here"
                 ))
-                .into()),
-        };
+                .into());
         let at =
             |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
         // The likeliest, unless another one answers.
-        visited.address = addresses.first().map_or_else(|| "-".to_owned(), at);
+        let mut address = addresses.first().map_or_else(|| "-".to_owned(), at);
         if keys.may_be(&found) {
             for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
-                let said = ask(keys, &place.0, place.1, Some(*key)).await;
-                let answered = said.is_ok();
+                let told = ask(keys, &place.0, place.1, Some(*key)).await;
+                let answered = told.is_ok();
                 if answered || number == 0 {
-                    (visited.address, visited.said) = (at(place), said);
+                    (address, seen) = (at(place), told);
                 }
                 if answered {
                     break;
                 }
             }
         }
-        visited.named()
+        let names = Names { own: name.clone(), ..keys.names(*key) };
+        Visited::new(names, address, source, seen)
     });
     futures::future::join_all(visits).await
 }
 
 impl Visited {
-    /// Under the name that it gives itself, if it says it.
-    fn named(mut self) -> Self {
-        if let Ok(said) = &self.said {
-            self.name.clone_from(&said.hello.name);
+    /// With the names that it says, if it says something.
+    fn new(
+        names: Names,
+        address: String,
+        source: Source,
+        seen: Result<(Names, Said), Trouble>,
+    ) -> Self {
+        match seen {
+            Ok((names, said)) => Self { names, address, source, said: Ok(said) },
+            Err(trouble) => Self { names, address, source, said: Err(trouble) },
         }
-        self
-    }
-
-    /// Whether somebody means this one: by what it calls itself, what this user calls it, or its key.
-    pub fn is_called(&self, name: &str) -> bool {
-        self.name == name
-            || self.alias.as_deref() == Some(name)
-            || self.address.split_once('#').is_some_and(|(_, key)| key == name)
     }
 
     fn instance(&self) -> Option<String> {
@@ -276,76 +232,14 @@ impl Visited {
     }
 }
 
-/// A worker that has greeted us.
-pub(super) struct Talk {
-    pub(super) hello: Hello,
-    pub(super) worker: WorkerClient,
-    /// It ends with this.
-    pub(super) link: Link,
-}
-
-impl Talk {
-    pub(super) async fn begin(
-        keys: &Keys,
-        host: &str,
-        port: u16,
-        key: Option<PublicKey>,
-    ) -> Result<Self, Unusable> {
-        Self::serving(keys, host, port, key, nothing).await
-    }
-
-    /// The same with somebody who answers what the worker asks, as in [`link::client_end`].
-    pub(super) async fn serving<H, F>(
-        keys: &Keys,
-        host: &str,
-        port: u16,
-        key: Option<PublicKey>,
-        callbacks: H,
-    ) -> Result<Self, Unusable>
-    where
-        H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
-    {
-        let stream = connection::reach(keys, host, port, key).await?;
-        Self::over(keys, stream, callbacks).await
-    }
-
-    /// The same over a stream that leads to a worker.
-    pub(super) async fn over<S, H, F>(
-        keys: &Keys,
-        mut stream: S,
-        callbacks: H,
-    ) -> Result<Self, Unusable>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
-    {
-        let hello = match hello::exchange(&mut stream, &ours(), CONNECT_TIMEOUT).await {
-            Err(HelloError::Io(error)) if tls::refusal(&error) => return Err(keys.refused()),
-            answer => answer.map_err(connection::not_greeted)?,
-        };
-        let (worker, link) = link::client_end(stream, callbacks);
-        Ok(Self { hello, worker, link })
-    }
-
-    /// The same, if it knows what the first version didn't: asked for that, it would end the
-    /// connection, or take it for something else.
-    pub(super) fn recent(self) -> Result<Self, Unusable> {
-        match self.hello.protocol.minor {
-            0 => Err(Unusable::new("it is too old for that").hint("upgrade it")),
-            _ => Ok(self),
-        }
-    }
-}
-
-/// It has nothing to ask us: there is no session.
-pub(super) async fn nothing(_: Context, _: ClientRequest) -> Result<ClientResponse, ServerError> {
-    Err(ServerError::new(std::io::ErrorKind::Unsupported, "there is no session".to_owned()))
-}
-
-async fn ask(keys: &Keys, host: &str, port: u16, key: Option<PublicKey>) -> Result<Said, Trouble> {
-    let talk = Talk::begin(keys, host, port, key).await?;
+async fn ask(
+    keys: &Keys,
+    host: &str,
+    port: u16,
+    key: Option<PublicKey>,
+) -> Result<(Names, Said), Trouble> {
+    let secured = connection::reach(keys, host, port, key).await?;
+    let talk = Talk::with(Greeted::proved(keys, secured).await?);
     // What an older worker doesn't know would end the connection.
     let asked = SystemTime::now();
     let status = match talk.hello.protocol.minor {
@@ -354,7 +248,8 @@ async fn ask(keys: &Keys, host: &str, port: u16, key: Option<PublicKey>) -> Resu
     };
     let clock =
         status.as_ref().ok().and_then(|it| Clock::told(it.clock_ms, asked, SystemTime::now()));
-    Ok(Said { hello: talk.hello.clone(), status, clock })
+    let said = Said { hello: talk.hello.clone(), status, clock };
+    Ok((talk.names.clone(), said))
 }
 
 impl From<Unusable> for Trouble {

@@ -199,7 +199,7 @@ enum Standing {
     Quarantined,
     /// It takes nothing more, by its own word.
     Leaving,
-    /// It takes nothing until it has memory again.
+    /// It takes one thing after another until it has memory again.
     Short,
 }
 
@@ -238,10 +238,24 @@ impl Worker {
         self.standing == Standing::Good
     }
 
+    /// It gets more, now or when it has done what it has.
+    fn gets_more(&self) -> bool {
+        matches!(self.standing, Standing::Good | Standing::Short)
+    }
+
     /// It is ready for a binary, in good standing, and meets these needs.
     pub(super) fn suits(&self, binary: BinaryKey, needs: Option<&Needs>) -> bool {
         let suits = needs.is_none_or(|needs| needs.met_by(&self.traits));
-        suits && self.standing == Standing::Good && self.is_ready(binary)
+        suits && self.takes_something() && self.is_ready(binary)
+    }
+
+    /// It gets more: as much as it has room for, or one thing where memory is short.
+    fn takes_something(&self) -> bool {
+        match self.standing {
+            Standing::Good => true,
+            Standing::Short => self.live.is_empty(),
+            Standing::Cut | Standing::Quarantined | Standing::Leaving => false,
+        }
     }
 
     /// It is there and gets nothing more.
@@ -249,9 +263,17 @@ impl Worker {
         matches!(self.standing, Standing::Quarantined | Standing::Leaving)
     }
 
-    /// What it has not started is taken back.
-    fn gives_back(&self) -> bool {
-        self.is_cleared() || self.standing == Standing::Short
+    /// What it has not started and is taken back. Where memory is short one thing stays, if it is
+    /// all that there is.
+    fn gives_back(&self) -> Vec<AttemptId> {
+        let waiting = self.live.iter().filter(|(_, live)| !live.started);
+        let waiting: Vec<_> = waiting.map(|(attempt, _)| *attempt).collect();
+        let kept = match self.standing {
+            Standing::Quarantined | Standing::Leaving => 0,
+            Standing::Short => usize::from(waiting.len() == self.live.len()),
+            Standing::Good | Standing::Cut => waiting.len(),
+        };
+        waiting.into_iter().skip(kept).collect()
     }
 
     /// It runs this binary, or may yet say that it does.
@@ -270,14 +292,15 @@ impl Worker {
 
     /// Slots that may be filled now.
     fn room(&self, depth: Depth) -> u32 {
-        self.room_of(depth, false)
+        let room = self.room_of(depth, false);
+        if self.standing == Standing::Short { room.min(1) } else { room }
     }
 
     /// As [`Worker::room`], of a reservation too.
     pub(super) fn room_of(&self, depth: Depth, reserved_too: bool) -> u32 {
         let solo = self.live.values().next().is_some_and(|live| live.solo);
         let kept = self.reserved.is_some() && !reserved_too;
-        if solo || kept || self.standing != Standing::Good {
+        if solo || kept || !self.takes_something() {
             return 0;
         }
         // The worker starts what it has as slots come free, and knows nothing of weights.
@@ -438,7 +461,7 @@ impl Workers {
     pub(super) fn may_ask(&self, id: WorkerId, binary: BinaryKey, at_once: usize) -> bool {
         self.by_id.get(&id).is_some_and(|worker| {
             let open = matches!(worker.readiness(binary), None | Some(Readiness::Far(_)));
-            worker.is_good() && worker.preparing < at_once && open
+            worker.gets_more() && worker.preparing < at_once && open
         })
     }
 
@@ -738,12 +761,8 @@ impl Workers {
 
     /// What workers have not started that are in quarantine, leave or are short of memory.
     pub(super) fn held_by_quarantined(&self) -> Vec<(WorkerId, Vec<AttemptId>)> {
-        let theirs =
-            self.by_id.iter().filter(|(_, worker)| worker.gives_back() && !worker.revoking);
-        let held = theirs.map(|(id, worker)| {
-            let waiting = worker.live.iter().filter(|(_, live)| !live.started);
-            (*id, waiting.map(|(attempt, _)| *attempt).collect::<Vec<_>>())
-        });
+        let theirs = self.by_id.iter().filter(|(_, worker)| !worker.revoking);
+        let held = theirs.map(|(id, worker)| (*id, worker.gives_back()));
         held.filter(|(_, attempts)| !attempts.is_empty()).collect()
     }
 

@@ -232,6 +232,37 @@ fn threads_bound_the_whole_run() {
     assert_eq!(script.ended(W0, 0, AttemptResult::Pass).granted().len(), 1);
 }
 
+/// Attempts that were handed out by the last step, or taken back.
+fn moved(said: &[Effect]) -> (Vec<u64>, Vec<u64>) {
+    let (mut leased, mut revoked) = (Vec::new(), Vec::new());
+    for effect in said {
+        match effect {
+            Effect::Lease { grants, .. } => leased.extend(grants.iter().map(|it| it.attempt.0)),
+            Effect::Revoke { attempts, .. } => revoked.extend(attempts.iter().map(|it| it.0)),
+            _ => {}
+        }
+    }
+    (leased, revoked)
+}
+
+#[test]
+fn a_worker_that_is_short_of_memory_runs_one_test_after_another() {
+    let mut script = Script::running(RULES, 6, 2);
+    assert_eq!(moved(&script.said), (vec![0, 1], vec![]));
+    script.started(W0, 0);
+    let short = |short| Input::Memory { worker: W0, short };
+    // What runs stays, what doesn't is taken back.
+    assert_eq!(moved(&script.say(short(true)).said), (vec![], vec![1]));
+    let back = Input::Revoked { worker: W0, attempts: vec![AttemptId(1)] };
+    assert_eq!(moved(&script.say(back).said), (vec![], vec![]));
+    // One by one, without a word from the worker in between.
+    assert_eq!(moved(&script.ended(W0, 0, AttemptResult::Pass).said), (vec![2], vec![]));
+    assert_eq!(moved(&script.ended(W0, 2, AttemptResult::Pass).said), (vec![3], vec![]));
+    // The only one that it has stays also if it has not begun.
+    assert_eq!(moved(&script.say(short(true)).said), (vec![], vec![]));
+    assert_eq!(moved(&script.say(short(false)).said), (vec![4], vec![]));
+}
+
 #[test]
 fn short_tests_are_prefetched_once_their_cost_is_known() {
     let mut script = Script::running(RULES, 9, 2);

@@ -4,8 +4,9 @@ use std::sync::atomic::AtomicBool;
 
 use distest_worker::proof::Nonce;
 use distest_worker::protocol::{
-    AttemptId, BinaryKey, Challenge, FilePiece, FolderPage, Lease, OsText, Pong, Proof,
-    SessionReady, SessionSpec, StdinChunk, Stop, TestTime, TreePiece, Worker, WorkerStatus,
+    AttemptId, BinaryKey, Challenge, ExecutablePiece, FilePiece, FolderPage, Freed, Lease, OsText,
+    Pong, Proof, SessionReady, SessionSpec, StdinChunk, Stop, TestTime, TreePiece, UpgradeReply,
+    Worker, WorkerStatus,
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::store::{Owned, Store, Upload};
@@ -164,6 +165,14 @@ impl Worker for FakeWorker {
 
     async fn remember(self, _: Context, _: Vec<TestTime>) -> Result<(), Refusal> {
         Ok(())
+    }
+
+    async fn upgrade(self, _: Context, _: ExecutablePiece) -> Result<UpgradeReply, Refusal> {
+        Ok(UpgradeReply::Same {})
+    }
+
+    async fn collect_garbage(self, _: Context) -> Result<Freed, Refusal> {
+        Ok(Freed::default())
     }
 
     async fn close(self, _: Context) {}

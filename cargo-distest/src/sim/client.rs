@@ -474,7 +474,9 @@ impl World {
             }
             Effect::Lease { worker, grants } => {
                 let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };
-                if self.client.peers.get(&conn).is_some_and(|peer| peer.short) {
+                let has_some = self.client.flights.values().any(|(has, _)| *has == worker);
+                let short = self.client.peers.get(&conn).is_some_and(|peer| peer.short);
+                if short && (has_some || grants.len() > 1) {
                     return Err(format!("{worker:?} is short of memory, and is given more"));
                 }
                 let attempts = grants.iter().map(|grant| self.spec(grant)).collect();

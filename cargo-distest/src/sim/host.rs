@@ -147,9 +147,13 @@ impl Host {
         self.processes.values().filter(|process| !process.orphan).count()
     }
 
-    /// Nothing is started beside what runs.
     fn is_short(&self, now: u64) -> bool {
-        self.short_until > now && self.permits.len() < self.machine.slots as usize
+        self.short_until > now
+    }
+
+    /// Nothing is started beside what runs.
+    fn is_full(&self, now: u64) -> bool {
+        self.is_short(now) && self.permits.len() < self.machine.slots as usize
     }
 
     pub(super) fn telling(&self) -> bool {
@@ -453,8 +457,8 @@ impl World {
 
     /// A place, unless there is none or memory is short.
     fn free_permit(&mut self, host: usize) -> Option<u32> {
-        let short = self.hosts[host].is_short(self.now);
-        if short { None } else { self.hosts[host].permits.pop() }
+        let full = self.hosts[host].is_full(self.now);
+        if full { None } else { self.hosts[host].permits.pop() }
     }
 
     /// Who waits for a place and gets it now.

@@ -1,6 +1,6 @@
 //! `cargo distest cp`: files and folders to a worker, or from it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{failed, fleet_settings};
 use crate::cli::CpArgs;
@@ -18,13 +18,10 @@ pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
     let settings = fleet_settings(worker, &cwd)?;
     let copied = match (there(from), there(to)) {
         (None, Some((name, path))) => {
-            let from = PathBuf::from(from);
-            fleet::put(&settings, name, &from, &into(Path::new(path), path.ends_with('/'), &from))
-                .await
+            fleet::put(&settings, name, Path::new(from), Path::new(path)).await
         }
         (Some((name, path)), None) => {
-            let (path, to) = (Path::new(path), Path::new(to));
-            fleet::get(&settings, name, path, &into(to, to.is_dir(), path)).await
+            fleet::get(&settings, name, Path::new(path), Path::new(to)).await
         }
         _ => {
             let what = format!("could not copy {from} to {to}: one of them must be a worker's");
@@ -42,14 +39,6 @@ fn there(text: &str) -> Option<(&str, &str)> {
     text.split_once(':').filter(|(name, _)| !name.is_empty() && !name.contains('/'))
 }
 
-/// Under its own name, if it goes into a folder.
-fn into(to: &Path, is_folder: bool, from: &Path) -> PathBuf {
-    match from.file_name() {
-        Some(name) if is_folder => to.join(name),
-        _ => to.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,7 +49,5 @@ mod tests {
         for local in ["a", "./a:b", "/a:b", ":a"] {
             assert_eq!(there(local), None, "{local}");
         }
-        assert_eq!(into(Path::new("/d/"), true, Path::new("x/f")), Path::new("/d/f"));
-        assert_eq!(into(Path::new("/d"), false, Path::new("x/f")), Path::new("/d"));
     }
 }

@@ -25,14 +25,15 @@ pub async fn exec(
     args: &ExecArgs,
     mut print: impl FnMut(Stream, &[u8]),
 ) -> Result<ExitCode, Failure> {
-    let ExecArgs { on, all: _, worker, command } = args;
+    let ExecArgs { on, all, worker, command } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
     let settings = fleet_settings(worker, Path::new(&cwd))?;
-    let meant = fleet::meant(&settings, on)
-        .await
+    let meant = super::meant(&settings, on, *all).await;
+    let meant = meant
         .map_err(|trouble| failed(ExitCode::NoWorker, "could not run the command", trouble))?;
+    let names: Vec<String> = meant.iter().map(|it| it.name.clone()).collect();
     let (told, mut happened) = mpsc::channel(TOLD_MAX);
-    for (index, worker) in meant.iter().cloned().enumerate() {
+    for (index, worker) in meant.into_iter().enumerate() {
         let (settings, told) = (settings.clone(), told.clone());
         let command: Vec<OsString> = command.clone();
         tokio::spawn(async move {
@@ -42,15 +43,15 @@ pub async fn exec(
                     let _ = told.send((index, it)).await;
                 }
             };
-            tokio::join!(fleet::run(&settings, &worker, &command, tell), telling);
+            tokio::join!(fleet::run(&settings, worker, &command, tell), telling);
         });
     }
     drop(told);
-    let mut lines = Lines { prefix: meant.len() > 1, begun: BTreeMap::new() };
+    let mut lines = Lines { prefix: names.len() > 1, begun: BTreeMap::new() };
     let mut code = ExitCode::Passed;
     let mut ends = Vec::new();
     while let Some((index, it)) = happened.recv().await {
-        let name = &meant[index].name;
+        let name = &names[index];
         let end = match it {
             Happened::Wrote(stream, data) => {
                 lines.take(index, name, stream, &data, &mut print);

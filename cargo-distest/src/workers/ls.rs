@@ -16,7 +16,7 @@ pub(super) fn json(visited: &[Visited]) -> String {
 
 /// Whether a worker is one of those that are looked for: any of the names, all of the labels.
 pub(super) fn is_meant(visited: &Visited, names: &[String], labels: &[String]) -> bool {
-    let named = names.is_empty() || names.iter().any(|name| visited.is_called(name));
+    let named = names.is_empty() || names.iter().any(|name| visited.names.include(name));
     named
         && labels.iter().all(|wanted| {
             let Ok(Said { hello, .. }) = &visited.said else { return false };
@@ -28,9 +28,13 @@ pub(super) fn is_meant(visited: &Visited, names: &[String], labels: &[String]) -
 }
 
 fn json_of(visited: &Visited) -> Value {
-    let Visited { name, alias, address, source, said } = visited;
-    let mut value =
-        json!({ "name": name, "alias": alias, "address": address, "source": source.word() });
+    let Visited { names, address, source, said } = visited;
+    let mut value = json!({
+        "name": names.shown(),
+        "alias": names.other(),
+        "address": address,
+        "source": source.word(),
+    });
     let more = match said {
         Err(trouble) => json!({ "usable": false, "reason": trouble.reason, "hint": trouble.hint }),
         Ok(Said { hello, status, clock: _ }) => {
@@ -73,6 +77,7 @@ fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
         "used": status.used,
         "free": status.slots.saturating_sub(status.used),
         "draining": status.draining,
+        "short_of_memory": status.short_of_memory,
         "store_bytes": status.store_bytes,
         "store_bytes_max": status.store_bytes_max,
         "sandbox_reason": Some(&status.sandbox_reason).filter(|reason| !reason.is_empty()),
@@ -127,11 +132,11 @@ fn line(cells: &[String; 9], widths: &[usize; 9]) -> String {
 
 fn cells(visited: &Visited) -> [String; 9] {
     let none = || "-".to_owned();
-    let Visited { name, alias, address, source, said } = visited;
-    let name = match alias {
-        _ if name.is_empty() => none(),
-        Some(alias) => format!("{} ({})", plain(name), plain(alias)),
-        None => plain(name),
+    let Visited { names, address, source, said } = visited;
+    let name = match (names.shown(), names.other()) {
+        ("", _) => none(),
+        (name, Some(alias)) => format!("{} ({})", plain(name), plain(alias)),
+        (name, None) => plain(name),
     };
     let address = format!("{} ({})", plain(address), source.word());
     let Ok(Said { hello, status, clock: _ }) = said else {
@@ -168,6 +173,9 @@ fn notes(visited: &Visited) -> Vec<String> {
     let mut notes = Vec::new();
     if status.draining {
         notes.push(DRAINS.to_owned());
+    }
+    if status.short_of_memory {
+        notes.push("is short of memory: runs one test at a time".to_owned());
     }
     if !status.paused.is_empty() {
         notes.push(format!("takes no tests for now: {}", plain(&status.paused)));
@@ -209,7 +217,7 @@ mod tests {
     use distest_worker::protocol::{Labels, SessionStatus};
 
     use super::*;
-    use crate::fleet::Source;
+    use crate::fleet::{Names, Source};
 
     fn visited() -> Vec<Visited> {
         let hello = Hello {
@@ -242,8 +250,7 @@ mod tests {
             hint: Some("start it".to_owned()),
         };
         let named = |name: &str, address: &str, source, said| Visited {
-            name: name.to_owned(),
-            alias: None,
+            names: Names { own: name.to_owned(), ..Names::default() },
             address: address.to_owned(),
             source,
             said,
@@ -278,12 +285,12 @@ mod tests {
     #[test]
     fn names_and_labels_find_workers() {
         let mut all = visited();
-        all[1].alias = Some("mine".to_owned());
+        all[1].names.alias = Some("mine".to_owned());
         let found = |names: &[&str], labels: &[&str]| -> Vec<String> {
             let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
             let (names, labels) = (owned(names), owned(labels));
             let found = all.iter().filter(|it| is_meant(it, &names, &labels));
-            found.map(|it| it.name.clone()).collect()
+            found.map(|it| it.names.shown().to_owned()).collect()
         };
         assert_eq!(found(&[], &[]).len(), 3);
         assert_eq!(found(&["big", "mine"], &[]), ["big", "other"]);

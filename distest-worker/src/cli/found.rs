@@ -10,6 +10,9 @@ use super::say;
 use crate::registry::{self, Announced, Registration, RegistryPlace};
 use crate::serve::Reception;
 
+const NO_MDNS: &str = "this program was built without mDNS\n\
+                       hint: use --register, or build it with the feature `mdns`";
+
 /// How a worker lets itself be found.
 #[derive(Clone, Debug, Args)]
 pub struct FoundArgs {
@@ -25,6 +28,14 @@ pub struct FoundArgs {
 pub(super) struct Findable(JoinSet<()>);
 
 impl FoundArgs {
+    /// Whether this program can do that.
+    pub(super) fn possible(&self) -> Result<(), String> {
+        match self.mdns && cfg!(not(feature = "mdns")) {
+            true => Err(NO_MDNS.to_owned()),
+            false => Ok(()),
+        }
+    }
+
     /// Begins to let the worker be found that listens there.
     pub(super) fn begin(
         self,
@@ -76,9 +87,7 @@ fn advertise(
 
 #[cfg(not(feature = "mdns"))]
 fn advertise(_: &Arc<Reception>, _: SocketAddr) -> Result<std::future::Ready<()>, String> {
-    Err("this program was built without mDNS\n\
-         hint: use --register, or build it with the feature `mdns`"
-        .to_owned())
+    Err(NO_MDNS.to_owned())
 }
 
 /// What a registry gets to know of the worker.

@@ -1,7 +1,7 @@
 //! Where a worker listens: at an address, or at the socket that systemd hands over.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::str::FromStr;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -9,8 +9,8 @@ use nix::sys::socket::{
     AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
 
-/// The descriptor of the first socket that systemd hands over (`sd_listen_fds(3)`).
-const HANDED: RawFd = 3;
+use crate::upgrade::{HANDED_SOCKET, LEFT_SOCKET};
+
 /// How it is asked for.
 const SYSTEMD: &str = "systemd";
 
@@ -46,6 +46,23 @@ pub(super) fn handed() -> Result<TcpListener, String> {
     listener().map_err(|why| format!("could not use the socket that systemd hands over: {why}"))
 }
 
+/// The socket at which the executable listened that this process was before, if it was another.
+///
+/// # Errors
+/// In words: it is none.
+pub(super) fn left() -> Result<Option<TcpListener>, String> {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    if variable("LISTEN_FDNAMES") != LEFT_SOCKET || variable("LISTEN_PID") != our_pid() {
+        return Ok(None);
+    }
+    let could_not = |why| format!("could not go on with the socket of the old executable: {why}");
+    listener().map(Some).map_err(could_not)
+}
+
+fn our_pid() -> String {
+    std::process::id().to_string()
+}
+
 fn meant_for_us(pid: &str, count: &str, us: u32) -> Result<(), String> {
     let hint = "hint: start it by distest-worker.socket, or name an address: --listen IP:PORT";
     if pid.parse() != Ok(us) || count.is_empty() {
@@ -61,9 +78,9 @@ fn meant_for_us(pid: &str, count: &str, us: u32) -> Result<(), String> {
 
 fn listener() -> Result<TcpListener, String> {
     #[expect(unsafe_code, reason = "a descriptor that was inherited has no owner yet")]
-    // SAFETY: systemd says that it is this process's, and nothing else here has it: this is called
-    // once, before anything else was opened on purpose.
-    let socket = unsafe { OwnedFd::from_raw_fd(HANDED) };
+    // SAFETY: who started this process says that it is its own, and nothing else here has it: this
+    // is called once, before anything else was opened on purpose.
+    let socket = unsafe { OwnedFd::from_raw_fd(HANDED_SOCKET) };
     let told = |errno: nix::Error| errno.desc().to_owned();
     // What is started later must not inherit it.
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(told)?;

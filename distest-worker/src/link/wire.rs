@@ -165,6 +165,8 @@ impl Method for WorkerRequest {
             Self::ListFolder { .. } => 18,
             Self::WriteTree { .. } => 19,
             Self::Remember { .. } => 20,
+            Self::Upgrade { .. } => 21,
+            Self::CollectGarbage { .. } => 22,
         }
     }
 
@@ -177,6 +179,7 @@ impl Method for WorkerRequest {
                 | Self::Prove { .. }
                 | Self::WriteTree { .. }
                 | Self::Remember { .. }
+                | Self::Upgrade { .. }
         )
     }
 }
@@ -205,6 +208,8 @@ impl Method for WorkerResponse {
             Self::ListFolder(_) => 18,
             Self::WriteTree(_) => 19,
             Self::Remember(_) => 20,
+            Self::Upgrade(_) => 21,
+            Self::CollectGarbage(_) => 22,
         }
     }
 

@@ -25,6 +25,8 @@ const FOLDER_MODE: u32 = 0o1777;
 /// A folder that stands for `/`.
 pub(crate) struct Beneath {
     base: OwnedFd,
+    /// Permissions that are in the way are changed.
+    forces: bool,
     /// The parent of the last slot: entries come sorted.
     last: Option<(PathBuf, OwnedFd)>,
 }
@@ -33,11 +35,19 @@ pub(crate) struct Beneath {
 pub(crate) struct Slot<'a> {
     parent: &'a OwnedFd,
     name: OsString,
+    forces: bool,
 }
 
 impl Beneath {
+    /// One that is ours alone: what keeps us out of folders in it is changed.
     pub(crate) fn open(base: &Path) -> io::Result<Self> {
-        Ok(Self { base: open(base, folder_flags(), Mode::empty())?, last: None })
+        let base = open(base, folder_flags(), Mode::empty())?;
+        Ok(Self { base, forces: true, last: None })
+    }
+
+    /// One in which others have something: what is there keeps its permissions.
+    pub(crate) fn among_others(base: &Path) -> io::Result<Self> {
+        Ok(Self { forces: false, ..Self::open(base)? })
     }
 
     /// Gives the folder itself these permissions.
@@ -56,13 +66,13 @@ impl Beneath {
             let mut folder = self.base.try_clone()?;
             for component in parent.components() {
                 if let Component::Normal(name) = component {
-                    folder = enter(&folder, name)?;
+                    folder = enter(&folder, name, self.forces)?;
                 }
             }
             self.last = Some((parent.to_owned(), folder));
         }
         let parent = self.last.as_ref().map_or(&self.base, |(_, folder)| folder);
-        Ok(Slot { parent, name: name.to_owned() })
+        Ok(Slot { parent, name: name.to_owned(), forces: self.forces })
     }
 }
 
@@ -76,9 +86,26 @@ impl Slot<'_> {
         self.folder_mode(mode | 0o700)
     }
 
+    /// The same, unless there is a folder, which stays as it is. Answers whether it was made.
+    pub(crate) fn new_folder(&self, mode: u32) -> io::Result<bool> {
+        let made = match mkdirat(self.parent, self.name.as_os_str(), Mode::S_IRWXU) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(error) => return Err(error.into()),
+        };
+        let about = fstatat(self.parent, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if about.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR.into());
+        }
+        if made {
+            self.folder(mode)?;
+        }
+        Ok(made)
+    }
+
     /// Gives a folder these permissions, and no more.
     pub(crate) fn folder_mode(&self, mode: u32) -> io::Result<()> {
-        let folder = File::from(enter(self.parent, &self.name)?);
+        let folder = File::from(enter(self.parent, &self.name, self.forces)?);
         folder.set_permissions(Permissions::from_mode(mode & FOLDER_MODE))
     }
 
@@ -122,7 +149,7 @@ impl Slot<'_> {
 }
 
 /// Opens a folder in a folder; creates it if nothing is there. Fails if it is a link.
-fn enter(parent: &impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+fn enter(parent: &impl AsFd, name: &OsStr, forces: bool) -> io::Result<OwnedFd> {
     match openat(parent, name, folder_flags(), Mode::empty()) {
         Err(Errno::ENOENT) => {
             match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
@@ -131,7 +158,7 @@ fn enter(parent: &impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
             }
             Ok(openat(parent, name, folder_flags(), Mode::empty())?)
         }
-        Err(Errno::EACCES) => {
+        Err(Errno::EACCES) if forces => {
             // A test took its own permissions away. Fails on a link, which has none.
             fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)?;
             Ok(openat(parent, name, folder_flags(), Mode::empty())?)

@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn lists_and_opens_what_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let proj = dir.path().join("work/proj");
+        let proj = dir.path().join("code/proj");
         fs::create_dir_all(proj.join("sub")).unwrap();
         fs::write(proj.join("sub/new.snap"), "new").unwrap();
         symlink("/etc/passwd", proj.join("link")).unwrap();
@@ -251,19 +251,19 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o7777;
         let before = written.list().unwrap();
         let expected = [
-            ("/work", ChangeKind::Folder),
-            ("/work/proj", ChangeKind::Folder),
-            ("/work/proj/link", ChangeKind::Link { target: "/etc/passwd".into() }),
-            ("/work/proj/sub", ChangeKind::Folder),
-            ("/work/proj/sub/new.snap", ChangeKind::File { size: 3, mode }),
+            ("/code", ChangeKind::Folder),
+            ("/code/proj", ChangeKind::Folder),
+            ("/code/proj/link", ChangeKind::Link { target: "/etc/passwd".into() }),
+            ("/code/proj/sub", ChangeKind::Folder),
+            ("/code/proj/sub/new.snap", ChangeKind::File { size: 3, mode }),
         ];
         assert_eq!(shown(&before), expected.map(|(path, kind)| (path.to_owned(), kind)));
 
         let mut text = String::new();
-        let path = Path::new("/work/proj/sub/new.snap");
+        let path = Path::new("/code/proj/sub/new.snap");
         written.open(path).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "new");
-        for wrong in ["/work/proj/link", "/work/proj/sub", "/work/../work", "work/proj", "/"] {
+        for wrong in ["/code/proj/link", "/code/proj/sub", "/code/../code", "code/proj", "/"] {
             assert!(written.open(Path::new(wrong)).is_err(), "{wrong}");
         }
 

@@ -1,7 +1,9 @@
 //! Takes the client's calls.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tarpc::ServerError;
 use tarpc::context::Context;
@@ -11,13 +13,18 @@ use tokio::sync::{mpsc, oneshot};
 use super::WorkerShared;
 use super::files::Files;
 use super::hands::Hands;
+use super::upgrading::{self, Arriving};
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, FilePiece, FolderPage, Lease,
-    OsText, Pong, Proof, PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk,
-    Stop, TestTime, TreePiece, TreeSpec, Worker, WorkerRequest, WorkerResponse, WorkerStatus,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, ExecutablePiece, FilePiece,
+    FolderPage, Freed, Lease, OsText, Pong, Proof, PutReply, Refusal, RefusalKind, SessionReady,
+    SessionSpec, StdinChunk, Stop, TestTime, TreePiece, TreeSpec, UpgradeReply, Worker,
+    WorkerRequest, WorkerResponse, WorkerStatus,
 };
+
+/// Between signs of life that a long call gives.
+const WORD_EVERY: Duration = Duration::from_secs(1);
 
 /// A call that concerns the session. Sent before the handler's first `await`, so in the order of
 /// arrival.
@@ -49,6 +56,7 @@ pub(super) struct Handler {
     /// The session is for remote hands.
     hands: Arc<AtomicBool>,
     copying: Hands,
+    arriving: Arriving,
 }
 
 impl Handler {
@@ -65,6 +73,7 @@ impl Handler {
             worker,
             hands: Arc::default(),
             copying: Hands::default(),
+            arriving: Arriving::default(),
         }
     }
 
@@ -236,6 +245,24 @@ impl Worker for Handler {
         self.need(Permission::Run)?;
         self.word();
         self.files.remember(times).await
+    }
+
+    async fn upgrade(self, _: Context, piece: ExecutablePiece) -> Result<UpgradeReply, Refusal> {
+        self.need(Permission::Admin)?;
+        let mut upgrading = pin!(upgrading::take(&self.worker, &self.arriving, piece));
+        loop {
+            // It is tried for longer than a client may be silent.
+            self.word();
+            if let Ok(answer) = tokio::time::timeout(WORD_EVERY, &mut upgrading).await {
+                return answer;
+            }
+        }
+    }
+
+    async fn collect_garbage(self, _: Context) -> Result<Freed, Refusal> {
+        self.need(Permission::Admin)?;
+        self.word();
+        upgrading::collect_garbage(&self.worker).await
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {

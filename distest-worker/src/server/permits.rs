@@ -100,16 +100,13 @@ impl Permits {
         Sharer { pool: Arc::clone(self), key, id }
     }
 
-    /// Nothing is to be started beside what runs, or that is over. Answers whether it keeps others
-    /// from being started now.
-    pub(super) fn alone(self: &Arc<Self>, alone: bool) -> bool {
+    /// Nothing is to be started beside what runs, or that is over.
+    pub(super) fn alone(self: &Arc<Self>, alone: bool) {
         let (mut state, now) = (self.state(), self.now());
         let turns = state.share.alone(now, alone);
         let granted = state.grant(turns, self);
-        let kept = alone && state.share.in_use() > 0;
         drop(state);
         send(granted);
-        kept
     }
 
     /// Whether nothing is to be started beside what runs.

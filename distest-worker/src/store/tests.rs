@@ -210,6 +210,20 @@ fn the_bound_holds_and_pins_count_in_every_process() {
 }
 
 #[test]
+fn all_goes_that_no_process_has_pinned() {
+    let (dir, store) = store(MAX);
+    let [used, unused] = [b"used".as_slice(), b"unused"].map(|data| take_in(&store, data));
+    let other = Store::open(dir.path(), MAX).unwrap();
+    let pin = other.pin([used]);
+    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 6 });
+    assert_eq!((missing(&store, &[used, unused]), store.bytes()), (vec![unused], 4));
+    assert_eq!(store.evict_unused().unwrap(), Freed::default());
+    drop(pin);
+    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 4 });
+    assert_eq!((store.bytes(), store.evicted()), (0, 2));
+}
+
+#[test]
 fn what_dead_processes_left_is_removed_and_what_live_ones_have_stays() {
     let (dir, store) = store(MAX);
     let upload = store.begin(Digest::of(b"x"), 1, Encoding::Raw).unwrap();

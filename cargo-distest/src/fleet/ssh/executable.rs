@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use distest_worker::digest::{Digest, Hasher};
 
-use super::script::Machine;
+pub(in crate::fleet) use super::script::Machine;
 use crate::fleet::Unusable;
 
 /// Bytes read at a time.
@@ -15,21 +15,21 @@ const GLIBC: &[u8] = b"GLIBC_2.";
 
 /// An executable that contains the worker.
 #[derive(Clone, Debug)]
-pub(super) struct Executable {
+pub(in crate::fleet) struct Executable {
     /// Where it lies here.
-    pub(super) path: PathBuf,
+    pub(in crate::fleet) path: PathBuf,
     /// The arguments by which it is a worker.
-    pub(super) command: &'static str,
-    pub(super) digest: Digest,
+    pub(in crate::fleet) command: &'static str,
+    pub(in crate::fleet) digest: Digest,
     /// In bytes.
-    pub(super) size: u64,
+    pub(in crate::fleet) size: u64,
     /// The oldest glibc 2.x that will do; none for a static one.
-    pub(super) glibc: Option<u32>,
+    pub(in crate::fleet) glibc: Option<u32>,
 }
 
 impl Executable {
     /// What it is called there.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::fleet) fn name(&self) -> String {
         self.digest.to_string()
     }
 
@@ -49,14 +49,17 @@ impl Executable {
 }
 
 /// This process's own.
-pub(super) async fn own() -> Result<Executable, Unusable> {
+pub(in crate::fleet) async fn own() -> Result<Executable, Unusable> {
     let path = std::env::current_exe()
         .map_err(|error| Unusable::new(format!("could not find this executable: {error}")))?;
     Executable::read(path, "worker stdio --trusted").await
 }
 
 /// What runs on that machine.
-pub(super) async fn choose(own: Executable, machine: &Machine) -> Result<Executable, Unusable> {
+pub(in crate::fleet) async fn choose(
+    own: Executable,
+    machine: &Machine,
+) -> Result<Executable, Unusable> {
     let here = format!("Linux {}", std::env::consts::ARCH);
     if machine.kind == here && runs_with(own.glibc, &machine.libc) {
         return Ok(own);

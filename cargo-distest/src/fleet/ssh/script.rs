@@ -25,11 +25,11 @@ pub(super) enum Said {
 
 /// What the other side is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Machine {
+pub(in crate::fleet) struct Machine {
     /// `Linux x86_64`.
-    pub(super) kind: String,
+    pub(in crate::fleet) kind: String,
     /// `glibc 2.36`; empty if unknown.
-    pub(super) libc: String,
+    pub(in crate::fleet) libc: String,
 }
 
 /// Starts the worker if its executable is there.

@@ -64,7 +64,10 @@ fn local_network(visited: &[Visited]) -> Finding {
 }
 
 fn worker(visited: &Visited) -> Vec<Finding> {
-    let name = if visited.name.is_empty() { &visited.address } else { &visited.name };
+    let name = match visited.names.shown() {
+        "" => &visited.address,
+        name => name,
+    };
     let about = format!("worker {name}");
     let Said { hello, status, clock } = match &visited.said {
         Ok(said) => said,
@@ -138,6 +141,7 @@ mod tests {
 
     use super::super::Grade;
     use super::*;
+    use crate::fleet::Names;
 
     fn check(change: impl FnOnce(&mut Said), expected: &str) {
         let hello = Hello {
@@ -154,8 +158,9 @@ mod tests {
         let clock = Some(Clock { ahead_ms: 900, uncertain_ms: 10 });
         let mut said = Said { hello, status: Ok(status), clock };
         change(&mut said);
-        let (name, address, source) = ("w1".to_owned(), String::new(), Source::Known);
-        let found = worker(&Visited { name, alias: None, address, source, said: Ok(said) });
+        let names = Names { own: "w1".to_owned(), ..Names::default() };
+        let (address, source) = (String::new(), Source::Known);
+        let found = worker(&Visited { names, address, source, said: Ok(said) });
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].text.contains(expected), "{found:?}");
         assert_eq!(found[0].grade == Grade::Fine, expected == "slots", "{found:?}");

@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_covered_where_the_first_name_is_missing() {
-        check(&["/home"], &["/work/a/b", "/work/c"], &[("/", "/", &["work"])]);
+        check(&["/home"], &["/code/a/b", "/code/c"], &[("/", "/", &["code"])]);
         check(
             &["/home", "/home/me"],
             &["/home/you/proj", "/home/me/x"],
@@ -127,15 +127,15 @@ mod tests {
     #[test]
     fn a_link_on_the_way_becomes_a_folder() {
         check(
-            &["/work > /data/work", "/data", "/data/work", "/data/work/here"],
-            &["/work/proj"],
-            &[("/", "/", &["work"]), ("/work", "/data/work", &["proj"])],
+            &["/code > /data/code", "/data", "/data/code", "/data/code/here"],
+            &["/code/proj"],
+            &[("/", "/", &["code"]), ("/code", "/data/code", &["proj"])],
         );
         check(
-            &["/work > /data/work", "/data/work", "/data/work/here"],
-            &["/work/here"],
-            &[("/", "/", &["work"]), ("/work", "/data/work", &[])],
+            &["/code > /data/code", "/data/code", "/data/code/here"],
+            &["/code/here"],
+            &[("/", "/", &["code"]), ("/code", "/data/code", &[])],
         );
-        check(&["/work > /data"], &["/work"], &[("/", "/", &["work"])]);
+        check(&["/code > /data"], &["/code"], &[("/", "/", &["code"])]);
     }
 }

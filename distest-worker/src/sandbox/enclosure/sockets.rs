@@ -60,9 +60,9 @@ mod tests {
             (shown.clone(), Point::Shown(&shown)),
             (PathBuf::from("/tmp"), private()),
             (PathBuf::from("/var/keys"), Point::Hidden { name: String::new() }),
-            (PathBuf::from("/work"), Point::Root),
+            (PathBuf::from("/code"), Point::Root),
         ];
-        let writable = ["/home/me/s", "/tmp/a/b", "/work/s"];
+        let writable = ["/home/me/s", "/tmp/a/b", "/code/s"];
         let others = ["/home/me/bin/s", "/run/x/s", "/tmpx", "/var/keys/s"];
         let paths: Vec<PathBuf> = writable.iter().chain(&others).map(PathBuf::from).collect();
         let linked = linked(&paths, &mut points);
