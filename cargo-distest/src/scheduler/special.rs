@@ -265,14 +265,16 @@ impl Wish<'_> {
 impl super::state::Workers {
     /// Where a wish can be met now: the emptiest such worker, and what it takes there.
     pub(super) fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
-        let suits = || self.all().filter(|(_, worker)| worker.suits(wish.binary, wish.needs));
         let elsewhere = self.is_elsewhere(wish);
-        suits()
+        self.open_to(wish.test)
             .filter(|(id, worker)| {
                 let kept = worker.reserved == Some(wish.test) && !wish.only_elsewhere;
-                kept || !elsewhere || Some(**id) != wish.avoid
+                kept || !elsewhere || Some(*id) != wish.avoid
             })
-            .filter(|(_, worker)| worker.reserved.is_none_or(|test| test == wish.test))
+            // Who wants a worker for itself looks at those that have nothing.
+            .take_while(|(_, worker)| {
+                !wish.solo || worker.held() == 0 || worker.reserved == Some(wish.test)
+            })
             .filter_map(|(id, worker)| {
                 let weight = wish.threads.min(worker.slots());
                 let whole = wish.solo || wish.threads > worker.slots();
@@ -281,8 +283,9 @@ impl super::state::Workers {
                 } else {
                     worker.room_of(Depth::Slots, true) >= weight
                 };
-                let slowness = Reverse(worker.speed_percent());
-                (fits && wish.may_join(worker)).then_some((worker.held(), slowness, *id, weight))
+                let takes = fits && wish.may_join(worker) && worker.suits(wish.binary, wish.needs);
+                let slowness = || Reverse(worker.speed_percent());
+                takes.then(|| (worker.held(), slowness(), id, weight))
             })
             .min()
             .map(|(_, _, id, weight)| (id, weight))
@@ -291,15 +294,8 @@ impl super::state::Workers {
     /// Keeps a worker from getting more until this wish can be met there. At most half of the
     /// workers are reserved at once, at least one.
     fn reserve(&mut self, wish: &Wish<'_>) {
-        let (mut reserved, mut all) = (0, 0);
-        for (_, worker) in self.all() {
-            if worker.reserved == Some(wish.test) {
-                return;
-            }
-            reserved += usize::from(worker.reserved.is_some());
-            all += 1;
-        }
-        if reserved >= (all / 2).max(1) {
+        let most = (self.len() / 2).max(1);
+        if self.reserved_by(wish.test).is_some() || self.reserved() >= most {
             return;
         }
         let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
@@ -315,14 +311,8 @@ impl super::state::Workers {
         }
     }
 
-    fn reserved_for(&self) -> BTreeSet<TestIndex> {
-        self.all().filter_map(|(_, worker)| worker.reserved).collect()
-    }
-
     fn unreserve(&mut self, test: TestIndex) {
-        let theirs = self.all().filter(|(_, worker)| worker.reserved == Some(test));
-        let ids: Vec<_> = theirs.map(|(id, _)| *id).collect();
-        for id in ids {
+        if let Some(id) = self.reserved_by(test) {
             self.changing(id, |worker| worker.reserved = None);
         }
     }

@@ -356,6 +356,10 @@ pub(super) struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
     /// Workers that may have room for an attempt, by what they hold: the emptiest first.
     roomy: BTreeSet<(u32, WorkerId)>,
+    /// Workers by their speed: the bits of positive numbers are in the order of the numbers.
+    by_speed: BTreeSet<(u64, WorkerId)>,
+    /// Who is kept for which test.
+    reserved: BTreeMap<TestIndex, WorkerId>,
     outstanding: u32,
     /// Slots that they take.
     load: u32,
@@ -403,6 +407,7 @@ impl Workers {
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
         self.roomy.insert((0, id));
+        self.by_speed.insert((pace.speed().to_bits(), id));
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
@@ -593,10 +598,9 @@ impl Workers {
                 && !worker.live.is_empty()
                 && worker.reserved.is_none()
         };
-        let all = self.by_id.iter();
-        let all = all.filter(|(_, worker)| worker.suits(binary, None) && reliable(worker));
-        let speed = |worker: &Worker| worker.pace.speed();
-        all.max_by(|(_, a), (_, b)| speed(a).total_cmp(&speed(b))).map(|(id, _)| *id)
+        let fastest_first = self.by_speed.iter().rev().map(|(_, id)| *id);
+        let will_do = |worker: &Worker| reliable(worker) && worker.suits(binary, None);
+        fastest_first.into_iter().find(|id| self.by_id.get(id).is_some_and(will_do))
     }
 
     /// Whether a test ends sooner on one worker, when all that waits and runs is done everywhere,
@@ -654,7 +658,10 @@ impl Workers {
         let Some(worker) = self.by_id.get_mut(&id).filter(|_| expected >= SHORT) else { return };
         let before = worker.pace.speed();
         worker.pace.learn(expected, took);
-        self.power += f64::from(worker.slots) * (worker.pace.speed() - before);
+        let now = worker.pace.speed();
+        self.power += f64::from(worker.slots) * (now - before);
+        self.by_speed.remove(&(before.to_bits(), id));
+        self.by_speed.insert((now.to_bits(), id));
     }
 
     /// Learns what a test cost there.
@@ -675,6 +682,10 @@ impl Workers {
         self.work -= worker.live.values().map(|live| live.expected).sum::<Duration>();
         self.slots -= worker.slots;
         self.roomy.remove(&(worker.held(), id));
+        self.by_speed.remove(&(worker.pace.speed().to_bits(), id));
+        if let Some(test) = worker.reserved {
+            self.reserved.remove(&test);
+        }
         self.load -= worker.load;
         let live = worker.live;
         self.outstanding -= live.len() as u32;
@@ -805,7 +816,29 @@ impl Workers {
         self.by_id.values().any(|worker| leaves(worker) && !worker.live.is_empty())
     }
 
-    /// Changes a worker and keeps `roomy` true.
+    /// Tests for which workers are kept.
+    pub(super) fn reserved_for(&self) -> BTreeSet<TestIndex> {
+        self.reserved.keys().copied().collect()
+    }
+
+    /// Who is kept for a test.
+    pub(super) fn reserved_by(&self, test: TestIndex) -> Option<WorkerId> {
+        self.reserved.get(&test).copied()
+    }
+
+    /// How many workers are kept for tests.
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved.len()
+    }
+
+    /// Who may have room for a test, the emptiest first: all that are kept for nobody else.
+    pub(super) fn open_to(&self, test: TestIndex) -> impl Iterator<Item = (WorkerId, &Worker)> {
+        let kept = self.reserved_by(test).into_iter();
+        let all = kept.chain(self.roomy.iter().map(|(_, id)| *id));
+        all.filter_map(|id| Some((id, self.by_id.get(&id)?)))
+    }
+
+    /// Changes a worker and keeps what workers are filed by true.
     pub(super) fn changing<T>(
         &mut self,
         id: WorkerId,
@@ -813,9 +846,14 @@ impl Workers {
     ) -> Option<T> {
         let worker = self.by_id.get_mut(&id)?;
         self.roomy.remove(&(worker.held(), id));
+        let before = worker.reserved;
         let result = change(worker);
         if worker.room(Depth::Prefetch) > 0 {
             self.roomy.insert((worker.held(), id));
+        }
+        if before != worker.reserved {
+            before.map(|test| self.reserved.remove(&test));
+            worker.reserved.map(|test| self.reserved.insert(test, id));
         }
         Some(result)
     }
@@ -840,6 +878,10 @@ impl Workers {
             if roomy != (worker.room(Depth::Prefetch) > 0) {
                 return Err(format!("{id:?} is filed wrongly: roomy = {roomy}"));
             }
+            let kept = worker.reserved.is_none_or(|test| self.reserved_by(test) == Some(*id));
+            if !kept || !self.by_speed.contains(&(worker.pace.speed().to_bits(), *id)) {
+                return Err(format!("{id:?} is filed wrongly: kept = {kept}"));
+            }
             let weight: u32 = worker.live.values().map(|live| live.weight).sum();
             let beside = worker.live.len() > 1 && worker.live.values().any(|live| live.solo);
             if weight != worker.load || beside {
@@ -850,6 +892,10 @@ impl Workers {
             if over || asked != worker.preparing {
                 return Err(format!("{id:?} holds too much or counts wrongly: {worker:?}"));
             }
+        }
+        let kept = self.by_id.values().filter(|worker| worker.reserved.is_some()).count();
+        if self.by_speed.len() != self.by_id.len() || self.reserved.len() != kept {
+            return Err("lost workers are filed".to_owned());
         }
         if self.roomy.len() > self.by_id.len() {
             return Err("a lost worker is filed as roomy".to_owned());
