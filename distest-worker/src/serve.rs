@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use nix::ifaddrs::getifaddrs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -168,10 +169,12 @@ impl Listening {
         let worker = Arc::clone(self.reception.worker());
         let mut draining = pin!(worker.draining());
         let mut obstacle = AcceptObstacle::default();
+        let mut stopped = false;
         loop {
             tokio::select! {
                 asked = self.signals.next() => {
                     asked.of(&worker);
+                    stopped = true;
                     break;
                 }
                 () = &mut draining => break,
@@ -200,7 +203,7 @@ impl Listening {
             }
         }
         // Whoever comes meanwhile is sent away, and finds the new one at the same address later.
-        let mut listener = worker.is_upgraded().then_some(self.listener);
+        let mut listener = (worker.is_upgraded() && !stopped).then_some(self.listener);
         if !worker.shuts_down() && !connections.is_empty() {
             tell("finishing what runs; a second signal ends it".to_owned().into());
             let mut ended = pin!(async {
@@ -238,6 +241,10 @@ impl Listening {
         let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
         // Dropping a connection kills what it runs.
         connections.shutdown().await;
+        // A signal may have come with the last of them.
+        if self.signals.next().now_or_never().is_some() {
+            return None;
+        }
         let socket = listener?.into_std().ok()?;
         worker.upgrades()?.successor(socket)
     }

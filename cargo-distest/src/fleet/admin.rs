@@ -68,9 +68,10 @@ pub async fn upgrade(
     told: impl FnOnce(),
 ) -> Result<Upgraded, Trouble> {
     let address = worker.address().cloned();
-    let talk = worker.reach(settings).await?;
+    // Reading executables takes a while, and who is silent for long is taken for gone.
     let own = executable::own().await?;
-    let executable = executable::choose(own, &machine(&talk.hello)).await?;
+    let talk = worker.reach(settings).await?;
+    let executable = talk.awake_during(executable::choose(own, &machine(&talk.hello))).await?;
     match send(&talk, &executable).await? {
         UpgradeReply::Same {} => return Ok(Upgraded::UpToDate),
         UpgradeReply::Begun {} => {}

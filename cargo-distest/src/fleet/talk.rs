@@ -90,6 +90,18 @@ impl Talk {
         let _ = self.listens.set(at);
     }
 
+    /// Does something that takes a while, and keeps the worker from taking us for gone meanwhile.
+    pub(super) async fn awake_during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = timeout(HEARTBEAT, &mut work).await {
+                return done;
+            }
+            // Whether it is still there shows when it is asked for something.
+            self.is_awake().await;
+        }
+    }
+
     /// Keeps it from taking us for gone.
     async fn is_awake(&self) -> bool {
         self.worker.ping(link::context(LOST_AFTER)).await.is_ok()
