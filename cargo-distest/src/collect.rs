@@ -174,6 +174,21 @@ impl Collector {
         Ok(())
     }
 
+    /// Something else after something has come: how many files have begun, and the bytes of all.
+    pub fn progress(&self) -> (usize, u64) {
+        let state = self.state();
+        (state.files, state.bytes)
+    }
+
+    /// A worker did not say that it had brought everything.
+    pub fn cut_short(&self, worker: &str, why: &str) {
+        if !self.globs.is_empty() {
+            let text =
+                format!("files that tests created on worker {worker} may be missing here: {why}");
+            self.state().notices.insert(text);
+        }
+    }
+
     /// What has come back, and all notices. Files that were on their way are dropped.
     pub fn finish(&self) -> Collected {
         let state = std::mem::take(&mut *self.state());

@@ -21,7 +21,7 @@ use distest_worker::zygote::ZygoteProgram;
 use tarpc::context::Context;
 use tarpc::server::Serve;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 #[path = "worker/blobs.rs"]
@@ -40,6 +40,8 @@ const SH: BinaryKey = BinaryKey(0);
 enum Told {
     Report(Report),
     Output(OutputChunk),
+    /// A piece of a file, which is answered when the test says so.
+    Piece(CollectedPiece, oneshot::Sender<()>),
 }
 
 #[derive(Clone)]
@@ -54,8 +56,11 @@ impl Client for Listener {
         let _ = self.0.send(Told::Output(chunk));
     }
 
-    async fn collect(self, _: Context, _: CollectedPiece) -> Result<(), Refusal> {
-        Err(Refusal::new(RefusalKind::Invalid, "nothing is collected here"))
+    async fn collect(self, _: Context, piece: CollectedPiece) -> Result<(), Refusal> {
+        let (taken, answer) = oneshot::channel();
+        let _ = self.0.send(Told::Piece(piece, taken));
+        let not_taken = |_| Refusal::new(RefusalKind::Invalid, "nothing is collected here");
+        answer.await.map_err(not_taken)
     }
 
     async fn fetch(self, _: Context, _: Digest, _: u64) -> Result<Bytes, Refusal> {
@@ -141,7 +146,7 @@ impl Peer {
     async fn report(&mut self) -> Report {
         match self.told.recv().await.unwrap() {
             Told::Report(report) => report,
-            Told::Output(chunk) => panic!("output of {:?}", chunk.attempt),
+            other => panic!("not a report: {other:?}"),
         }
     }
 
@@ -173,7 +178,7 @@ impl Peer {
         while output.len() < bytes {
             match self.told.recv().await.unwrap() {
                 Told::Output(chunk) => output.extend_from_slice(&chunk.data),
-                Told::Report(report) => panic!("{report:?} after {} bytes", output.len()),
+                other => panic!("{other:?} after {} bytes", output.len()),
             }
         }
         output
@@ -594,6 +599,31 @@ async fn an_unknown_key_is_refused_and_a_withdrawn_one_is_out_at_once() {
     assert!(!runs(&["sleep", &seconds]), "what it ran has ended");
     assert!(refused(greets(&served, &key).await), "the same process, a second connection");
     assert!(greets(&served, &served.our_key).await.is_ok(), "others are none the worse");
+}
+
+#[tokio::test]
+async fn a_worker_that_brings_files_is_not_silent() {
+    let served = Served::start();
+    let mut peer = connect(served.stream_of(&served.our_key).await).await;
+    let (roots, collect) = (vec!["/client".into()], vec!["**/*.out".into()]);
+    let spec = SessionSpec { roots, collect, ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec.clone()).await.unwrap().unwrap();
+    peer.prepare_sh("/client", vec![], vec![]).await.unwrap();
+    peer.lease(&[(1, "echo one > a.out; echo two > b.out", Streams::Capture)]).await;
+    peer.started(1).await;
+    assert_eq!(peer.finished(1).await.exit, Exit::Code(0));
+    let worker = peer.worker.clone();
+    let closing = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
+    for name in ["/client/a.out", "/client/b.out"] {
+        let Some(Told::Piece(piece, taken)) = peer.told.recv().await else { panic!("no piece") };
+        assert_eq!(piece.path.as_path(), Path::new(name));
+        // However long this client takes for it, the worker is heard.
+        peer.worker.ping(link::context(DEADLINE)).await.unwrap();
+        taken.send(()).unwrap();
+    }
+    closing.await.unwrap().unwrap();
+    let refusal = peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Invalid, "a connection has one session");
 }
 
 #[tokio::test]

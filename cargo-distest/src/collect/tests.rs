@@ -186,3 +186,16 @@ fn pieces_come_in_order_and_files_are_bounded() {
     assert_eq!(invalid(bench.piece(&path, 0, "x", true)), RefusalKind::OutOfResources);
     bench.check(&[], &["more than 10000 files", "tests created more than 1024 MiB"]);
 }
+
+#[test]
+fn a_worker_that_does_not_say_that_this_was_all_is_told() {
+    let bench = bench();
+    let before = bench.collector.progress();
+    bench.bring(ONE, "y.out", "created").unwrap();
+    assert_ne!(bench.collector.progress(), before);
+    bench.collector.cut_short("w1", "it is gone");
+    bench.check(&["y.out"], &["on worker w1 may be missing here: it is gone"]);
+    let nothing = Collector::nothing();
+    nothing.cut_short("w1", "it is gone");
+    assert_eq!(nothing.finish(), Collected::default());
+}

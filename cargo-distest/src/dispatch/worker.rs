@@ -1,6 +1,7 @@
 //! What is asked of one worker, each in a task of its own, answered by an [`Outcome`].
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,9 @@ use crate::tree::Tree;
 
 /// An answer to a short request.
 const ANSWER: Duration = Duration::from_secs(10);
-/// The end of a session, which brings files back.
-const CLOSED: Duration = Duration::from_secs(75);
+/// A worker that brings no more of the files that tests left, and doesn't say that this was all, for
+/// this long has had its time.
+const CLOSED: Duration = Duration::from_secs(130);
 /// Bytes of our standard input that are handed on at a time.
 const STDIN_BYTES: usize = 16 * 1024;
 
@@ -238,8 +240,24 @@ impl Connected {
             // What it doesn't take it doesn't know.
             let _ = self.connection.worker.remember(link::context(ANSWER), times).await;
         }
-        // A worker that doesn't answer ends the session when the connection does.
-        let _ = self.connection.worker.close(link::context(CLOSED)).await;
+        let Connection { worker, collector, embedded, name, .. } = &self.connection;
+        let mut closed = pin!(worker.close(link::context(link::DEADLINE_MAX)));
+        let mut before = collector.progress();
+        let ended = loop {
+            if let Ok(closed) = tokio::time::timeout(CLOSED, &mut closed).await {
+                break closed.map_err(|error| error.to_string());
+            }
+            let now = collector.progress();
+            if std::mem::replace(&mut before, now) == now {
+                break Err(format!("nothing came for {} s", CLOSED.as_secs()));
+            }
+        };
+        // One that doesn't answer ends the session when the connection does.
+        if let Err(why) = ended
+            && !embedded
+        {
+            collector.cut_short(name, &why);
+        }
     }
 }
 

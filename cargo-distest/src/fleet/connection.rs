@@ -24,6 +24,7 @@ use super::greeting::Greeted;
 use super::keys::{Keys, Place};
 use super::members::Member;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Spare, Unusable};
+use crate::collect::Collector;
 use crate::model::WorkerId;
 use crate::settings::WorkerAddress;
 
@@ -55,6 +56,8 @@ pub struct Connection {
     pub times: Vec<TestTime>,
     /// Of how many of our tests it knows that; none if it keeps no times.
     pub times_known: Option<u32>,
+    /// What takes the files that its tests left.
+    pub collector: Arc<Collector>,
     /// For calling it.
     pub worker: WorkerClient,
     /// Bytes on the wire so far.
@@ -186,8 +189,12 @@ impl Open {
         let facts = &fleet.shared.facts;
         let notices = Arc::clone(&facts.notices);
         let forwards = Forwards::new(&theirs.name, &facts.forwards, notices);
-        let callbacks =
-            Callbacks { worker: self.id, messages: messages.clone(), collector, forwards };
+        let callbacks = Callbacks {
+            worker: self.id,
+            messages: messages.clone(),
+            collector: Arc::clone(&collector),
+            forwards,
+        };
         let (worker, link) = link::client_end(stream, move |context, request| {
             callbacks.clone().serve().serve(context, request)
         });
@@ -232,6 +239,7 @@ impl Open {
             round_trip,
             times: ready.times,
             times_known: ready.times_known,
+            collector,
             worker,
             stats,
             task,

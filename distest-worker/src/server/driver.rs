@@ -44,8 +44,6 @@ const EVENTS_MAX: usize = 256;
 const STOOD_STILL: Duration = Duration::from_millis(500);
 /// How long words that arrived meanwhile may take to get here.
 const CATCH_UP: Duration = Duration::from_millis(100);
-/// How long bringing files back may take at the end, before the rest is left.
-const COLLECT_TIME: Duration = Duration::from_secs(60);
 /// A client without a session that asks for nothing for this long keeps the place of another.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Between looks at the memory while something waits for it.
@@ -232,11 +230,11 @@ impl Driver {
             let over = match self.opened.as_ref().and_then(|opened| opened.ended) {
                 None => continue,
                 Some(EndReason::Closed) => {
-                    self.tell_closed().await;
+                    self.tell_closed(&mut requests).await;
                     continue;
                 }
                 Some(EndReason::Drained) => {
-                    self.tell_closed().await;
+                    self.tell_closed(&mut requests).await;
                     return (LinkEnd::Closed, Some(DRAINING));
                 }
                 Some(EndReason::Silent) => "the client said nothing for too long",
@@ -580,21 +578,37 @@ impl Driver {
         answers
     }
 
-    /// The session has ended as the client asked: says so once all else has been said.
-    async fn tell_closed(&mut self) {
+    /// The session has ended as the client asked: says so once all else has been said, and all
+    /// files have been brought that its tests left. Each piece of them has a deadline of its own;
+    /// all of it may take longer than a client bears a silent worker.
+    async fn tell_closed(&mut self, requests: &mut mpsc::UnboundedReceiver<Request>) {
         let Some(opened) = self.opened.take() else { return };
+        let mut telling = std::mem::take(&mut self.telling);
+        let outbox = self.outbox.clone();
         let mut forwarding = opened.forwarding;
         let told = async {
-            opened.slots.end().await;
-            self.tell_all().await;
-            forwarding.settle().await;
+            let told = async {
+                opened.slots.end().await;
+                tell_all(&mut telling, &outbox).await;
+                forwarding.settle().await;
+            };
+            let _ = tokio::time::timeout(TELL_TIME, told).await;
+            if let Some(collect) = opened.collect {
+                let written = opened.written.into_values().collect();
+                collect.rest(written, opened.sandbox).await;
+            }
         };
-        let _ = tokio::time::timeout(TELL_TIME, told).await;
-        if let Some(collect) = opened.collect {
-            let written = opened.written.into_values().collect();
-            let collected = collect.rest(written, opened.sandbox);
-            let _ = tokio::time::timeout(COLLECT_TIME, collected).await;
+        {
+            let mut told = pin!(told);
+            loop {
+                tokio::select! {
+                    () = &mut told => break,
+                    // A connection has one session, so nothing begins meanwhile.
+                    Some(request) = requests.recv() => self.on_request(request),
+                }
+            }
         }
+        self.telling = telling;
         for closing in opened.closing {
             let _ = closing.send(());
         }
@@ -609,7 +623,7 @@ impl Driver {
                 self.happening().await;
             }
             if client_is_there {
-                self.tell_all().await;
+                tell_all(&mut self.telling, &self.outbox).await;
             }
         };
         let _ = tokio::time::timeout(END_TIME, ending).await;
@@ -618,13 +632,13 @@ impl Driver {
             slots.end().await;
         }
     }
+}
 
-    /// Waits until the client has all reports and the outputs that go ahead of them.
-    async fn tell_all(&mut self) {
-        // One of these empties the outbox, and ends only with an error.
-        while self.telling.len() > 1 && self.telling.join_next().await.is_some() {}
-        self.outbox.flush().await;
-    }
+/// Waits until the client has all reports and the outputs that go ahead of them.
+async fn tell_all(telling: &mut JoinSet<bool>, outbox: &Outbox) {
+    // One of these empties the outbox, and ends only with an error.
+    while telling.len() > 1 && telling.join_next().await.is_some() {}
+    outbox.flush().await;
 }
 
 /// What a session answers at once.
@@ -752,13 +766,10 @@ impl Opened {
         let (outbox, sandbox) = (outbox.clone(), Arc::clone(&self.sandbox));
         telling.spawn(async move {
             if let Some((left, collect)) = left {
-                let bringing = async {
-                    match left {
-                        LeftAt::Layer(layer, left) => collect.left(layer, left).await,
-                        LeftAt::Place(label) => collect.in_place(label, sandbox).await,
-                    }
-                };
-                let _ = tokio::time::timeout(COLLECT_TIME, bringing).await;
+                match left {
+                    LeftAt::Layer(layer, left) => collect.left(layer, left).await,
+                    LeftAt::Place(label) => collect.in_place(label, sandbox).await,
+                }
             }
             outbox.report_after(attempt, long, report).await;
             true
