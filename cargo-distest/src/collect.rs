@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 use distest_worker::digest::{Digest, Hasher};
 use distest_worker::globs::Globs;
 use distest_worker::protocol::{
-    COLLECTED_FILE_BYTES_MAX, CollectedPiece, Refusal, RefusalKind, TreeNode, Writer,
+    COLLECTED_FILE_BYTES_MAX, COLLECTED_FILES_MAX, CollectedPiece, Refusal, RefusalKind, TreeNode,
+    Writer,
 };
 
 use self::disputes::Disputes;
@@ -27,8 +28,6 @@ use self::place::{Found, Placed};
 use crate::model::WorkerId;
 use crate::tree::Tree;
 
-/// Files that come back in one run.
-pub const FILES_MAX: usize = 10_000;
 /// Bytes that come back in one run.
 pub const BYTES_MAX: u64 = 1 << 30;
 /// Files on their way at a time.
@@ -42,8 +41,6 @@ const NOTICES_MAX: usize = 5;
 pub struct Collector {
     roots: Vec<PathBuf>,
     globs: Globs,
-    /// What lies there from before may be replaced if nothing changed it since.
-    started: SystemTime,
     /// Where files lie until they are complete.
     folder: PathBuf,
     /// What this one and those before it have written.
@@ -60,8 +57,11 @@ pub struct Collected {
     pub notices: Vec<String>,
 }
 
-#[derive(Default)]
 struct State {
+    /// What lies there from before may be replaced if nothing changed it since.
+    started: SystemTime,
+    /// Calls that are under way.
+    calls: usize,
     tree: Option<Arc<Tree>>,
     partial: BTreeMap<(WorkerId, PathBuf), Partial>,
     /// What we have written.
@@ -72,6 +72,34 @@ struct State {
     disputes: Disputes,
     /// Notices that have been told.
     told: BTreeSet<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            started: SystemTime::now(),
+            calls: 0,
+            tree: None,
+            partial: BTreeMap::new(),
+            written: BTreeMap::new(),
+            files: 0,
+            bytes: 0,
+            notices: BTreeSet::new(),
+            disputes: Disputes::default(),
+            told: BTreeSet::new(),
+        }
+    }
+}
+
+/// A call whose files are taken, until this is dropped.
+#[derive(Debug)]
+pub struct Underway(Arc<Collector>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.calls = state.calls.saturating_sub(1);
+    }
 }
 
 /// A file on its way.
@@ -85,9 +113,7 @@ struct Partial {
 impl Collector {
     /// Takes files that match `globs` and lie in `roots`, none of which lies in another.
     pub fn new(roots: Vec<PathBuf>, globs: Globs, folder: PathBuf) -> Self {
-        let started = SystemTime::now();
-        let (brought, state) = (Arc::default(), Mutex::default());
-        Self { roots, globs, started, folder, brought, state }
+        Self { roots, globs, folder, brought: Arc::default(), state: Mutex::default() }
     }
 
     /// The same with all bounds anew, which may replace what this one has written.
@@ -97,10 +123,25 @@ impl Collector {
         Self { brought: Arc::clone(&self.brought), ..heir }
     }
 
+    /// A call begins. What earlier ones have brought is the user's now, to change and to delete,
+    /// unless one of them is still under way: such calls are told apart as the tests of a run are.
+    #[must_use]
+    pub fn call(self: &Arc<Self>) -> Underway {
+        let mut state = self.state();
+        if state.calls == 0 {
+            state.started = SystemTime::now();
+            state.written.clear();
+            state.notices.clear();
+            state.told.clear();
+        }
+        state.calls += 1;
+        Underway(Arc::clone(self))
+    }
+
     /// Whether its bounds are near.
     pub fn is_worn(&self) -> bool {
         let state = self.state();
-        state.files > FILES_MAX / 2 || state.bytes > BYTES_MAX / 2
+        state.files > COLLECTED_FILES_MAX / 2 || state.bytes > BYTES_MAX / 2
     }
 
     /// Takes nothing.
@@ -124,9 +165,10 @@ impl Collector {
         if piece.offset == 0 {
             state.partial.remove(&key);
             state.files += 1;
-            if state.files > FILES_MAX {
-                let text =
-                    format!("more than {FILES_MAX} files were created on workers: the rest stays");
+            if state.files > COLLECTED_FILES_MAX {
+                let text = format!(
+                    "more than {COLLECTED_FILES_MAX} files were created on workers: the rest stays there"
+                );
                 state.notices.insert(text.clone());
                 return Err(Refusal::new(RefusalKind::OutOfResources, text));
             }
@@ -218,6 +260,7 @@ impl Collector {
     fn place(&self, state: &mut State, worker: WorkerId, path: &Path, mode: u32, mut new: Partial) {
         let (digest, _) = std::mem::take(&mut new.hasher).finish();
         let Some(root) = self.root_of(path) else { return };
+        let mut again = false;
         let may_replace = |found: Found| {
             // What we brought ourselves is newer than what travelled.
             let ours = state.written.get(path);
@@ -225,6 +268,10 @@ impl Collector {
                 TreeNode::File { digest, .. } => Some(digest),
                 TreeNode::Folder { .. } | TreeNode::Link { .. } => None,
             });
+            again = ours.is_none()
+                && self.brought().get(path).is_some_and(
+                    |brought| !matches!(found, Found::File { digest, .. } if digest == *brought),
+                );
             match (ours, found) {
                 (None, Found::Nothing) => travelled.is_none(),
                 (Some(_), Found::Nothing) => false,
@@ -235,7 +282,7 @@ impl Collector {
                     Some(travelled) if travelled == digest => true,
                     _ if self.has_brought(path, digest) => true,
                     Some(_) => false,
-                    None => changed + CLOCK < self.started,
+                    None => changed + CLOCK < state.started,
                 },
             }
         };
@@ -244,9 +291,12 @@ impl Collector {
         let others = state.written.get(path).is_some_and(|(by, _)| *by != worker);
         match placed {
             Ok(Placed::Written) => {
+                if again {
+                    state.disputes.begin_again(path, &new.writers);
+                }
                 state.written.insert(path.to_owned(), (worker, digest));
                 let mut brought = self.brought();
-                if brought.len() < FILES_MAX || brought.contains_key(path) {
+                if brought.len() < COLLECTED_FILES_MAX || brought.contains_key(path) {
                     brought.insert(path.to_owned(), digest);
                 }
                 state.disputes.judge(path, &new.writers, digest, true);

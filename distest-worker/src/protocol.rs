@@ -39,6 +39,11 @@ pub use upgrade::{EXECUTABLE_BYTES_MAX, ExecutablePiece, Freed, UpgradeReply};
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one file that is collected.
 pub const COLLECTED_FILE_BYTES_MAX: u64 = 256 << 20;
+/// Files that a client takes in one run. A worker that has more brings one more, so that the client
+/// can tell.
+pub const COLLECTED_FILES_MAX: usize = 10_000;
+/// What travels of a folder's permissions in a [`TreeNode`]: its sticky bit, too, as in `/tmp`.
+pub const FOLDER_MODE: u32 = 0o1777;
 /// The most bytes of a test's stdout or stderr that travel inside [`Report::Finished`]; more goes
 /// ahead of it as [`OutputChunk`]s.
 pub const INLINE_OUTPUT_BYTES_MAX: usize = 64 * 1024;

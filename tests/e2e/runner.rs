@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +31,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::a_killed_runner_leaves_nothing_on_the_worker", killed),
         case("runner::a_reader_that_leaves_ends_it", reader_leaves),
         case("runner::without_workers_it_becomes_the_executable", no_workers),
+        case("runner::without_a_key_it_says_that_it_runs_here", empty_key),
         case("runner::falls_back_or_says_why", falls_back),
         case("runner::the_agents_socket_is_private", private_socket),
         case("runner::cargo_test_says_the_same", cargo_test),
@@ -48,6 +49,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("runner::files_come_back_from_where_nothing_is_enclosed", |scratch| {
             leaves_files(scratch, &[plain_worker(scratch)]);
         }),
+        case("runner::files_that_are_deleted_here_come_back_again", brings_again),
+        case("runner::too_many_files_to_bring_back_are_told", too_many_files),
         case("runner::processes_that_are_left_behind_are_told", leaves_processes),
         case("runner::compiled_in_paths_decide_where_it_runs", compiled_in),
         case_if("runner::nextest_says_the_same", nextest_is_there, nextest),
@@ -214,6 +217,16 @@ fn falls_back(scratch: &Scratch) {
     assert!(output.stdout.is_empty());
 }
 
+fn empty_key(scratch: &Scratch) {
+    let mut command = shell(scratch, &[], "echo here");
+    command.env("DISTEST_WORKERS", "tcp://127.0.0.1:1").env("DISTEST_KEY", "");
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), &*text(&output.stdout)), (Some(0), "here\n"));
+    let told = "cargo distest runner: warning: DISTEST_KEY is empty, so no worker can be used: \
+                /bin/sh runs on this machine\n";
+    assert_eq!(text(&output.stderr), told);
+}
+
 fn private_socket(scratch: &Scratch) {
     let workers = Worker::fleet(scratch, 1, 1);
     assert!(shell(scratch, &workers, "true").status().unwrap().success());
@@ -369,6 +382,41 @@ fn resting_files(scratch: &Scratch) {
     let third = call();
     assert!(third > second, "{third} {second}");
     assert_eq!(call(), third, "a folder at rest was listed again");
+}
+
+/// A package whose `*.out` come back, and a call in it.
+fn call_for_out(scratch: &Scratch, workers: &[Worker], script: &str) -> (PathBuf, Command) {
+    let folder = package(scratch, "");
+    let collect = "[profile.default]\ncollect = [\"*.out\"]\n";
+    scratch.write("subject/.config/distest.toml", collect);
+    let mut command = shell(scratch, workers, script);
+    command.current_dir(&folder);
+    (folder, command)
+}
+
+fn brings_again(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    for content in ["1", "2", "2"] {
+        let script = format!("echo {content} > x.out");
+        let (folder, mut command) = call_for_out(scratch, &workers, &script);
+        let output = command.output().unwrap();
+        assert_eq!((output.status.code(), &*text(&output.stderr)), (Some(0), ""));
+        let path = folder.join("x.out");
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{content}\n"));
+        fs::remove_file(path).unwrap();
+    }
+}
+
+fn too_many_files(scratch: &Scratch) {
+    let workers = Worker::fleet(scratch, 1, 1);
+    let script = "i=0; while [ $i -lt 10001 ]; do : > $i.out; i=$((i + 1)); done";
+    let (folder, mut command) = call_for_out(scratch, &workers, script);
+    let output = command.output().unwrap();
+    let told = "cargo distest runner: warning: more than 10000 files were created on workers: \
+                the rest stays there\n";
+    assert_eq!((output.status.code(), &*text(&output.stderr)), (Some(0), told));
+    let files = fs::read_dir(folder).unwrap().flatten();
+    assert_eq!(files.filter(|it| it.path().extension() == Some("out".as_ref())).count(), 10_000);
 }
 
 fn leaves_files(scratch: &Scratch, workers: &[Worker]) {

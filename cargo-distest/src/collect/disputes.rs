@@ -23,6 +23,8 @@ pub(super) struct Disputes {
     kept: BTreeMap<PathBuf, (String, Digest)>,
     disputed: BTreeMap<PathBuf, BTreeSet<String>>,
     fresh: BTreeSet<PathBuf>,
+    /// Files that were deleted or changed here and then came again: by whom.
+    again: BTreeMap<PathBuf, (String, Option<Digest>)>,
 }
 
 /// What a worker says of writers, within bounds.
@@ -35,9 +37,26 @@ pub(super) fn bounded(writers: &[Writer]) -> Vec<Writer> {
 }
 
 impl Disputes {
+    /// What has come before is gone: `writers`' last one begins anew.
+    pub(super) fn begin_again(&mut self, path: &Path, writers: &[Writer]) {
+        self.kept.remove(path);
+        if let Some(Writer { label, digest, .. }) = writers.last() {
+            self.again.insert(path.to_owned(), (label.clone(), *digest));
+        }
+    }
+
+    /// Those of a file's writers that wrote what has not gone since.
+    fn since<'a>(&self, path: &Path, writers: &'a [Writer]) -> &'a [Writer] {
+        let first = self.again.get(path).and_then(|(label, digest)| {
+            writers.iter().rposition(|it| it.label == *label && it.digest == *digest)
+        });
+        &writers[first.unwrap_or(0)..]
+    }
+
     /// A file with this digest has come, which `writers` wrote one after the other. `here`: it is
     /// the one that is here now.
     pub(super) fn judge(&mut self, path: &Path, writers: &[Writer], digest: Digest, here: bool) {
+        let writers = self.since(path, writers);
         for pair in writers.windows(2) {
             let [before, after] = pair else { continue };
             let same = before.digest.is_some() && before.digest == after.digest;
@@ -156,6 +175,29 @@ mod tests {
             &[&[("", "1")], &[("", "2")]],
             &["x.out was written by several tests, differently: what is here is of one of them"],
         );
+    }
+
+    #[test]
+    fn what_was_deleted_here_since_overwrites_nobody() {
+        let mut disputes = Disputes::default();
+        let path = Path::new("/w/x.out");
+        let writers = [("a", "1"), ("b", "2"), ("c", "3")].map(|(label, content)| Writer {
+            label: label.to_owned(),
+            digest: Some(Digest::of(content.as_bytes())),
+            adds: false,
+        });
+        let mut judge = |count: usize, again: bool| {
+            let writers = &writers[..count];
+            if again {
+                disputes.begin_again(path, writers);
+            }
+            disputes.judge(path, writers, writers[count - 1].digest.unwrap(), true);
+            disputes.told(|path| path.strip_prefix("/w").unwrap())
+        };
+        assert!(judge(1, false).is_empty());
+        assert!(judge(2, true).is_empty(), "of its sandbox's earlier writers one is left");
+        let told = "x.out was written by b and c, differently: what is here is of c";
+        assert_eq!(judge(3, false), [told]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) fn place(
     new: &mut File,
     digest: Digest,
     mode: u32,
-    may_replace: impl Fn(Found) -> bool,
+    mut may_replace: impl FnMut(Found) -> bool,
 ) -> io::Result<Placed> {
     let relative = path.strip_prefix(root).map_err(io::Error::other)?;
     let (Some(parent), Some(name)) = (relative.parent(), relative.file_name()) else {

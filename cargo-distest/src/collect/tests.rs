@@ -8,7 +8,7 @@ use crate::tree::{TreeRoots, TreeRules, collect};
 
 struct Bench {
     dir: tempfile::TempDir,
-    collector: Collector,
+    collector: Arc<Collector>,
 }
 
 const ONE: WorkerId = WorkerId(1);
@@ -25,7 +25,7 @@ fn bench() -> Bench {
     let roots = TreeRoots { workspace: root.clone(), ..TreeRoots::default() };
     let tree = collect(&roots, &TreeRules::new(100, 1 << 20), &copies).unwrap();
     let globs = Globs::new(["*.out", "d"]).unwrap();
-    let collector = Collector::new(vec![root], globs, dir.path().join("state"));
+    let collector = Arc::new(Collector::new(vec![root], globs, dir.path().join("state")));
     collector.know(Arc::new(tree));
     Bench { dir, collector }
 }
@@ -102,9 +102,9 @@ fn what_changed_here_is_left_alone() {
 
 #[test]
 fn left_overs_of_earlier_runs_are_replaced() {
-    let mut bench = bench();
+    let bench = bench();
     fs::write(bench.at("old.out"), "of an earlier run").unwrap();
-    bench.collector.started = SystemTime::now() + Duration::from_secs(10);
+    bench.collector.state().started = SystemTime::now() + Duration::from_secs(10);
     bench.bring(ONE, "old.out", "new").unwrap();
     assert_eq!(bench.read("old.out").as_deref(), Some("new"));
     bench.check(&["old.out"], &[]);
@@ -120,6 +120,35 @@ fn the_first_of_two_workers_wins_and_may_say_more() {
     assert_eq!(bench.read("x.out").as_deref(), Some("one and more"));
     let why = "x.out was written by several tests, differently";
     bench.check(&["x.out"], &[why]);
+}
+
+#[test]
+fn a_call_is_judged_by_what_was_here_when_it_began() {
+    let bench = bench();
+    let told = "y.out was not brought back from a worker: it has changed here meanwhile";
+    for content in ["1", "2", "2"] {
+        let _underway = bench.collector.call();
+        bench.bring(ONE, "y.out", content).unwrap();
+        assert_eq!(bench.read("y.out").as_deref(), Some(content));
+        // Whoever deletes it while the call is under way keeps it deleted, and is told each time.
+        fs::remove_file(bench.at("y.out")).unwrap();
+        bench.bring(ONE, "y.out", "more").unwrap();
+        assert_eq!(bench.read("y.out"), None);
+        assert_eq!(bench.collector.news(), [told]);
+    }
+    // At the same time the first wins, whichever of them ends first.
+    let first = bench.collector.call();
+    bench.bring(ONE, "y.out", "one").unwrap();
+    let second = bench.collector.call();
+    bench.bring(TWO, "y.out", "two").unwrap();
+    drop(first);
+    let third = bench.collector.call();
+    bench.bring(TWO, "y.out", "two").unwrap();
+    assert_eq!(bench.read("y.out").as_deref(), Some("one"));
+    drop((second, third));
+    let _fourth = bench.collector.call();
+    bench.bring(TWO, "y.out", "two").unwrap();
+    assert_eq!(bench.read("y.out").as_deref(), Some("two"));
 }
 
 #[test]
@@ -182,7 +211,7 @@ fn pieces_come_in_order_and_files_are_bounded() {
     assert_eq!(invalid(bench.piece(&path, 0, "one more", false)), RefusalKind::Invalid);
     bench.collector.state().bytes = BYTES_MAX;
     assert_eq!(invalid(bench.piece(&bench.at("0.out"), 5, "x", true)), RefusalKind::OutOfResources);
-    bench.collector.state().files = FILES_MAX;
+    bench.collector.state().files = COLLECTED_FILES_MAX;
     assert_eq!(invalid(bench.piece(&path, 0, "x", true)), RefusalKind::OutOfResources);
     bench.check(&[], &["more than 10000 files", "tests created more than 1024 MiB"]);
 }

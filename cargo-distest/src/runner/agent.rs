@@ -76,7 +76,7 @@ async fn listen(socket: &Path) -> Result<Listening, Failure> {
         let what = format!("could not listen at {}", socket.display());
         Failure::new(ExitCode::Setup, what).because(error)
     };
-    let settings = site::settings_here()?;
+    let settings = site::settings_here()?.settings;
     umask(Mode::from_bits_truncate(0o077));
     // Under its name there is always a socket that somebody listens at, or none.
     let new = PathBuf::from(format!("{}.new", socket.display()));

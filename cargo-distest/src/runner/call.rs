@@ -23,6 +23,7 @@ use super::shim::DOCTEST_PATH_VARIABLE;
 use super::site::{Site, Supply};
 use super::wire::{Call, FromShim, Refused, ToShim};
 use crate::baked;
+use crate::collect::Underway;
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::Connection;
 use crate::model::Triple;
@@ -102,11 +103,13 @@ struct Placed {
     program: OsText,
     /// Its sessions end with it.
     supply: Arc<Supply>,
+    _underway: Underway,
 }
 
 /// Finds a worker and gets everything there. The error is the last word to the shim.
 async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Placed, ToShim> {
     let supply = site.supply(call, settings).await.map_err(|failure| failed(&failure))?;
+    let underway = supply.collector.call();
     let triple = site.triple_of(call.program.as_path());
     let ticket =
         suited(&supply.pool, call, site, &triple).await.map_err(|why| nobody(&why, settings))?;
@@ -127,7 +130,7 @@ async fn place(call: &Call, site: &Site, settings: &FleetSettings) -> Result<Pla
         supply.pool.prepare(&ticket.member, &parcel).await.map_err(unusable)?;
         (parcel.key, parcel.packed.spec.program.clone())
     };
-    Ok(Placed { ticket, binary, program, supply })
+    Ok(Placed { ticket, binary, program, supply, _underway: underway })
 }
 
 /// A place on a worker where the executable finds what it looks for. None, with the reasons, if

@@ -18,7 +18,7 @@ use nix::unistd::geteuid;
 use super::wire::FromShim;
 use super::{AGENT_WORD, site};
 use crate::failure::{ExitCode, Failure};
-use crate::settings::Settings;
+use crate::settings::{EMPTY_KEY, Resolved, Settings};
 
 /// How often an agent that just ends may be met before we give up.
 const TRIES_MAX: u32 = 5;
@@ -35,13 +35,14 @@ pub(super) enum Server {
     Agent(PathBuf),
 }
 
-/// The agent for the settings in force here; none if they name no worker.
-pub(super) fn agent() -> Result<Option<Server>, Failure> {
-    let settings = site::settings_here()?;
+/// The agent for the settings in force here; none if they name no worker, or leave them out: then
+/// with the reason.
+pub(super) fn agent() -> Result<Result<Server, Option<&'static str>>, Failure> {
+    let Resolved { settings, keyless, .. } = site::settings_here()?;
     if settings.fleet.workers.is_empty() {
-        return Ok(None);
+        return Ok(Err(keyless.then_some(EMPTY_KEY)));
     }
-    Ok(Some(Server::Agent(socket_path(&settings)?)))
+    Ok(Ok(Server::Agent(socket_path(&settings)?)))
 }
 
 impl Server {

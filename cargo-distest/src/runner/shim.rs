@@ -50,10 +50,16 @@ pub const DOCTEST_PATH_VARIABLE: &str = "RUSTDOC_DOCTEST_BIN_PATH";
 pub fn run(program: &OsStr, args: &[OsString]) -> Result<ExitCode, Failure> {
     let program = absolute(program)?;
     let server = match std::env::var_os(SOCKET_VARIABLE) {
-        Some(path) => Some(Server::At(PathBuf::from(path))),
+        Some(path) => Ok(Server::At(PathBuf::from(path))),
         None => connect::agent()?,
     };
-    let Some(server) = server else { return Err(run_here(&program, args)) };
+    let server = match server {
+        Ok(server) => server,
+        Err(why) => {
+            tell_run_here(why, &program);
+            return Err(run_here(&program, args));
+        }
+    };
     let call = call(&program, args)?;
     // Before any thread is there, so that all of them block these signals.
     let blocked = passed_on();
@@ -63,9 +69,7 @@ pub fn run(program: &OsStr, args: &[OsString]) -> Result<ExitCode, Failure> {
         End::Exited(Exit::Code(code)) => std::process::exit(code),
         End::Exited(Exit::Signal(signal)) => Err(die_by(signal)),
         End::RunHere(why) => {
-            if let Some(why) = why {
-                say(&format!("warning: {why}: {} runs on this machine", program.display()));
-            }
+            tell_run_here(why.as_deref(), &program);
             let _ = blocked.thread_unblock();
             Err(run_here(&program, args))
         }
@@ -274,6 +278,12 @@ fn failed(what: &str, error: io::Error) -> Failure {
 }
 
 /// Words of our own go to stderr, marked, because the executable's go there too.
+fn tell_run_here(why: Option<&str>, program: &Path) {
+    if let Some(why) = why {
+        say(&format!("warning: {why}: {} runs on this machine", program.display()));
+    }
+}
+
 fn say(text: &str) {
     let mut stderr = io::stderr().lock();
     let text = shown::lines(text);

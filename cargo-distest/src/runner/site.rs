@@ -17,7 +17,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, Notices, SessionFacts};
 use crate::model::Triple;
 use crate::settings::{
-    self, ConfigFiles, ConstraintSettings, Facts, FleetSettings, LocalSlots, Settings,
+    self, ConfigFiles, ConstraintSettings, Facts, FleetSettings, LocalSlots, Resolved,
     TravelSettings,
 };
 use crate::testenv::{Pass, RunFacts};
@@ -448,7 +448,7 @@ fn open_store(target_dir: &Path, copies: &Arc<Copies>) -> Result<Arc<ClientStore
 
 /// The fleet that is configured for the folder in which we are: no local slots beside workers,
 /// unless they are asked for, because whoever runs something through us wants it elsewhere.
-pub(super) fn settings_here() -> Result<Settings, Failure> {
+pub(super) fn settings_here() -> Result<Resolved, Failure> {
     let cwd = std::env::current_dir().map_err(|error| {
         Failure::new(ExitCode::Setup, "could not find the current directory").because(error)
     })?;
@@ -464,10 +464,10 @@ pub(super) fn settings_here() -> Result<Settings, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let facts = Facts { cores, workspace_root: root, cwd };
     let env = |name: &str| std::env::var(name).ok();
-    let resolved = settings::resolve(&RunArgs::default(), &env, &files, &facts)?;
-    let mut settings = resolved.settings;
-    if settings.fleet.local_slots == LocalSlots::Auto {
-        settings.fleet.local_slots = LocalSlots::Count(0);
+    let mut resolved = settings::resolve(&RunArgs::default(), &env, &files, &facts)?;
+    let fleet = &mut resolved.settings.fleet;
+    if fleet.local_slots == LocalSlots::Auto {
+        fleet.local_slots = LocalSlots::Count(0);
     }
-    Ok(settings)
+    Ok(resolved)
 }

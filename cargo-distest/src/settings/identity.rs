@@ -43,6 +43,9 @@ impl IdentitySettings {
     }
 }
 
+/// Why workers are left out that are configured.
+pub const EMPTY_KEY: &str = "DISTEST_KEY is empty, so no worker can be used";
+
 /// Without a key no worker lets us in. In a job of CI that gets no secrets that is nobody's fault:
 /// one notice, and the tests run here.
 pub(super) fn without_key(fleet: &mut FleetSettings) -> Option<Warning> {
@@ -52,9 +55,9 @@ pub(super) fn without_key(fleet: &mut FleetSettings) -> Option<Warning> {
         return None;
     }
     fleet.workers.clear();
-    let text = "DISTEST_KEY is empty, so no worker can be used: the tests run on this machine";
+    let text = format!("{EMPTY_KEY}: the tests run on this machine");
     let hint = "CI services give no secrets to jobs of forks";
-    Some(Warning { text: text.to_owned(), hint: Some(hint.to_owned()) })
+    Some(Warning { text, hint: Some(hint.to_owned()) })
 }
 
 impl fmt::Debug for KeySource {

@@ -43,6 +43,8 @@ pub struct Resolved {
     pub settings: Settings,
     /// What a user should know about them.
     pub warnings: Vec<Warning>,
+    /// Workers are left out for want of a key, of which a warning tells.
+    pub keyless: bool,
 }
 
 /// Something that a user should know and that ends nothing.
@@ -101,8 +103,10 @@ pub fn resolve(
     };
     let workers_given = !settings.fleet.workers.is_empty();
     constraints::check(&settings.constraints, workers_given, settings.fleet.local_slots)?;
-    warnings.extend(identity::without_key(&mut settings.fleet));
-    Ok(Resolved { settings, warnings })
+    let without_key = identity::without_key(&mut settings.fleet);
+    let keyless = without_key.is_some();
+    warnings.extend(without_key);
+    Ok(Resolved { settings, warnings, keyless })
 }
 
 /// As cargo: no target selected means doctests too. Where a configuration of cargo-nextest is in

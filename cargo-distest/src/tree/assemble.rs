@@ -12,7 +12,7 @@ use std::thread;
 
 use distest_worker::digest::Digest;
 use distest_worker::lexical::plain;
-use distest_worker::protocol::{TreeEntry, TreeNode};
+use distest_worker::protocol::{FOLDER_MODE, TreeEntry, TreeNode};
 
 use super::copies::{Copies, Taken};
 use super::include::is_system;
@@ -24,9 +24,6 @@ use crate::stamp::Stamp;
 const THREADS_MAX: usize = 8;
 /// Files that a thread takes at a time.
 const BATCH: usize = 32;
-
-/// What travels of a folder's permissions: its sticky bit, too, as in `/tmp`.
-const FOLDER_MODE: u32 = 0o1777;
 
 /// What is known of the folders on the way to what was found.
 ///

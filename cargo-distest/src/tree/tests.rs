@@ -315,6 +315,11 @@ fn empty_folders_travel_unless_they_are_ignored() {
     ] {
         fs::create_dir_all(bench.at("ws").join(folder)).unwrap();
     }
+    let sticky = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(bench.at("ws/tests/data/empty"), sticky).unwrap();
+    let entries = bench.collect().entries;
+    let empty = entries.iter().find(|it| it.path.as_path().ends_with("data/empty")).unwrap();
+    assert_eq!(empty.node, TreeNode::Folder { mode: 0o1777 });
     bench.check(&[
         "ws/",
         "ws/.gitignore",

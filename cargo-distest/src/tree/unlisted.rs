@@ -8,6 +8,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use distest_worker::protocol::FOLDER_MODE;
+
 use super::assemble::{is_build_directory, parallel, special};
 use super::{Found, git, walk};
 
@@ -87,7 +89,7 @@ impl Unlisted {
                 continue;
             }
             let folders = walk::folders(&path, excluded).into_iter().filter_map(|folder| {
-                let mode = fs::symlink_metadata(&folder).ok()?.mode() & 0o777;
+                let mode = fs::symlink_metadata(&folder).ok()?.mode() & FOLDER_MODE;
                 Some((folder, mode))
             });
             self.folders.extend(folders);

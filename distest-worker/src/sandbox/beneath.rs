@@ -15,12 +15,11 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
+use crate::protocol::FOLDER_MODE;
+
 /// Name of something that is about to take the place of something else. One at a time: whoever
 /// lays things out holds a lock.
 const REPLACEMENT: &str = ".distest-replacement";
-
-/// What travels of a folder's permissions: its sticky bit, too, as in `/tmp`.
-const FOLDER_MODE: u32 = 0o1777;
 
 /// A folder that stands for `/`.
 pub(crate) struct Beneath {

@@ -15,15 +15,15 @@ use super::files::blocking;
 use crate::globs::Globs;
 use crate::link::{self, DEADLINE_BULK};
 use crate::protocol::{
-    CHUNK_BYTES_MAX, COLLECTED_FILE_BYTES_MAX, ClientClient, CollectedPiece, Refusal, RefusalKind,
-    SessionSpec, WRITERS_MAX, Writer,
+    CHUNK_BYTES_MAX, COLLECTED_FILE_BYTES_MAX, COLLECTED_FILES_MAX, ClientClient, CollectedPiece,
+    Refusal, RefusalKind, SessionSpec, WRITERS_MAX, Writer,
 };
 use crate::sandbox::changes::{Change, ChangeKind, Written};
 use crate::sandbox::left::{Left, Wanted};
 use crate::sandbox::{Created, Sandbox};
 
-/// Files that one session brings to its client.
-const FILES_MAX: usize = 10_000;
+/// Files that one session brings to its client: one more than it takes, so that it says so.
+const FILES_MAX: usize = COLLECTED_FILES_MAX + 1;
 
 /// Files of different names are brought at once, as many as this; of one name one after the other.
 const LANES: usize = 16;
