@@ -30,7 +30,7 @@ use distest_worker::protocol::{
 };
 use distest_worker::sandbox::Sandbox;
 use distest_worker::serve::control::Ask;
-use distest_worker::store::Store;
+use distest_worker::store::{Pin, Store};
 use distest_worker::{message, packed};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -310,16 +310,15 @@ fn globs(data: &[u8]) -> bool {
 
 /// A store that has [`BLOB`], for as long as the process.
 fn store() -> &'static Store {
-    static STORE: OnceLock<(TempDir, Store)> = OnceLock::new();
-    let (_, store) = STORE.get_or_init(|| {
+    static STORE: OnceLock<(TempDir, Store, Pin)> = OnceLock::new();
+    let (_, store, _) = STORE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let store = Store::open(folder.path(), STORE_BYTES_MAX).expect("a folder of ours");
         let size = BLOB.len() as u64;
         let mut upload = store.begin(Digest::of(BLOB), size, Encoding::Raw).expect("there is room");
         upload.push(BLOB).and_then(|()| upload.finish()).expect("it is what was declared");
-        // Never given up.
-        std::mem::forget(store.pin([Digest::of(BLOB)]));
-        (folder, store)
+        let kept = store.pin([Digest::of(BLOB)]);
+        (folder, store, kept)
     });
     store
 }
