@@ -273,7 +273,7 @@ fn security_claims_are_shown_by_tests() {
     assert!(missing.is_empty(), "SECURITY.md names what is no test: {missing:#?}");
 }
 
-/// A function, or a case of the end-to-end tests; some of those are named by a label.
+/// A function, or a case of a harness of its own: in a table, or named by a string or a label.
 fn is_test(code: &str, name: &str) -> bool {
     let has = |text: String| code.contains(&text);
     let labelled = name.match_indices('_').any(|(at, _)| {
@@ -281,6 +281,7 @@ fn is_test(code: &str, name: &str) -> bool {
     });
     has(format!("fn {name}()"))
         || has(format!("fn {name}(\n"))
+        || has(format!("\n        {name} if "))
         || has(format!("\"{name}\""))
         || labelled
 }
