@@ -221,15 +221,20 @@ fn full_disk(scratch: &Scratch) {
     report.check(&fixture.model.verdicts).expect("JUnit says what the model says");
 }
 
-/// A file system that is soon full, unmounted when dropped.
-struct SmallDisk {
-    folder: PathBuf,
+/// A file system in memory that is soon full, unmounted when dropped.
+pub(crate) struct SmallDisk {
+    pub(crate) folder: PathBuf,
 }
 
 impl SmallDisk {
     fn mount(folder: PathBuf) -> Self {
+        Self::of(folder, "1m")
+    }
+
+    /// In memory, of this size.
+    pub(crate) fn of(folder: PathBuf, size: &str) -> Self {
         fs::create_dir_all(&folder).expect("a folder of ours can be written");
-        mount(&folder).expect("a file system can be mounted");
+        mount(&folder, size).expect("a file system can be mounted");
         Self { folder }
     }
 }
@@ -241,9 +246,9 @@ impl Drop for SmallDisk {
     }
 }
 
-fn mount(folder: &Path) -> Result<(), String> {
+fn mount(folder: &Path, size: &str) -> Result<(), String> {
     let mut command = Command::new("mount");
-    command.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder);
+    command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder);
     let output = command.output().map_err(|error| format!("mount: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -251,14 +256,14 @@ fn mount(folder: &Path) -> Result<(), String> {
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-fn can_mount() -> Result<(), String> {
+pub(crate) fn can_mount() -> Result<(), String> {
     if !geteuid().is_root() {
         return Err("only root can mount a small file system".to_owned());
     }
     let scratch = Scratch::new();
     let folder = scratch.join("disk");
     fs::create_dir(&folder).map_err(|error| error.to_string())?;
-    mount(&folder)?;
+    mount(&folder, "1m")?;
     drop(SmallDisk { folder });
     Ok(())
 }

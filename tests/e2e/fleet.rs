@@ -9,7 +9,7 @@ use distest_tests::fixture::Fixture;
 use distest_tests::process::Owned;
 use distest_tests::product::product;
 use distest_tests::proxy::Proxy;
-use distest_tests::scratch::Scratch;
+use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("invitation::introduces_both_sides", introduces),
         case("invitation::is_good_once", good_once),
+        case("invitation::a_worker_is_meant_by_what_it_is_called_here", by_alias),
         case("invitation::does_not_survive_a_relay", relay),
         case("invitation::is_the_workers_own_users_to_give", not_for_others),
         case("join::a_worker_dials_and_is_used", join),
@@ -90,6 +91,35 @@ fn introduces(scratch: &Scratch) {
     let removed = call(scratch, &["workers", "rm", "w1"]);
     assert!(removed.stdout.starts_with("removed ed25519:"), "{}", removed.stdout);
     run_on(scratch, without_pin(&worker.address)).complains(97, &["not known here"]);
+}
+
+fn by_alias(scratch: &Scratch) {
+    let others = [Scratch::new(), Scratch::new()];
+    // Both call themselves the same.
+    let workers = [("near", &others[0]), ("far", &others[1])].map(|(alias, other)| {
+        let worker = Worker::start(other, "w1", 2);
+        let text = invitation(other, &[]);
+        let added = call(scratch, &["workers", "add", &text, "--name", alias]);
+        assert_eq!(added.code(), 0, "{}", added.stderr);
+        worker
+    });
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    let fixture = Fixture::named("paths");
+    let run = |on: &str| Client::run(scratch, &fixture).only_on(&workers).args(["--on", on]);
+    let tests = fixture.model.verdicts.len();
+    let key = workers[1].address.split('#').nth(1).expect("a worker prints its key");
+    for (on, chosen) in [("near", 0), ("far", 1), (key, 1)] {
+        let transcript = run(on).finish().transcript(0);
+        assert_eq!(transcript.verdicts, fixture.model.verdicts);
+        assert_eq!(transcript.summary.workers.len(), 1, "{:?}", transcript.summary.workers);
+        // Which of them it was is in their logs alone.
+        let run = |worker: &Worker| worker.log().contains(&transcript.start.run);
+        let told = || (0..2).filter(|at| run(&workers[*at])).collect::<Vec<_>>();
+        let silent = what_stays(DEADLINE, || if told().is_empty() { vec![()] } else { vec![] });
+        assert!(silent.is_empty(), "neither tells of a run of {tests} tests");
+        assert_eq!(told(), [chosen], "--on {on}");
+    }
+    run("w7").finish().complains(97, &["--on asks for \"w7\""]);
 }
 
 fn good_once(scratch: &Scratch) {
