@@ -220,5 +220,10 @@ fn join_invited(scratch: &Scratch) {
     let invited = inviting.finish();
     assert_eq!(invited.code(), 0, "{}", invited.stderr);
     assert!(invited.stdout.contains("added j1 ed25519:"), "{}", invited.stdout);
-    passed(&run_on(scratch, &format!("listen://{listen}")));
+    let address = format!("listen://{listen}");
+    passed(&run_on(scratch, &address));
+    // It goes by the name under which it was taken in, too.
+    let args = ["exec", "--worker", &address, "--on", "j1", "--", "echo", "there"];
+    // Whom it lets in by itself may only run tests.
+    call(scratch, &args).complains(1, &["permission `exec`"]);
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use distest_tests::DEADLINE;
 use distest_tests::client::{Client, Finished};
+use distest_tests::hermetic::{self, NOBODYS_ID, Plan};
 use distest_tests::process::Owned;
 use distest_tests::product::product;
 use distest_tests::scratch::{Scratch, what_stays};
@@ -36,6 +37,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("exec::copying_needs_its_own_permission", copies_by_permission),
         case("exec::copies_through_a_registry", through_registry),
         case("exec::copies_with_a_worker_that_dials", from_joiner),
+        case_if("exec::and_copies_in_the_local_network", hermetic::possible, in_local_network),
         case_if("exec::copies_through_ssh", distest_tests::sshd::possible, through_ssh),
     ]
 }
@@ -291,10 +293,15 @@ fn stays_in_target(scratch: &Scratch) {
 
 /// There and back, by whatever leads to a worker of that name.
 fn there_and_back(scratch: &Scratch, args: &[&str], name: &str, change: &[(&str, &Path)]) {
+    let there = scratch.join("copied");
+    to_and_from(scratch, args, &format!("{name}:{}", there.display()), change);
+    open_again(&there);
+}
+
+/// The same by a path there that may be another machine's.
+fn to_and_from(scratch: &Scratch, args: &[&str], remote: &str, change: &[(&str, &Path)]) {
     let source = folder(scratch, "source");
-    let there = scratch.join("copied").display().to_string();
-    let remote = format!("{name}:{there}");
-    for (from, to) in [("source", remote.as_str()), (remote.as_str(), "back")] {
+    for (from, to) in [("source", remote), (remote, "back")] {
         let args = [&["cp"], args, &[from, to]].concat();
         let mut client = Client::call(scratch, scratch.path(), &args);
         for (name, value) in change {
@@ -304,7 +311,7 @@ fn there_and_back(scratch: &Scratch, args: &[&str], name: &str, change: &[(&str,
         assert_eq!(finished.code(), 0, "{}", finished.stderr);
     }
     assert_eq!(listed(&scratch.join("back")), listed(&source));
-    for root in [source, scratch.join("copied"), scratch.join("back")] {
+    for root in [source, scratch.join("back")] {
         open_again(&root);
     }
 }
@@ -402,6 +409,33 @@ fn from_joiner(scratch: &Scratch) {
     let _joiner = joiner(scratch, port, "w1");
     let address = format!("listen://127.0.0.1:{port}");
     there_and_back(scratch, &["--worker", &address], "w1", &[]);
+}
+
+/// A worker of another user, on a machine of its own, whose address nobody has typed or kept.
+fn in_local_network(scratch: &Scratch) {
+    let plan = Plan::new(scratch).with(&["--mdns"]).permitting("exec,copy");
+    let (_worker, _link, invitation) = plan.start_inviting(scratch, "w1");
+    let call = |args: &[&str]| Client::call(scratch, scratch.path(), args).finish();
+    let added = call(&["workers", "add", &invitation]);
+    assert_eq!(added.code(), 0, "{}", added.stderr);
+    let list = scratch.join("config/distest/known_workers");
+    let known = fs::read_to_string(&list).expect("it was added");
+    let words: Vec<&str> = known.split_whitespace().collect();
+    let [key, _, "w1"] = words[..] else { panic!("odd: {known}") };
+    fs::write(&list, format!("{key} - w1\n")).expect("ours");
+    call(&["exec", "--on", "w1", "--", "true"]).complains(1, &["it dials this machine"]);
+    for which in [&["--on", "w1"][..], &["--all"]] {
+        let command = ["--", "sh", "-c", "echo $DISTEST_TEST_WORKER of $(id -u)"];
+        let told = call(&[&["exec", "--worker", "mdns"], which, &command].concat());
+        let expected = format!("w1 of {NOBODYS_ID}\n");
+        assert_eq!((told.code(), told.stdout), (0, expected), "{}", told.stderr);
+    }
+    to_and_from(scratch, &["--worker", "mdns"], "w1:/mnt/home/copied", &[]);
+    // It lies there, not here.
+    assert!(!Path::new("/mnt/home/copied").exists());
+    let listed =
+        ["exec", "--worker", "mdns", "--on", "w1", "--", "cat", "/mnt/home/copied/inner/run.sh"];
+    assert_eq!(call(&listed).stdout, "two");
 }
 
 fn through_ssh(scratch: &Scratch) {

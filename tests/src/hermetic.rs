@@ -63,6 +63,8 @@ pub struct Plan {
     owns_hidden: bool,
     /// More arguments of `serve`.
     arguments: Vec<String>,
+    /// What an invitation permits.
+    permits: String,
     hidden: Vec<PathBuf>,
     executable: PathBuf,
     authorized: String,
@@ -137,6 +139,7 @@ impl Plan {
             bubblewrap: None,
             owns_hidden: false,
             arguments: Vec::new(),
+            permits: "run".to_owned(),
             hidden: hidden(scratch),
             executable: product().worker.clone(),
             authorized: format!("{} run harness\n", shown.stdout.trim()),
@@ -207,6 +210,13 @@ impl Plan {
         self
     }
 
+    /// The same permitting this to whom it invites, and not only to run tests.
+    #[must_use]
+    pub fn permitting(mut self, permissions: &str) -> Self {
+        permissions.clone_into(&mut self.permits);
+        self
+    }
+
     /// The same behind a router, which lets no multicast through.
     #[must_use]
     pub fn behind_a_router(mut self) -> Self {
@@ -220,11 +230,12 @@ impl Plan {
         self.authorized = String::new();
         let log = scratch.join(format!("worker-{name}.log"));
         let stderr = File::create(&log).expect("a folder of ours can be written");
-        let more = self.arguments.join(" ");
+        let (more, permits) = (self.arguments.join(" "), &self.permits);
         // The worker is the process that is ended at last; what it says comes through a pipe.
         let script = format!(
             "mkfifo {OWN}/home/said || exit
-            {{ read -r ready < {OWN}/home/said; echo \"$ready\"; {OWN}/bin/worker invite; }} &
+            {{ read -r ready < {OWN}/home/said; echo \"$ready\"; \
+               {OWN}/bin/worker invite --permit {permits}; }} &
             exec {OWN}/bin/worker serve --listen 0.0.0.0:0 --name {name} --slots 2 \
                 --store {OWN}/store {more} > {OWN}/home/said"
         );

@@ -187,6 +187,7 @@ pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Mea
     let mut meant = Vec::new();
     let mut unknown = Vec::new();
     let mut visited = None;
+    let let_dial = settings.workers.iter().any(|it| matches!(it, WorkerAddress::Listen(_)));
     for name in names {
         if let Ok(address @ (WorkerAddress::Tcp { .. } | WorkerAddress::Ssh { .. })) = name.parse()
         {
@@ -202,6 +203,8 @@ pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Mea
             visited = Some(visit(settings).await?);
         }
         let listening = visited.iter().flatten().filter(|it| it.names.include(name));
+        // One that dials is waited for where it can.
+        let listening = listening.filter(|it| !(let_dial && it.dials()));
         let mut told = BTreeSet::new();
         let once = listening.filter(|it| told.insert(&it.address)).cloned();
         meant.extend(once.map(Meant::from));

@@ -17,13 +17,17 @@ use super::keys::Keys;
 use super::talk::{Talk, answered};
 use crate::settings::{FleetSettings, WorkerAddress};
 
-/// How long to look around in the local network.
+/// How long to look around in the local network. A question is asked again after 1 s, and the second
+/// one counts: whoever has answered somebody less than 1 s ago keeps silent (RFC 6762, section 6).
 #[cfg(feature = "mdns")]
-const LOOK_AROUND: Duration = Duration::from_secs(1);
+const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// An answer to a question.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Workers that are visited at a time.
 const VISITED_MAX: usize = 256;
+
+/// Where a worker is that has no address.
+const NO_ADDRESS: &str = "-";
 
 /// A worker, as far as it can be seen from here.
 #[derive(Clone, Debug)]
@@ -126,9 +130,9 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
                 None => {
                     let trouble = Trouble {
                         reason: "it dials this machine".to_owned(),
-                        hint: Some("give runs --worker listen://IP:PORT".to_owned()),
+                        hint: Some("say where, with --worker listen://IP:PORT".to_owned()),
                     };
-                    Visited::new(names, "-".to_owned(), source, Err(trouble))
+                    Visited::new(names, NO_ADDRESS.to_owned(), source, Err(trouble))
                 }
             }
         }
@@ -137,11 +141,19 @@ pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
     let (named, known) =
         futures::future::join(futures::future::join_all(named), futures::future::join_all(known))
             .await;
-    let mut visited: Vec<Visited> = named.into_iter().flatten().chain(known).collect();
-    // Once each, as what it was first: named, if it was.
+    Ok(once_each(named.into_iter().flatten().chain(known).collect()))
+}
+
+/// Each worker as what it was first: named, if it was. One that doesn't answer where it was when it
+/// became known is not told of where it is seen elsewhere.
+fn once_each(mut visited: Vec<Visited>) -> Vec<Visited> {
     let mut told = BTreeSet::new();
     visited.retain(|it| it.instance().is_none_or(|instance| told.insert(instance)));
-    Ok(visited)
+    let answer = visited.iter().filter(|it| it.said.is_ok()).filter_map(|it| it.names.key);
+    let answer: BTreeSet<PublicKey> = answer.collect();
+    let seen_elsewhere = |it: &Visited| it.names.key.is_some_and(|key| answer.contains(&key));
+    visited.retain(|it| it.said.is_ok() || it.source != Source::Known || !seen_elsewhere(it));
+    visited
 }
 
 async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
@@ -193,7 +205,7 @@ async fn all(keys: &Keys, found: BTreeSet<Found>, source: Source) -> Vec<Visited
         let at =
             |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
         // The likeliest, unless another one answers.
-        let mut address = addresses.first().map_or_else(|| "-".to_owned(), at);
+        let mut address = addresses.first().map_or_else(|| NO_ADDRESS.to_owned(), at);
         if keys.may_be(&found) {
             for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
                 let told = ask(keys, &place.0, place.1, Some(*key)).await;
@@ -224,6 +236,11 @@ impl Visited {
             Ok((names, said)) => Self { names, address, source, said: Ok(said) },
             Err(trouble) => Self { names, address, source, said: Err(trouble) },
         }
+    }
+
+    /// Whether it is known as one that dials this machine, and not seen otherwise.
+    pub(super) fn dials(&self) -> bool {
+        self.said.is_err() && self.address == NO_ADDRESS
     }
 
     fn instance(&self) -> Option<String> {
@@ -260,7 +277,33 @@ impl From<Unusable> for Trouble {
 
 #[cfg(test)]
 mod tests {
+    use distest_worker::identity::PrivateKey;
+
     use super::*;
+
+    #[test]
+    fn a_worker_that_is_seen_is_not_looked_for_where_it_was() {
+        let [moved, other] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
+        let seen = |key, source, instance: Option<&str>| {
+            let said = instance.map(|instance| {
+                let hello = Hello { instance: instance.to_owned(), ..Hello::default() };
+                Said { hello, status: Ok(WorkerStatus::default()), clock: None }
+            });
+            let said = said.ok_or_else(|| Unusable::new("nobody listens there").into());
+            let names = Names { key: Some(key), ..Names::default() };
+            Visited { names, address: String::new(), source, said }
+        };
+        let visited = once_each(vec![
+            seen(other, Source::Address, None),
+            seen(moved, Source::Mdns, Some("a")),
+            seen(moved, Source::Registry, Some("a")),
+            seen(moved, Source::Known, None),
+            seen(other, Source::Known, None),
+        ]);
+        let left: Vec<_> = visited.iter().map(|it| (it.names.key, it.source)).collect();
+        let expected = [(other, Source::Address), (moved, Source::Mdns), (other, Source::Known)];
+        assert_eq!(left, expected.map(|(key, source)| (Some(key), source)));
+    }
 
     #[test]
     fn a_clock_is_compared_with_the_middle_of_question_and_answer() {
