@@ -67,14 +67,7 @@ fn main() {
             rate: None,
             dies_at: (random.unit() < 0.02).then(|| Duration::from_secs_f64(random.unit() * bound)),
         });
-        let rules = Rules {
-            retries: 0,
-            failures_max: None,
-            failures_end_running: false,
-            flaky_fails: false,
-            threads: None,
-            hedge: false,
-        };
+        let rules = Rules::default();
         let question = Question {
             rules,
             groups: Vec::new(),

@@ -37,7 +37,7 @@ pub use company::{Batch, Company, InBatch, Returned, Rotated};
 use hedge::Hedges;
 pub(crate) use mutation::Mutation;
 pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
-use placement::{Asked, Wanted};
+use placement::{Asked, Wanted, Whom};
 use queue::{Popped, Queue};
 pub use special::LOSSES_ALONE_MAX;
 use special::Special;
@@ -47,9 +47,12 @@ use state::{Depth, FailedAlone, Live, Readiness, Role, Story, Workers};
 pub const LOSSES_MAX: u32 = 5;
 /// Binaries that are being made ready on one worker at a time.
 const PREPARING_MAX: usize = 4;
+/// Of the workers that found nothing to take so many are looked at again when something ends.
+const WOKEN_AT_ONCE: usize = 4;
 
-/// What a run's settings say to the scheduler.
-#[derive(Clone, Copy, Debug)]
+/// What a run's settings say to the scheduler. By default each test has one attempt, and nothing is
+/// bounded.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     /// Attempts beyond the first that a failing test gets.
     pub retries: u32,
@@ -242,6 +245,39 @@ pub enum Input {
     },
 }
 
+/// Whom an input concerns. Attempts come and go by the thousand, and concern few: what has to run
+/// again is seen to where it is queued.
+struct Reach {
+    /// Who may have to be made ready for something.
+    prepare: Whom,
+    /// Who may take more.
+    hand_out: Whom,
+    /// Those who found nothing to take may find something.
+    stirs: bool,
+}
+
+impl Reach {
+    fn of(input: &Input) -> Self {
+        use Whom::{All, Nobody, One};
+        let (prepare, hand_out, stirs) = match input {
+            Input::Progressed { .. } => (Nobody, Nobody, false),
+            Input::Started { worker, .. } => (Nobody, One(*worker), false),
+            Input::Ended { .. } | Input::IllegalInstruction { .. } | Input::BatchEnded { .. } => {
+                (Nobody, All, false)
+            }
+            Input::Revoked { .. } => (Nobody, All, false),
+            Input::Lacks { worker, .. } | Input::Arrived { worker, .. } => {
+                (One(*worker), Nobody, false)
+            }
+            Input::Joined { worker, .. } | Input::Ready { worker, .. } => {
+                (One(*worker), One(*worker), false)
+            }
+            _ => (All, All, true),
+        };
+        Self { prepare, hand_out, stirs }
+    }
+}
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -424,8 +460,11 @@ struct Phase {
     no_more_workers: bool,
     /// [`Effect::NeedWorker`] is unanswered.
     asked_for_worker: bool,
-    /// What binaries are wanted, or which worker has them, may have changed.
-    binaries_changed: bool,
+    /// Who may have to be made ready for something: what binaries are wanted, or which worker has
+    /// them, may have changed.
+    prepare: Whom,
+    /// Something waits that did not before, or who takes what is another question now.
+    stirred: bool,
     /// A worker was quarantined or leaves, and what it has not started is to be taken back.
     quarantined: bool,
     cancelled: Option<CancelReason>,
@@ -460,10 +499,9 @@ impl Scheduler {
 
     /// Takes one input and appends what to do.
     pub fn step(&mut self, input: Input, effects: &mut Vec<Effect>) {
-        // Attempts come and go by the thousand; everything else may concern binaries.
-        let frequent =
-            matches!(input, Input::Started { .. } | Input::Progressed { .. } | Input::Ended { .. });
-        self.phase.binaries_changed |= !frequent;
+        let reach = Reach::of(&input);
+        self.phase.prepare = self.phase.prepare.and(reach.prepare);
+        self.phase.stirred |= reach.stirs;
         match input {
             Input::Added(tasks) => self.add(tasks, effects),
             Input::Batched { batches, rotated } => self.batch(batches, rotated),
@@ -529,7 +567,7 @@ impl Scheduler {
             Input::NoWorker => self.no_worker(effects),
             Input::Cancel { reason, how } => self.cancel(reason, how, effects),
         }
-        self.hand_out(effects);
+        self.hand_out(reach.hand_out, effects);
         self.finish(effects);
         debug_assert_eq!(self.check(), Ok(()));
     }
@@ -670,13 +708,19 @@ impl Scheduler {
 
     fn queue_in_company(&mut self, test: TestIndex, company: Company) {
         let story = &self.stories[test.0 as usize];
-        let rank = Rank { urgency: Urgency::Again, ..story.rank };
+        let (binary, rank) = (story.binary, Rank { urgency: Urgency::Again, ..story.rank });
         if company == Company::Alone && story.is_special() {
+            if !self.special.has(binary) {
+                self.phase.prepare = Whom::All;
+            }
             self.wait_specially(rank, test);
         } else {
-            self.queue.insert(story.binary, rank, test, company);
+            if !self.queue.has(binary) {
+                self.phase.prepare = Whom::All;
+            }
+            self.phase.stirred = true;
+            self.queue.insert(binary, rank, test, company);
         }
-        self.phase.binaries_changed = true;
     }
 
     fn take_back(&mut self, worker: WorkerId, attempts: &[AttemptId], effects: &mut Vec<Effect>) {
@@ -777,25 +821,29 @@ impl Scheduler {
         }
     }
 
-    /// Gives free slots work, the most urgent and longest first.
-    fn hand_out(&mut self, effects: &mut Vec<Effect>) {
+    /// Gives free slots of these workers work, the most urgent and longest first.
+    fn hand_out(&mut self, whom: Whom, effects: &mut Vec<Effect>) {
         if self.phase.cancelled.is_some() {
             return;
         }
-        if std::mem::take(&mut self.phase.binaries_changed) {
-            self.prepare(effects);
+        let unready = std::mem::take(&mut self.phase.prepare);
+        if unready != Whom::Nobody {
+            self.prepare(unready, effects);
         }
         if !self.phase.open {
             return;
         }
         self.clear_quarantined(effects);
         self.place_special(true, effects);
+        let stirred = std::mem::take(&mut self.phase.stirred);
+        self.workers.wake(if stirred { usize::MAX } else { WOKEN_AT_ONCE });
+        let whom = if stirred { Whom::All } else { whom };
         // Who is fastest with a binary, as far as somebody wanted to know.
         let mut fastest = BTreeMap::new();
         for depth in [Depth::Slots, Depth::Prefetch] {
             // The emptiest worker first, so that what is left over goes where it starts soonest.
-            for worker in self.workers.roomy() {
-                if self.queue.len() == 0 {
+            for worker in self.workers.eager(whom) {
+                if self.queue.len() == 0 || self.permits() == 0 {
                     break;
                 }
                 let grants = self.grants(worker, depth, &mut fastest, effects);
@@ -811,10 +859,9 @@ impl Scheduler {
         }
     }
 
-    fn prepare(&mut self, effects: &mut Vec<Effect>) {
+    fn prepare(&mut self, whom: Whom, effects: &mut Vec<Effect>) {
         let mut wanted: Vec<_> = self.queue.binaries().collect();
-        let special = self.special_binaries();
-        wanted.extend(special.iter().filter(|binary| !self.queue.has(**binary)));
+        wanted.extend(self.special.binaries().filter(|binary| !self.queue.has(*binary)));
         if wanted.is_empty() {
             // What others prefetched can be taken back for a worker that joins late.
             let waiting = self.workers.waiting().flat_map(|(_, waiting)| waiting);
@@ -826,11 +873,11 @@ impl Scheduler {
         let asked: Vec<_> = wanted.iter().copied().chain(BTreeSet::from_iter(overdue)).collect();
         let asked = asked.into_iter().map(|binary| {
             // What must run just here, or somewhere else, may be wanted anywhere.
-            let plain = !special.contains(&binary);
+            let plain = !self.special.has(binary);
             Wanted { binary, work: self.queue.work_of(binary).filter(|_| plain) }
         });
         let asked: Vec<_> = asked.collect();
-        for Asked { worker, binary, bytes_max } in self.workers.ask(&asked, PREPARING_MAX) {
+        for Asked { worker, binary, bytes_max } in self.workers.ask(whom, &asked, PREPARING_MAX) {
             effects.push(Effect::Prepare { worker, binary, bytes_max });
         }
         let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
@@ -856,13 +903,13 @@ impl Scheduler {
         }
         let mut grants = Vec::new();
         let waiting = self.queue.work();
-        let patience = self.workers.patience(worker, waiting);
+        let taste = self.workers.taste(worker, waiting, self.queue.longest());
         let waits_for_nobody = self.has(Mutation::WaitForNobody);
         for _ in 0..room {
             let mut sooner = None;
             let popped = self.queue.pop(
                 |binary| self.workers.is_ready(worker, binary),
-                patience,
+                taste,
                 |binary, expected| {
                     let workers = &self.workers;
                     let on = fastest.entry(binary).or_insert_with(|| workers.fastest(binary));
@@ -877,7 +924,10 @@ impl Scheduler {
                 attempt,
                 after,
             }));
-            let Some(Popped { test, company, expected }) = popped else { break };
+            let Some(Popped { test, company, expected }) = popped else {
+                self.workers.be_patient(worker);
+                break;
+            };
             if self.has(Mutation::DoubleGrant) && company == Company::Alone {
                 self.queue_again(test);
             }

@@ -18,14 +18,7 @@ fn question(millis: &[u64], speeds: &[f64], speed_known: bool) -> Question {
         dies_at: None,
     };
     Question {
-        rules: Rules {
-            retries: 0,
-            failures_max: None,
-            failures_end_running: false,
-            flaky_fails: false,
-            threads: None,
-            hedge: false,
-        },
+        rules: Rules::default(),
         groups: Vec::new(),
         tests: tests.collect(),
         machines: speeds.iter().map(machine).collect(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, Stop};
 
+use super::placement::Whom;
 use super::special::LOSSES_ALONE_MAX;
 use super::state::{Live, Role};
 use super::{Effect, Mutation, Scheduler};
@@ -124,7 +125,8 @@ impl Scheduler {
 
     pub(super) fn quarantine(&mut self, worker: WorkerId, fails: bool, effects: &mut Vec<Effect>) {
         self.workers.quarantine(worker);
-        self.phase.binaries_changed = true;
+        self.phase.prepare = Whom::All;
+        self.phase.stirred = true;
         self.phase.quarantined = true;
         effects.push(Effect::Quarantined { worker, fails });
     }

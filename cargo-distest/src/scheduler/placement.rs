@@ -32,21 +32,65 @@ pub(super) struct Asked {
     pub(super) bytes_max: u64,
 }
 
+/// Whom of the workers something concerns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Whom {
+    #[default]
+    Nobody,
+    One(WorkerId),
+    All,
+}
+
+impl Whom {
+    /// Those and these.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nobody, whom) | (whom, Self::Nobody) => whom,
+            (Self::One(one), Self::One(other)) if one == other => self,
+            _ => Self::All,
+        }
+    }
+
+    fn of(self, workers: &Workers) -> Vec<WorkerId> {
+        match self {
+            Self::Nobody => Vec::new(),
+            Self::One(id) => vec![id],
+            Self::All => workers.ids(),
+        }
+    }
+}
+
+/// How long workers have to do with what they have, were each binary's tests divided among those
+/// who have it. Weighing costs a look at each binary of each worker, so one weighing serves until a
+/// sixteenth of the workers has been asked for something more.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    /// Seconds, per worker.
+    through: BTreeMap<WorkerId, f64>,
+    /// The mean of those who have a binary.
+    holders: BTreeMap<BinaryKey, f64>,
+    /// Questions since then.
+    asked: usize,
+}
+
 impl Workers {
-    /// What of `wanted`, in that order, each worker is to be sent now, so that at most `at_once`
-    /// questions to it are open. Notes them as asked.
-    pub(super) fn ask(&mut self, wanted: &[Wanted], at_once: usize) -> Vec<Asked> {
+    /// What of `wanted`, in that order, each of these workers is to be sent now, so that at most
+    /// `at_once` questions to it are open. Notes them as asked.
+    pub(super) fn ask(&mut self, whom: Whom, wanted: &[Wanted], at_once: usize) -> Vec<Asked> {
+        if whom == Whom::All {
+            self.loads = None;
+        }
         let mut asked = Vec::new();
         for Wanted { binary, .. } in wanted.iter().filter(|it| it.work.is_some()) {
             // Somebody must have it: who has least to do when it has arrived.
-            if self.holders(*binary).next().is_none()
+            if !self.all().any(|(_, worker)| worker.holds(*binary))
                 && let Some(worker) = self.best_for(*binary, wanted, at_once)
             {
                 self.note_asked(worker, *binary);
                 asked.push(Asked { worker, binary: *binary, bytes_max: u64::MAX });
             }
         }
-        for worker in self.ids() {
+        for worker in whom.of(self) {
             for Wanted { binary, work } in wanted {
                 if !self.may_ask(worker, *binary, at_once) {
                     continue;
@@ -65,58 +109,71 @@ impl Workers {
         asked
     }
 
+    fn note_asked(&mut self, id: WorkerId, binary: BinaryKey) {
+        self.asks(id, binary);
+        let few = self.len() / 16;
+        self.loads = self.loads.take().filter(|loads| loads.asked < few);
+        if let Some(loads) = &mut self.loads {
+            loads.asked += 1;
+        }
+    }
+
     /// The most bytes that are sent to a worker before those who have the binary are done.
-    fn worth_sending(&self, id: WorkerId, binary: BinaryKey, wanted: &[Wanted]) -> u64 {
+    fn worth_sending(&mut self, id: WorkerId, binary: BinaryKey, wanted: &[Wanted]) -> u64 {
         let Some(rate) = self.worker(id).and_then(|worker| worker.pace().rate()) else {
             return u64::MAX;
         };
-        let shares = self.shares(wanted);
-        let through = |id| self.through(id, &shares);
-        let (mut sum, mut count) = (0.0, 0.0);
-        for holder in self.holders(binary) {
-            sum += through(holder);
-            count += 1.0;
-        }
-        if count == 0.0 {
-            // Whoever was to have it can't be asked now.
-            return u64::MAX;
-        }
-        ((sum / count - through(id)).max(0.0) * rate) as u64
+        let loads = self.loads(wanted);
+        // Without any: whoever was to have it can't be asked now.
+        let Some(holders) = loads.holders.get(&binary) else { return u64::MAX };
+        let through = loads.through.get(&id).copied().unwrap_or(0.0);
+        ((holders - through).max(0.0) * rate) as u64
     }
 
     /// Who has least to do with what it has, and has what is missing soonest.
-    fn best_for(&self, binary: BinaryKey, wanted: &[Wanted], at_once: usize) -> Option<WorkerId> {
-        let shares = self.shares(wanted);
+    fn best_for(
+        &mut self,
+        binary: BinaryKey,
+        wanted: &[Wanted],
+        at_once: usize,
+    ) -> Option<WorkerId> {
+        let loads = std::mem::take(self.loads(wanted));
         let able = self.all().filter(|(id, _)| self.may_ask(**id, binary, at_once));
         let cost = able.map(|(id, worker)| {
             let lacks = self.lacks(*id, binary).unwrap_or(0) as f64;
             let sending = worker.pace().rate().map_or(0.0, |rate| lacks / rate);
-            (self.through(*id, &shares) + sending, *id)
+            (loads.through.get(id).copied().unwrap_or(0.0) + sending, *id)
         });
-        cost.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, id)| id)
+        let best = cost.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, id)| id);
+        self.loads = Some(loads);
+        best
     }
 
-    /// Workers in good standing that have a binary or are being sent it.
-    fn holders(&self, binary: BinaryKey) -> impl Iterator<Item = WorkerId> {
-        self.all().filter(move |(_, worker)| worker.holds(binary)).map(|(id, _)| *id)
+    /// The last weighing, or one of now.
+    fn loads(&mut self, wanted: &[Wanted]) -> &mut Loads {
+        let loads = self.loads.take().unwrap_or_else(|| self.weigh(wanted));
+        self.loads.insert(loads)
     }
 
-    /// For each binary, the seconds that those who have it need for its tests, if they do nothing
-    /// else.
-    fn shares(&self, wanted: &[Wanted]) -> BTreeMap<BinaryKey, f64> {
-        let share = |wanted: &Wanted| {
-            let holders = self.all().filter(|(_, worker)| worker.holds(wanted.binary));
-            let power: f64 = holders.map(|(_, worker)| worker.power()).sum();
-            let work = wanted.work.unwrap_or_default().as_secs_f64();
-            (wanted.binary, if power > 0.0 { work / power } else { 0.0 })
-        };
-        wanted.iter().map(share).collect()
-    }
-
-    /// Seconds that a worker needs for its share of what waits.
-    fn through(&self, id: WorkerId, shares: &BTreeMap<BinaryKey, f64>) -> f64 {
-        let Some(worker) = self.worker(id) else { return 0.0 };
-        shares.iter().filter(|(binary, _)| worker.holds(**binary)).map(|(_, share)| share).sum()
+    fn weigh(&self, wanted: &[Wanted]) -> Loads {
+        let mut loads = Loads::default();
+        for Wanted { binary, work } in wanted {
+            let holders = self.all().filter(|(_, worker)| worker.holds(*binary));
+            let power: f64 = holders.clone().map(|(_, worker)| worker.power()).sum();
+            let share = work.unwrap_or_default().as_secs_f64() / power.max(f64::MIN_POSITIVE);
+            for (id, _) in holders {
+                *loads.through.entry(*id).or_default() += share;
+            }
+        }
+        for Wanted { binary, .. } in wanted {
+            let holders = self.all().filter(|(_, worker)| worker.holds(*binary));
+            let through = holders.map(|(id, _)| loads.through[id]);
+            let (sum, count) = through.fold((0.0, 0u32), |(sum, n), it| (sum + it, n + 1));
+            if count > 0 {
+                loads.holders.insert(*binary, sum / f64::from(count));
+            }
+        }
+        loads
     }
 }
 

@@ -22,6 +22,18 @@ pub(super) struct Popped {
     pub(super) expected: Duration,
 }
 
+/// Which of a binary's tests a worker takes, if how long it takes is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taste {
+    /// The first.
+    Any,
+    /// Instead of the longest one that is tiny; else, if any is short, one of the shortest.
+    Trial { tiny: Duration, short: Duration },
+    /// The longest of those that take no longer. Others, what is urgent or else the shortest, only
+    /// if that is worth it.
+    Timely(Duration),
+}
+
 /// Waiting tests. Popping the best one whose binary is acceptable costs a look at each binary that
 /// is better and isn't, plus two logarithms.
 #[derive(Debug, Default)]
@@ -96,29 +108,44 @@ impl Queue {
         true
     }
 
-    /// Takes the best test whose binary is acceptable; of those for whose place in the queue only
-    /// their length speaks, the longest that takes no longer than `patience`, or else the shortest
-    /// of its binary, if that is `worth` it.
+    /// The longest of the tests of whose place only their length speaks, as far as they are the
+    /// best of their binaries.
+    pub(super) fn longest(&self) -> Duration {
+        let (urgency, expected) = (Urgency::Known, Reverse(Duration::MAX));
+        let first = ((Rank { urgency, expected }, TestIndex(0)), BinaryKey(0));
+        self.best.range(first..).next().map_or(Duration::ZERO, |((rank, _), _)| rank.expected.0)
+    }
+
+    /// Takes the best test whose binary is acceptable and that is to the worker's `taste`, if one
+    /// that is not timely is `worth` it.
     pub(super) fn pop(
         &mut self,
         acceptable: impl Fn(BinaryKey) -> bool,
-        patience: Duration,
-        worth: impl FnOnce(BinaryKey, Duration) -> bool,
+        taste: Taste,
+        mut worth: impl FnMut(BinaryKey, Duration) -> bool,
     ) -> Option<Popped> {
         let &(best, binary) = self.best.iter().find(|(_, binary)| acceptable(*binary))?;
         let entries = self.by_binary.get_mut(&binary)?;
-        let mut entry = best;
-        if best.0.urgency == Urgency::Known && best.0.expected.0 > patience {
-            let fits = Rank { urgency: Urgency::Known, expected: Reverse(patience) };
-            let longest = entries.range((fits, TestIndex(0))..).next();
-            entry = match longest {
-                Some((longest, _)) => *longest,
-                None => *entries.last_key_value()?.0,
-            };
-            if longest.is_none() && !worth(binary, entry.0.expected.0) {
-                return None;
+        let known = |most| {
+            let from = Rank { urgency: Urgency::Known, expected: Reverse(most) };
+            entries.range((from, TestIndex(0))..).next().map(|(entry, _)| *entry)
+        };
+        let shortest = *entries.last_key_value()?.0;
+        let expected = |entry: Entry| entry.0.expected.0;
+        let is_known = best.0.urgency == Urgency::Known;
+        let entry = match taste {
+            Taste::Trial { tiny, .. } if is_known && expected(shortest) <= tiny => known(tiny)?,
+            Taste::Trial { short, .. } if is_known && expected(shortest) <= short => {
+                known(expected(shortest) * 2)?
             }
-        }
+            Taste::Timely(most) if expected(best) > most => match known(most) {
+                _ if !is_known && worth(binary, expected(best)) => best,
+                Some(entry) => entry,
+                None if worth(binary, expected(shortest)) => shortest,
+                None => return None,
+            },
+            Taste::Any | Taste::Trial { .. } | Taste::Timely(_) => best,
+        };
         let company = entries.remove(&entry)?;
         let (test, expected) = (entry.1, entry.0.expected.0);
         self.len -= company.counted(&test).len();

@@ -30,6 +30,8 @@ pub(super) struct Special {
     /// Attempts of each group that are with workers.
     alive: Vec<u32>,
     waiting: BTreeMap<Option<GroupIndex>, BTreeSet<Key>>,
+    /// How many wait of each binary.
+    by_binary: BTreeMap<BinaryKey, usize>,
     len: usize,
 }
 
@@ -46,18 +48,35 @@ impl Special {
         let key = (Reverse(story.priority()), rank, test);
         let added = self.waiting.entry(story.group()).or_default().insert(key);
         debug_assert!(added, "{test:?} waits already");
+        *self.by_binary.entry(story.binary).or_default() += 1;
         self.len += 1;
     }
 
-    fn remove(&mut self, group: Option<GroupIndex>, key: &Key) {
-        if let Some(waiting) = self.waiting.get_mut(&group)
-            && waiting.remove(key)
-        {
-            self.len -= 1;
-            if waiting.is_empty() {
-                self.waiting.remove(&group);
+    fn remove(&mut self, story: &Story, key: &Key) {
+        let Some(waiting) = self.waiting.get_mut(&story.group()) else { return };
+        if !waiting.remove(key) {
+            return;
+        }
+        if waiting.is_empty() {
+            self.waiting.remove(&story.group());
+        }
+        self.len -= 1;
+        if let Some(count) = self.by_binary.get_mut(&story.binary) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_binary.remove(&story.binary);
             }
         }
+    }
+
+    /// Whether tests of this binary wait here.
+    pub(super) fn has(&self, binary: BinaryKey) -> bool {
+        self.by_binary.contains_key(&binary)
+    }
+
+    /// Binaries of tests that wait here.
+    pub(super) fn binaries(&self) -> impl Iterator<Item = BinaryKey> {
+        self.by_binary.keys().copied()
     }
 
     /// A waiting test has another rank than `before`. False if it doesn't wait here.
@@ -65,7 +84,7 @@ impl Special {
         let (group, before) = (story.group(), (Reverse(story.priority()), before, test));
         let waits = self.waiting.get(&group).is_some_and(|waiting| waiting.contains(&before));
         if waits {
-            self.remove(group, &before);
+            self.remove(story, &before);
             self.insert(story, story.rank, test);
         }
         waits
@@ -74,6 +93,7 @@ impl Special {
     /// Every waiting test, by number.
     pub(super) fn drain(&mut self) -> Vec<TestIndex> {
         self.len = 0;
+        self.by_binary.clear();
         let waiting = std::mem::take(&mut self.waiting).into_values().flatten();
         let mut tests: Vec<_> = waiting.map(|(_, _, test)| test).collect();
         tests.sort_unstable();
@@ -148,11 +168,6 @@ impl Scheduler {
         self.special.insert(&self.stories[test.0 as usize], rank, test);
     }
 
-    /// Binaries of tests that wait here.
-    pub(super) fn special_binaries(&self) -> BTreeSet<BinaryKey> {
-        self.special.tests().map(|test| self.stories[test.0 as usize].binary).collect()
-    }
-
     /// A waiting test that no worker here will ever take because of its needs.
     pub(super) fn unplaceable(&self) -> Option<TestIndex> {
         self.special.tests().find(|test| {
@@ -218,7 +233,7 @@ impl Scheduler {
         };
         let solo = wish.solo && !self.has(Mutation::CrowdExclusive);
         let places = if solo { u32::MAX } else { wish.threads.max(1) };
-        self.special.remove(group, &key);
+        self.special.remove(&self.stories[test.0 as usize], &key);
         self.special.entered(group);
         let Story { number, batched, .. } = self.stories[test.0 as usize];
         let company = Company::Alone;
@@ -265,7 +280,8 @@ impl Wish<'_> {
 impl super::state::Workers {
     /// Where a wish can be met now: the emptiest such worker, and what it takes there.
     pub(super) fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
-        let elsewhere = self.is_elsewhere(wish);
+        // Only who avoids a worker looks whether there is another.
+        let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
         self.open_to(wish.test)
             .filter(|(id, worker)| {
                 let kept = worker.reserved == Some(wish.test) && !wish.only_elsewhere;
@@ -299,12 +315,12 @@ impl super::state::Workers {
             return;
         }
         let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
-        let elsewhere = self.is_elsewhere(wish);
+        let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
         let best = self
             .all()
             .filter(|(id, worker)| suits(worker) && !(elsewhere && Some(**id) == wish.avoid))
             .filter(|(_, worker)| worker.reserved.is_none() && wish.may_join(worker))
-            .min_by_key(|(id, worker)| (worker.held(), **id))
+            .min_by_key(|(id, worker)| (worker.held(), Reverse(worker.speed_percent()), **id))
             .map(|(id, _)| *id);
         if let Some(id) = best {
             self.changing(id, |worker| worker.reserved = Some(wish.test));

@@ -1,6 +1,7 @@
 //! What the scheduler knows of tests and workers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use super::company::Company;
 use super::needs::{GroupIndex, Needs, Traits};
+use super::placement::{Loads, Whom};
+use super::queue::Taste;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::pace::Pace;
 use crate::plan::Rank;
@@ -19,6 +22,12 @@ const PREFETCH_MAX: u32 = 64;
 const STRIKES_MAX: u32 = 3;
 /// A worker is slow if its speed is below this share of the fleet's mean.
 const SLOW_SHARE: f64 = 0.9;
+/// A test is long if it takes more than this share of the time in which all is done.
+const LONG_SHARE: f64 = 0.25;
+/// A worker that nobody knows begins with tests that take no more than this part of the longest,
+const TINY_PART: u32 = 16;
+/// or, if there are none, with the shortest if they take no more than this part of it.
+const SHORT_PART: u32 = 4;
 /// Tests shorter than this are handed out one per slot ahead.
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -356,6 +365,13 @@ pub(super) struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
     /// Workers that may have room for an attempt, by what they hold: the emptiest first.
     roomy: BTreeSet<(u32, WorkerId)>,
+    /// Where waking goes on.
+    woken: Option<WorkerId>,
+    /// Those of them that found nothing to take: nothing that they are ready for waits, or they leave
+    /// it to faster ones.
+    patient: BTreeSet<WorkerId>,
+    /// The others.
+    eager: BTreeSet<(u32, WorkerId)>,
     /// Workers by their speed: the bits of positive numbers are in the order of the numbers.
     by_speed: BTreeSet<(u64, WorkerId)>,
     /// Who is kept for which test.
@@ -373,6 +389,8 @@ pub(super) struct Workers {
     work: Duration,
     /// What was known of workers that were lost.
     gone: BTreeMap<WorkerId, Pace>,
+    /// The last weighing of who has what, if it still serves.
+    pub(super) loads: Option<Loads>,
 }
 
 impl Workers {
@@ -407,10 +425,11 @@ impl Workers {
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
         self.roomy.insert((0, id));
+        self.eager.insert((0, id));
         self.by_speed.insert((pace.speed().to_bits(), id));
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> + Clone {
         self.by_id.iter()
     }
 
@@ -439,9 +458,33 @@ impl Workers {
         live.filter(|live| live.started).count() as u32
     }
 
-    /// Workers that may have room, the emptiest first.
-    pub(super) fn roomy(&self) -> Vec<WorkerId> {
-        self.roomy.iter().map(|(_, id)| *id).collect()
+    /// Those of these workers that may have room and want more, the emptiest first.
+    pub(super) fn eager(&self, whom: Whom) -> Vec<WorkerId> {
+        match whom {
+            Whom::Nobody => Vec::new(),
+            Whom::One(id) => vec![id],
+            Whom::All => self.eager.iter().map(|(_, id)| *id).collect(),
+        }
+    }
+
+    /// A worker finds nothing to take, until it is woken or something changes there.
+    pub(super) fn be_patient(&mut self, id: WorkerId) {
+        let Some(worker) = self.by_id.get(&id) else { return };
+        if self.eager.remove(&(worker.held(), id)) {
+            self.patient.insert(id);
+        }
+    }
+
+    /// So many workers that found nothing to take are to be looked at again, in turn: what they find
+    /// depends on what others do, and nobody tells them.
+    pub(super) fn wake(&mut self, most: usize) {
+        for _ in 0..most.min(self.patient.len()) {
+            let after = self.woken.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.patient.range((after, Bound::Unbounded)).next();
+            let Some(id) = next.or_else(|| self.patient.first()).copied() else { return };
+            self.woken = Some(id);
+            self.changing(id, |_| ());
+        }
     }
 
     pub(super) fn room(&self, id: WorkerId, depth: Depth) -> u32 {
@@ -478,7 +521,7 @@ impl Workers {
         }
     }
 
-    pub(super) fn note_asked(&mut self, id: WorkerId, binary: BinaryKey) {
+    pub(super) fn asks(&mut self, id: WorkerId, binary: BinaryKey) {
         if let Some(worker) = self.by_id.get_mut(&id) {
             worker.binaries.insert(binary, Readiness::Asked);
             worker.preparing += 1;
@@ -578,16 +621,28 @@ impl Workers {
         Some(live)
     }
 
-    /// The longest test that a worker should begin when so much work waits: what is longer would
-    /// run there beyond the time at which all of that can be done, and a faster one may come.
-    pub(super) fn patience(&self, id: WorkerId, waiting: Duration) -> Duration {
-        let slots: u32 = self.slots;
-        let speed = self.speed(id);
-        if speed * f64::from(slots) > self.power * SLOW_SHARE {
-            return Duration::MAX;
-        }
+    /// Which of the tests a worker should begin of whose place in the queue only their length
+    /// speaks, when so much work waits and the longest of it takes so long.
+    ///
+    /// A slow worker begins nothing that would run there beyond the time at which all that waits
+    /// can be done: a faster one may come. One that nobody knows shows how fast it is with
+    /// something short: the longest would take far too long if it is slow, and waits but a little.
+    pub(super) fn taste(&self, id: WorkerId, waiting: Duration, longest: Duration) -> Taste {
+        let Some(worker) = self.by_id.get(&id).filter(|_| self.by_id.len() > 1) else {
+            return Taste::Any;
+        };
         let rest = waiting.as_secs_f64() / self.power.max(0.01);
-        Duration::try_from_secs_f64(rest * speed).unwrap_or(Duration::MAX)
+        let seconds = |rest| Duration::try_from_secs_f64(rest).unwrap_or(Duration::MAX);
+        if !worker.pace.is_known() && worker.mean.is_none() {
+            let matters = longest.as_secs_f64() > rest * LONG_SHARE;
+            let trial = Taste::Trial { tiny: longest / TINY_PART, short: longest / SHORT_PART };
+            return if matters { trial } else { Taste::Any };
+        }
+        let speed = worker.pace.speed();
+        if speed * f64::from(self.slots) > self.power * SLOW_SHARE {
+            return Taste::Any;
+        }
+        Taste::Timely(seconds(rest * speed))
     }
 
     /// The fastest worker for tests of `binary` of which will certainly be heard: it runs something
@@ -604,7 +659,7 @@ impl Workers {
     }
 
     /// Whether a test ends sooner on one worker, when all that waits and runs is done everywhere,
-    /// than on another one now.
+    /// than on another one now. What runs is taken to be half done.
     pub(super) fn is_sooner(
         &self,
         on: WorkerId,
@@ -613,7 +668,7 @@ impl Workers {
         test: Duration,
     ) -> bool {
         let (there, here) = (self.speed(on), self.speed(than));
-        let wait = (waiting + self.work).as_secs_f64() / self.power.max(0.01);
+        let wait = (waiting + self.work / 2).as_secs_f64() / self.power.max(0.01);
         there > here && wait + test.as_secs_f64() / there < test.as_secs_f64() / here
     }
 
@@ -682,6 +737,8 @@ impl Workers {
         self.work -= worker.live.values().map(|live| live.expected).sum::<Duration>();
         self.slots -= worker.slots;
         self.roomy.remove(&(worker.held(), id));
+        self.eager.remove(&(worker.held(), id));
+        self.patient.remove(&id);
         self.by_speed.remove(&(worker.pace.speed().to_bits(), id));
         if let Some(test) = worker.reserved {
             self.reserved.remove(&test);
@@ -846,10 +903,13 @@ impl Workers {
     ) -> Option<T> {
         let worker = self.by_id.get_mut(&id)?;
         self.roomy.remove(&(worker.held(), id));
+        self.eager.remove(&(worker.held(), id));
+        self.patient.remove(&id);
         let before = worker.reserved;
         let result = change(worker);
         if worker.room(Depth::Prefetch) > 0 {
             self.roomy.insert((worker.held(), id));
+            self.eager.insert((worker.held(), id));
         }
         if before != worker.reserved {
             before.map(|test| self.reserved.remove(&test));
@@ -875,8 +935,10 @@ impl Workers {
         }
         for (id, worker) in &self.by_id {
             let roomy = self.roomy.contains(&(worker.held(), *id));
-            if roomy != (worker.room(Depth::Prefetch) > 0) {
-                return Err(format!("{id:?} is filed wrongly: roomy = {roomy}"));
+            let eager = self.eager.contains(&(worker.held(), *id));
+            let patient = self.patient.contains(id);
+            if roomy != (worker.room(Depth::Prefetch) > 0) || roomy != (eager != patient) {
+                return Err(format!("{id:?} is filed wrongly: roomy = {roomy}, eager = {eager}"));
             }
             let kept = worker.reserved.is_none_or(|test| self.reserved_by(test) == Some(*id));
             if !kept || !self.by_speed.contains(&(worker.pace.speed().to_bits(), *id)) {
@@ -897,7 +959,9 @@ impl Workers {
         if self.by_speed.len() != self.by_id.len() || self.reserved.len() != kept {
             return Err("lost workers are filed".to_owned());
         }
-        if self.roomy.len() > self.by_id.len() {
+        if self.roomy.len() > self.by_id.len()
+            || self.roomy.len() != self.eager.len() + self.patient.len()
+        {
             return Err("a lost worker is filed as roomy".to_owned());
         }
         Ok(())

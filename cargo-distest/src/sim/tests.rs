@@ -11,7 +11,7 @@ use crate::scheduler::Mutation;
 /// Seeds that every `cargo test` runs.
 const SEEDS: u64 = 300;
 /// Seeds within which every bug must be found.
-const SEEDS_FOR_A_BUG: u64 = 3_000;
+const SEEDS_FOR_A_BUG: u64 = 1_000;
 
 /// Broken seeds that one thread tells of.
 const BROKEN_MAX: usize = 5;

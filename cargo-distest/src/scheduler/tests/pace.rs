@@ -93,3 +93,61 @@ fn what_becomes_known_of_tests_that_wait_gives_them_their_places() {
     // Who has been handed out stays where it is, and what was known stays known.
     assert_eq!(script.say(Input::Timed(vec![(TestIndex(1), MS), (TestIndex(0), MS)])).said, []);
 }
+
+/// Tests that take so many seconds, and four workers of one slot that nobody knows.
+fn unknown(seconds: &[u32]) -> Script {
+    let mut script = Script::new(RULES);
+    let tests = seconds.iter().enumerate();
+    let tests = tests.map(|(n, seconds)| task(n as u32, B0, Urgency::Known, seconds * 1000));
+    script.say(Input::Added(tests.collect())).say(Input::AllAdded);
+    for worker in (0..4).map(WorkerId) {
+        script.say(joined(worker, 1)).say(Input::Ready { worker, binary: B0 });
+    }
+    script.say(Input::Open);
+    script
+}
+
+#[test]
+fn who_nobody_knows_begins_with_something_tiny_while_something_long_waits() {
+    let mut script = unknown(&[100, 40, 40, 5, 4, 3, 2, 1]);
+    assert_eq!(script.granted(), [(0, 3), (1, 4), (2, 5), (3, 6)]);
+    // Who is first was fast, and gets the longest; who was slow does not.
+    script.lasted(W1, 1, AttemptResult::Pass, 2000);
+    assert_eq!(script.granted(), [(1, 0)]);
+    script.lasted(W0, 0, AttemptResult::Pass, 25_000);
+    assert_eq!(script.granted(), [(0, 7)]);
+}
+
+#[test]
+fn the_longest_goes_first_where_nothing_shorter_would_show_much() {
+    // Nothing is tiny: the shortest ones will do, unless they would cost much.
+    assert_eq!(unknown(&[100, 40, 40, 12, 11]).granted(), [(0, 3), (1, 4), (2, 0), (3, 1)]);
+    assert_eq!(unknown(&[100, 40, 40, 30, 30]).granted(), [(0, 0), (1, 1), (2, 2), (3, 3)]);
+    // And nothing is long.
+    let many = [[8; 40].as_slice(), &[1; 4]].concat();
+    assert_eq!(unknown(&many).granted(), [(0, 0), (1, 1), (2, 2), (3, 3)]);
+}
+
+#[test]
+fn what_runs_again_waits_for_a_fast_worker_near_the_end() {
+    let mut script = unequal();
+    let lost = WorkerId(2);
+    script.say(paced(lost, 1.0, MS, None)).say(Input::Ready { worker: lost, binary: B0 });
+    assert_eq!(script.granted(), [(2, 1)]);
+    script.say(Input::Lost { worker: lost });
+    assert_eq!(script.granted(), []);
+    script.lasted(W0, 0, AttemptResult::Pass, 2000);
+    assert_eq!(script.granted(), [(0, 1)]);
+}
+
+#[test]
+fn of_those_who_found_nothing_all_are_looked_at_again_in_turn() {
+    let mut script = unequal();
+    for worker in (2..20).map(WorkerId) {
+        script.say(paced(worker, SLOW, MS, None)).say(Input::Ready { worker, binary: B0 });
+        assert_eq!(script.granted(), []);
+    }
+    // A test that is short even there.
+    script.say(Input::Added(vec![task(2, B0, Urgency::Known, 1)]));
+    assert_eq!(script.granted(), [(1, 2)]);
+}
