@@ -9,6 +9,7 @@ pub(crate) mod judge;
 mod local;
 mod refusals;
 mod times;
+mod way;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
 use crate::fleet::{Connection, Fleet, FleetMessage, LOST_AFTER};
-use crate::model::{AttemptResult, Sharing, TestBinary, TestCase, TestIndex, WorkerId};
+use crate::model::{AttemptResult, Sharing, Step, TestBinary, TestCase, TestIndex, WorkerId};
 use crate::pace::{Met, Pace, Paces};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
@@ -42,6 +43,7 @@ pub use hints::Here;
 use hints::Hints;
 use refusals::Refused;
 use times::Times;
+use way::Ways;
 use worker::{Connected, Outcome};
 
 /// Messages taken at a time before effects are performed.
@@ -237,6 +239,7 @@ pub struct Dispatch {
     runnables: BTreeMap<BinaryKey, Arc<Runnable>>,
     workers: BTreeMap<WorkerId, Connected>,
     times: Times,
+    ways: Ways,
     /// Workers that are or were there, with what was known of them.
     met: BTreeMap<WorkerId, (String, Option<Pace>)>,
     in_flight: BTreeMap<AttemptId, InFlight>,
@@ -305,7 +308,7 @@ impl Dispatch {
                 let Ok(message) = messages.try_recv() else { break };
                 this.on_message(message, &mut inputs).await;
             }
-            this.open_gate(&mut inputs);
+            this.open_gate(&mut inputs).await;
             this.advance(&mut inputs).await;
         }
         this.close().await
@@ -327,6 +330,7 @@ impl Dispatch {
             runnables: BTreeMap::new(),
             workers: BTreeMap::new(),
             times: Times::default(),
+            ways: Ways::default(),
             met: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
@@ -409,7 +413,7 @@ impl Dispatch {
 
     async fn on_message(&mut self, message: FleetMessage, inputs: &mut Vec<Input>) {
         match message {
-            FleetMessage::Joined(connection) => self.join(connection, inputs).await,
+            FleetMessage::Joined(connection) => self.join(*connection, inputs).await,
             FleetMessage::Unusable { address, reason, hint } => {
                 self.tell(RunEvent::WorkerUnusable { address, reason, hint }).await;
             }
@@ -448,7 +452,7 @@ impl Dispatch {
         }
     }
 
-    async fn join(&mut self, connection: Connection, inputs: &mut Vec<Input>) {
+    async fn join(&mut self, mut connection: Connection, inputs: &mut Vec<Input>) {
         let worker = connection.id;
         let info = Arc::new(WorkerInfo {
             id: worker,
@@ -458,6 +462,7 @@ impl Dispatch {
             embedded: connection.embedded,
         });
         let (slots, round_trip) = (connection.slots, connection.round_trip);
+        let steps = std::mem::take(&mut connection.steps);
         let mut connected =
             Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         self.lend(connected.take_times(), inputs);
@@ -471,7 +476,14 @@ impl Dispatch {
             self.waited_for += 1;
         }
         self.gate.workers |= self.waited_for >= self.settings.wait_workers.max(1);
+        let embedded = info.embedded;
         self.tell(RunEvent::WorkerJoined(info)).await;
+        for (step, took) in steps {
+            self.tell(RunEvent::Step { worker, step, took }).await;
+        }
+        if !embedded {
+            self.ways.begin(worker, self.gate.opened, Instant::now());
+        }
         inputs.push(Input::Joined { worker, slots, round_trip, traits });
     }
 
@@ -541,6 +553,7 @@ impl Dispatch {
                 let (test, attempt_number) = (flight.test, flight.number);
                 let event = RunEvent::AttemptStarted { test, attempt: attempt_number, worker };
                 self.tell(event).await;
+                self.step(worker, Step::Files).await;
                 if self.settings.streams == Streams::LiveWithStdin
                     && let Some(connected) = self.workers.get(&worker)
                 {
@@ -709,10 +722,20 @@ impl Dispatch {
         }
     }
 
-    fn open_gate(&mut self, inputs: &mut Vec<Input>) {
+    async fn open_gate(&mut self, inputs: &mut Vec<Input>) {
         if self.gate.planned && self.gate.workers && !self.gate.opened {
             self.gate.opened = true;
             inputs.push(Input::Open);
+            for (worker, took) in self.ways.opened(Instant::now()) {
+                self.tell(RunEvent::Step { worker, step: Step::Build, took }).await;
+            }
+        }
+    }
+
+    /// A worker has come to the end of a step, if it hadn't before.
+    async fn step(&mut self, worker: WorkerId, step: Step) {
+        if let Some(took) = self.ways.done(worker, step, Instant::now()) {
+            self.tell(RunEvent::Step { worker, step, took }).await;
         }
     }
 
@@ -784,7 +807,9 @@ impl Dispatch {
                     if only_in_company {
                         self.only_in_company(&mut ended);
                     }
+                    let worker = ended.worker;
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;
+                    self.step(worker, Step::Test).await;
                 }
             }
             Effect::Verdict { test, verdict } => {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use distest_worker::protocol::{Exit, Leak, Stream, Usage};
 
-use crate::model::{AttemptResult, TestCase, TestIndex, Triple, Verdict, WorkerId};
+use crate::model::{AttemptResult, Step, TestCase, TestIndex, Triple, Verdict, WorkerId};
 
 /// Something that happened in a run. `at` fields are measured from the run's start.
 #[derive(Clone, Debug)]
@@ -44,6 +44,15 @@ pub enum RunEvent {
     PlanComplete(PlanComplete),
     /// A worker can be used.
     WorkerJoined(Arc<WorkerInfo>),
+    /// A worker that isn't embedded came closer to its first result.
+    Step {
+        /// Which one.
+        worker: WorkerId,
+        /// What is done.
+        step: Step,
+        /// How long that took.
+        took: Duration,
+    },
     /// Nobody waits for workers any longer: the run is as quick here. Who joins later is used.
     StaysLocal,
     /// An address that was given yields no usable worker.
@@ -337,4 +346,6 @@ pub struct WorkerDone {
     pub busy: Duration,
     /// Bytes of blobs that were sent there, as encoded.
     pub shipped_bytes: u64,
+    /// How long it took to its first result, by step.
+    pub steps: Vec<(Step, Duration)>,
 }

@@ -18,6 +18,7 @@ mod listen;
 mod members;
 mod notices;
 mod ssh;
+mod stopwatch;
 mod talk;
 mod visit;
 
@@ -68,7 +69,7 @@ const MESSAGES_MAX: usize = 256;
 #[derive(Debug)]
 pub enum FleetMessage {
     /// A worker can be used.
-    Joined(Connection),
+    Joined(Box<Connection>),
     /// A worker is short of memory, or not any more.
     Memory {
         /// Which.
@@ -208,7 +209,7 @@ impl Fleet {
         let id = self.next_id();
         let base = self.shared.slots.fetch_add(slots, Ordering::Relaxed);
         match embedded::start(self, id, slots, base).await {
-            Ok(connection) => self.say(FleetMessage::Joined(connection)).await,
+            Ok(connection) => self.say(FleetMessage::Joined(Box::new(connection))).await,
             Err(unusable) => self.say(unusable.into_message("embedded".to_owned())).await,
         }
     }
@@ -218,7 +219,7 @@ impl Fleet {
             Ok(Some(connection)) => {
                 let (fleet, address) = (self.clone(), address.clone());
                 let gone = connection.gone();
-                self.say(FleetMessage::Joined(connection)).await;
+                self.say(FleetMessage::Joined(Box::new(connection))).await;
                 tokio::spawn(async move { fleet.redial(address, Some(gone)).await });
             }
             // It tells of its workers by itself.
@@ -292,7 +293,7 @@ impl Fleet {
                 }
             };
             gone = Some(connection.gone());
-            self.say(FleetMessage::Joined(connection)).await;
+            self.say(FleetMessage::Joined(Box::new(connection))).await;
         }
     }
 

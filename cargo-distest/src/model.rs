@@ -208,6 +208,50 @@ impl Verdict {
     }
 }
 
+/// A step on the way from being told of a worker to its first result there, in order. Not every way
+/// has all of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Step {
+    /// The executable that is to run there is read, for its digest.
+    Read,
+    /// Until the other side answers: ssh has logged in, or both keys are proved.
+    Connect,
+    /// What is there already.
+    Probe,
+    /// The worker's executable is sent, with a connection of its own.
+    Copy,
+    /// Until the worker speaks.
+    Start,
+    /// Both have greeted each other.
+    Hello,
+    /// The session is open.
+    Session,
+    /// Everything is built, and enough workers are there.
+    Build,
+    /// Until a first test's process runs: what it needs is sent and laid out.
+    Files,
+    /// Until its end.
+    Test,
+}
+
+impl Step {
+    /// As reports name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Connect => "connect",
+            Self::Probe => "probe",
+            Self::Copy => "copy",
+            Self::Start => "start",
+            Self::Hello => "hello",
+            Self::Session => "session",
+            Self::Build => "build",
+            Self::Files => "files",
+            Self::Test => "test",
+        }
+    }
+}
+
 #[cfg(test)]
 impl TestBinary {
     /// One that needs nothing, for tests.

@@ -158,6 +158,11 @@ impl Summary {
             RunEvent::WorkerJoined(info) => {
                 self.workers.insert(info.id, idle(info));
             }
+            RunEvent::Step { worker, step, took } => {
+                if let Some(done) = self.workers.get_mut(worker) {
+                    done.steps.push((*step, *took));
+                }
+            }
             RunEvent::Shipped { worker, bytes, .. } => {
                 if let Some(done) = self.workers.get_mut(worker) {
                     done.shipped_bytes += bytes;
@@ -501,7 +506,13 @@ impl Bound {
 }
 
 fn idle(info: &Arc<WorkerInfo>) -> WorkerDone {
-    WorkerDone { info: Arc::clone(info), tests: 0, busy: Duration::ZERO, shipped_bytes: 0 }
+    WorkerDone {
+        info: Arc::clone(info),
+        tests: 0,
+        busy: Duration::ZERO,
+        shipped_bytes: 0,
+        steps: Vec::new(),
+    }
 }
 
 #[cfg(test)]

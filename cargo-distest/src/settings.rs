@@ -340,6 +340,8 @@ pub struct ReportSettings {
     pub color: Color,
     /// The progress display.
     pub progress: ShowProgress,
+    /// `-v`: what each worker's start took is shown.
+    pub verbose: bool,
     /// Which results are shown as they come.
     pub status_level: StatusLevel,
     /// Which results are shown again at the end.

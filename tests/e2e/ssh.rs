@@ -47,17 +47,28 @@ fn run_on(scratch: &Scratch, sshd: &Sshd, fixture: &Fixture) -> Client {
 fn copies_once(scratch: &Scratch) {
     let sshd = Sshd::start(scratch);
     let fixture = Fixture::named("paths");
-    let run = || {
+    let run = |steps: &[&str]| {
         let transcript = run_on(scratch, &sshd, &fixture).finish().transcript(0);
         assert_eq!(transcript.verdicts, fixture.model.verdicts);
+        let told = &transcript.summary.workers[0].start_s;
+        assert!(told.keys().eq(steps), "{told:?}");
         let copies = sshd.copies();
         assert_eq!(copies.len(), 1, "one executable and nothing else: {copies:?}");
         copies
     };
-    let first = run();
+    // In the order of their names.
+    let again = ["build", "connect", "files", "hello", "probe", "read", "session", "start", "test"];
+    let mut all = [&again[..], &["copy"]].concat();
+    all.sort_unstable();
+    let first = run(&all);
     assert_eq!(sshd.logins(), 3, "asks, copies, starts");
-    assert_eq!(run(), first);
+    assert_eq!(run(&again), first);
     assert_eq!(sshd.logins(), 4, "starts");
+    // For people, on demand.
+    let human = Client::run_human(scratch, &fixture).env("DISTEST_SSH", &sshd.client);
+    let args = ["-v", "--local-slots", "0", "--worker", &sshd.address];
+    let told = human.args(args).finish().stderr;
+    assert!(told.contains("had a first result after") && told.contains(", connect "), "{told}");
     left_nothing(scratch, &sshd);
 }
 

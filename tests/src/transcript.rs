@@ -141,6 +141,8 @@ pub struct WorkerSummary {
     pub tests: u32,
     pub busy_s: f64,
     pub shipped_bytes: u64,
+    #[serde(default)]
+    pub start_s: BTreeMap<String, f64>,
 }
 
 /// All that a run said.

@@ -115,7 +115,8 @@ pub struct BuildArgs {
     #[arg(long, help_heading = "Manifest options")]
     pub frozen: bool,
 
-    /// Use cargo's verbose output (twice for very verbose)
+    /// Use cargo's verbose output (twice for very verbose), and show what each worker's start took,
+    /// step by step, until its first result
     #[arg(
         short = 'v',
         long,

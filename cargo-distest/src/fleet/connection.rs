@@ -23,9 +23,10 @@ use super::forward::Forwards;
 use super::greeting::Greeted;
 use super::keys::{Keys, Place};
 use super::members::Member;
+use super::stopwatch::Stopwatch;
 use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Spare, Unusable};
 use crate::collect::Collector;
-use crate::model::WorkerId;
+use crate::model::{Step, WorkerId};
 use crate::settings::WorkerAddress;
 
 /// What a worker that dialled us may take to prove its key and to greet.
@@ -50,6 +51,8 @@ pub struct Connection {
     pub forwards: Vec<Forward>,
     /// How it recreates the client's paths.
     pub paths: Arc<PathsThere>,
+    /// How long it took until it could be used, by step; empty for the embedded one.
+    pub steps: Vec<(Step, Duration)>,
     /// From a request to its answer.
     pub round_trip: Duration,
     /// How long tests take as far as it knows, if we wanted to know.
@@ -104,8 +107,12 @@ pub(super) async fn dial(
 ) -> Result<Connection, Unusable> {
     let address = WorkerAddress::Tcp { host: host.to_owned(), port, key }.to_string();
     let keys = fleet.keys().await?;
+    let mut watch = Stopwatch::start();
     let secured = reach(keys, host, port, key).await?;
-    over(fleet, Greeted::proved(keys, secured).await?, address).await
+    watch.done(Step::Connect);
+    let greeted = Greeted::proved(keys, secured).await?;
+    watch.done(Step::Hello);
+    over(fleet, greeted, address, watch).await
 }
 
 /// Connects to a worker that listens, and has both ends' keys proved.
@@ -139,6 +146,7 @@ pub(super) async fn over(
     fleet: &Fleet,
     greeted: Greeted,
     address: String,
+    mut watch: Stopwatch,
 ) -> Result<Connection, Unusable> {
     let on = fleet.shared.settings.on.as_deref();
     if let Some(on) = on.filter(|on| !greeted.names.include(on)) {
@@ -148,7 +156,10 @@ pub(super) async fn over(
     let member = Some(fleet.shared.members.admit(&greeted.hello)?);
     let base = fleet.shared.slots.fetch_add(greeted.hello.slots, Ordering::Relaxed);
     let open = Open { id: fleet.next_id(), address, slots: 0, base, member };
-    open.session(fleet, greeted).await
+    let mut connection = open.session(fleet, greeted).await?;
+    watch.done(Step::Session);
+    connection.steps = watch.steps();
+    Ok(connection)
 }
 
 fn not_opened(refusal: Refusal) -> Unusable {
@@ -236,6 +247,7 @@ impl Open {
                 reason: ready.sandbox_reason,
                 hint: ready.sandbox_hint,
             }),
+            steps: Vec::new(),
             round_trip,
             times: ready.times,
             times_known: ready.times_known,

@@ -188,7 +188,7 @@ async fn keep(fleet: Fleet, first: Arc<Notify>, found: Found) -> (Found, Option<
 
 async fn used(fleet: &Fleet, first: &Notify, connection: Connection) {
     let mut gone = connection.gone();
-    fleet.say(FleetMessage::Joined(connection)).await;
+    fleet.say(FleetMessage::Joined(Box::new(connection))).await;
     first.notify_one();
     // The sender goes with the connection.
     let _ = gone.wait_for(|_| false).await;

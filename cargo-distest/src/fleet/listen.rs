@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use super::connection;
 use super::greeting::Greeted;
 use super::keys::Place;
+use super::stopwatch::Stopwatch;
 use super::{Fleet, FleetMessage, Unusable};
+use crate::model::Step;
 
 /// Listens, and goes on when the first worker has joined or too much time has passed; workers may
 /// join as long as the run lasts.
@@ -44,7 +46,7 @@ async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
                         drop(place);
                         match joined {
                             Ok(connection) => {
-                                fleet.say(FleetMessage::Joined(connection)).await;
+                                fleet.say(FleetMessage::Joined(Box::new(connection))).await;
                                 first.notify_one();
                             }
                             Err(unusable) => {
@@ -69,11 +71,15 @@ async fn join(
     peer: SocketAddr,
 ) -> Result<connection::Connection, Unusable> {
     let keys = fleet.keys().await?;
+    let mut watch = Stopwatch::start();
     let _ = stream.set_nodelay(true);
     let address = peer.to_string();
     let loopback = peer.ip().to_canonical().is_loopback();
     // A worker that dials has no address that it would be known by.
     let place = Place { address: "-", pinned: None, loopback };
     let secured = keys.accept_joiner(stream, place).await?;
-    connection::over(fleet, Greeted::proved(keys, secured).await?, address).await
+    watch.done(Step::Connect);
+    let greeted = Greeted::proved(keys, secured).await?;
+    watch.done(Step::Hello);
+    connection::over(fleet, greeted, address, watch).await
 }

@@ -20,7 +20,9 @@ use self::executable::Executable;
 use self::script::Said;
 use super::connection::{self, Connection};
 use super::greeting::Greeted;
-use super::{Fleet, Unusable};
+use super::stopwatch::Stopwatch;
+use super::{CONNECT_TIMEOUT, Fleet, Unusable};
+use crate::model::Step;
 
 /// How long ssh may take to connect and the other side's shell to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -53,10 +55,12 @@ pub(super) async fn launch(
     target: &Target<'_>,
     address: String,
 ) -> Result<Connection, Unusable> {
-    let (stream, stderr) = start(&fleet.shared.settings.ssh_program, target).await?;
+    let mut watch = Stopwatch::start();
+    let (stream, stderr) = start(&fleet.shared.settings.ssh_program, target, &mut watch).await?;
     let opened = async {
         let greeted = Greeted::behind(target.host, stream).await?;
-        connection::over(fleet, greeted, address).await
+        watch.done(Step::Hello);
+        connection::over(fleet, greeted, address, watch).await
     };
     opened.await.map_err(|unusable| stderr.explain(unusable))
 }
@@ -65,28 +69,44 @@ pub(super) async fn launch(
 pub(super) async fn start(
     program: &str,
     target: &Target<'_>,
+    watch: &mut Stopwatch,
 ) -> Result<(Stream, Stderr), Unusable> {
     let ours = executable::own().await?;
+    watch.done(Step::Read);
     let mut call = Call::start(program, target, &script::start(&ours))?;
-    let call = match call.answer().await? {
+    call.reached().await?;
+    watch.done(Step::Connect);
+    let answer = call.answer().await?;
+    watch.done(Step::Probe);
+    let mut call = match answer {
         Said::Have => call,
         Said::Lack(machine) => {
             let chosen = executable::choose(ours, &machine).await?;
             copy(program, target, &chosen).await?;
+            watch.done(Step::Copy);
             let mut call = Call::start(program, target, &script::start(&chosen))?;
+            call.reached().await?;
             match call.answer().await? {
                 Said::Have => call,
-                Said::Lack(_) | Said::Copied => {
+                Said::Lack(_) => {
                     return Err(Unusable::new("the executable was copied there and is gone again"));
                 }
+                Said::Reached | Said::Copied => return Err(unasked()),
             }
         }
-        Said::Copied => return Err(Unusable::new("it answers what was not asked")),
+        Said::Reached | Said::Copied => return Err(unasked()),
     };
+    // It speaks first. If it doesn't, greeting it says so.
+    let _ = timeout(CONNECT_TIMEOUT, call.stdout.fill_buf()).await;
+    watch.done(Step::Start);
     let Call { stdin, stdout, stderr, mut child } = call;
     // Reaps ssh, which ends when its stdin does.
     tokio::spawn(async move { child.wait().await });
     Ok((tokio::io::join(stdout, stdin), stderr))
+}
+
+fn unasked() -> Unusable {
+    Unusable::new("it answers what was not asked")
 }
 
 /// Puts an executable there: under a name of its own, then renamed.
@@ -145,6 +165,14 @@ impl Call {
         };
         let (stdout, stderr) = (BufReader::new(stdout), Stderr::read(stderr));
         Ok(Self { stdin, stdout, stderr, child })
+    }
+
+    /// The other side's shell runs our script.
+    async fn reached(&mut self) -> Result<(), Unusable> {
+        match self.answer().await? {
+            Said::Reached => Ok(()),
+            _ => Err(unasked()),
+        }
     }
 
     async fn answer(&mut self) -> Result<Said, Unusable> {

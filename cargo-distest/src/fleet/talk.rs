@@ -24,6 +24,7 @@ use super::connection::{self, GREETING_TIME};
 use super::greeting::{Greeted, Names};
 use super::keys::{Keys, Place};
 use super::ssh::{self, Target};
+use super::stopwatch::Stopwatch;
 use super::visit::{Trouble, Visited, visit};
 use super::{HEARTBEAT, LOST_AFTER, Unusable};
 use crate::settings::{FleetSettings, WorkerAddress};
@@ -300,7 +301,8 @@ async fn at(
         }
         WorkerAddress::Ssh { user, host, port } => {
             let target = Target { user: user.as_deref(), host, port: *port };
-            let (stream, stderr) = ssh::start(&settings.ssh_program, &target).await?;
+            let program = &settings.ssh_program;
+            let (stream, stderr) = ssh::start(program, &target, &mut Stopwatch::start()).await?;
             let greeted = Greeted::behind(host, stream).await;
             Ok(Talk::with(greeted.map_err(|unusable| stderr.explain(unusable))?).recent()?)
         }

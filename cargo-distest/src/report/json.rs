@@ -2,6 +2,7 @@
 //!
 //! Readers ignore fields that they don't know; fields are only ever added.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -82,6 +83,9 @@ struct WorkerLine<'a> {
     tests: u32,
     busy_s: f64,
     shipped_bytes: u64,
+    /// Time to its first result, by step.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    start_s: BTreeMap<&'static str, f64>,
 }
 
 impl Json {
@@ -121,6 +125,7 @@ impl Reporter for Json {
             | RunEvent::Planned { .. }
             | RunEvent::PlanComplete(_)
             | RunEvent::WorkerJoined(_)
+            | RunEvent::Step { .. }
             | RunEvent::WorkerUnusable { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::Shipped { .. }
@@ -175,6 +180,7 @@ fn summary_line<'a>(finished: &'a RunFinished, summary: &Summary) -> SummaryLine
             tests: done.tests,
             busy_s: seconds(done.busy),
             shipped_bytes: done.shipped_bytes,
+            start_s: done.steps.iter().map(|(step, took)| (step.name(), seconds(*took))).collect(),
         })
         .collect();
     SummaryLine {

@@ -52,6 +52,7 @@ pub(super) fn settings() -> ReportSettings {
         format: MessageFormat::Human,
         color: Color::Never,
         progress: ShowProgress::Auto,
+        verbose: false,
         status_level: StatusLevel::Pass,
         final_status_level: StatusLevel::Flaky,
         success_output: OutputWhen::Never,

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use distest_worker::protocol::{Exit, Stream};
@@ -23,7 +24,7 @@ use super::text::{because, count};
 use super::{Reporter, Screen};
 use crate::event::{AttemptEnded, CancelReason, PlanComplete, RunEvent, RunFinished, WorkerInfo};
 use crate::failure::{ExitCode, Failure};
-use crate::model::{AttemptResult, TestCase, TestIndex, Verdict, WorkerId};
+use crate::model::{AttemptResult, Step, TestCase, TestIndex, Verdict, WorkerId};
 use crate::results::{Summary, TestState};
 use crate::settings::{MessageFormat, OutputWhen, ReportSettings, ShowProgress, StatusLevel};
 use crate::shown;
@@ -63,6 +64,9 @@ impl Terminal {
         match event {
             RunEvent::PlanComplete(plan) => self.plan_complete(plan, summary),
             RunEvent::WorkerJoined(info) => self.joined(info),
+            RunEvent::Step { worker, step: Step::Test, .. } if self.settings.verbose => {
+                self.at_work(*worker, summary);
+            }
             RunEvent::Skipped { case, .. } => {
                 if self.settings.status_level >= StatusLevel::Skip {
                     self.gate.result(skip_line(self.paint, summary, case));
@@ -99,6 +103,7 @@ impl Terminal {
             RunEvent::Started(_)
             | RunEvent::Built { .. }
             | RunEvent::Planned { .. }
+            | RunEvent::Step { .. }
             | RunEvent::WorkerUnusable { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::Shipped { .. }
@@ -150,6 +155,19 @@ impl Terminal {
             let rest = format!("{name} joined with {slots} ({})", shown::word(&info.address));
             self.gate.early(self.paint.labelled(Tone::Good, "Worker", &rest));
         }
+    }
+
+    /// `      Worker far had a first result after 1.203s: read 0.051s, connect 0.210s, …`
+    fn at_work(&mut self, worker: WorkerId, summary: &Summary) {
+        let Some(done) = summary.workers().find(|done| done.info.id == worker) else { return };
+        let name = self.paint.put(Tone::Strong, &shown::word(&done.info.name));
+        let time = |took: Duration| format!("{:.3}s", took.as_secs_f64());
+        let all: Duration = done.steps.iter().map(|(_, took)| *took).sum();
+        let steps =
+            done.steps.iter().map(|(step, took)| format!("{} {}", step.name(), time(*took)));
+        let steps: Vec<_> = steps.collect();
+        let rest = format!("{name} had a first result after {}: {}", time(all), steps.join(", "));
+        self.gate.result(self.paint.labelled(Tone::Good, "Worker", &rest));
     }
 
     /// An attempt that was lost is worth a line only if its test runs again: else the verdict says it.

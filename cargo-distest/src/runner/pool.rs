@@ -262,7 +262,7 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
                 let shipper = Shipper::new(connection.worker.clone(), connection.hello.proofs);
                 let (tree, ready) = (OnceCell::new(), Mutex::default());
                 let id = connection.id;
-                let member = Member { connection, shipper, tree, ready };
+                let member = Member { connection: *connection, shipper, tree, ready };
                 if member.connection.embedded {
                     // Everything lies where it is.
                     let _ = member.tree.set(());

@@ -17,8 +17,8 @@ use super::{
     cargo_args, identity,
 };
 use crate::cli::{
-    ConfigArgs, ExecuteArgs, FlakyResult, FleetArgs, HistoryArgs, LibtestArgs, ReportArgs, RunArgs,
-    SelectArgs, TravelArgs,
+    BuildArgs, ConfigArgs, ExecuteArgs, FlakyResult, FleetArgs, HistoryArgs, LibtestArgs,
+    ReportArgs, RunArgs, SelectArgs, TravelArgs,
 };
 use crate::failure::{ExitCode, Failure};
 
@@ -77,7 +77,7 @@ pub fn resolve(
     files: &ConfigFiles,
     facts: &Facts,
 ) -> Result<Resolved, Failure> {
-    let RunArgs { select, build: _, execute, fleet, travel, report, history, config } = args;
+    let RunArgs { select, build, execute, fleet, travel, report, history, config } = args;
     let ConfigArgs { profile, config_file: _ } = config;
 
     let files = Files::read(files)?;
@@ -97,7 +97,7 @@ pub fn resolve(
         execute: execute_settings(execute, env, &select.libtest, &layer, &files, facts)?,
         fleet: fleet_settings(fleet, env, &layer, &files, facts)?,
         travel: travel::settings(travel, &layer),
-        report: report_settings(report, &layer, &files, &profile, facts),
+        report: report_settings((report, build), &layer, &files, &profile, facts),
         history: history_settings(history, env, facts),
         profile,
     };
@@ -454,7 +454,7 @@ fn parse_addresses(text: &str) -> Result<Vec<WorkerAddress>, String> {
 }
 
 fn report_settings(
-    args: &ReportArgs,
+    (args, build): (&ReportArgs, &BuildArgs),
     layer: &Layer,
     files: &Files,
     profile: &str,
@@ -477,6 +477,7 @@ fn report_settings(
         format: layer.message_format.unwrap_or_default(),
         color: layer.color.unwrap_or_default(),
         progress: layer.progress.unwrap_or_default(),
+        verbose: build.cargo_verbose > 0,
         status_level: layer.status_level.unwrap_or(StatusLevel::Pass),
         final_status_level: layer.final_status_level.unwrap_or(StatusLevel::Flaky),
         success_output: layer.success_output.unwrap_or(OutputWhen::Never),

@@ -1,17 +1,15 @@
 //! Which executable is copied: this one where it fits, else a static build found beside it.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use distest_worker::digest::{Digest, Hasher};
+use distest_worker::compat::elf::{Elf, glibc_version};
+use distest_worker::digest::Digest;
+use object::ReadCache;
 
 pub(in crate::fleet) use super::script::Machine;
 use crate::fleet::Unusable;
-
-/// Bytes read at a time.
-const READ_BYTES: usize = 256 * 1024;
-/// Longest `GLIBC_2.…` that a piece's end may cut through.
-const OVERLAP_BYTES: usize = 16;
-const GLIBC: &[u8] = b"GLIBC_2.";
 
 /// An executable that contains the worker.
 #[derive(Clone, Debug)]
@@ -87,36 +85,14 @@ fn runs_with(minor: Option<u32>, libc: &str) -> bool {
     there.is_some_and(|there: u32| there >= needed)
 }
 
-/// Its digest, its size, and the newest `GLIBC_2.x` that it names.
-fn inspect(path: &Path) -> std::io::Result<(Digest, u64, Option<u32>)> {
-    use std::io::Read;
-
-    let mut file = std::fs::File::open(path)?;
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; READ_BYTES + OVERLAP_BYTES];
-    let (mut kept, mut glibc) = (0, None);
-    loop {
-        let read = file.read(&mut buffer[kept..])?;
-        if read == 0 {
-            let (digest, size) = hasher.finish();
-            return Ok((digest, size, glibc));
-        }
-        hasher.update(&buffer[kept..kept + read]);
-        let end = kept + read;
-        glibc = glibc.max(newest_glibc(&buffer[..end]));
-        kept = end.min(OVERLAP_BYTES);
-        buffer.copy_within(end - kept..end, 0);
-    }
-}
-
-fn newest_glibc(bytes: &[u8]) -> Option<u32> {
-    let starts = bytes.windows(GLIBC.len()).enumerate().filter(|(_, window)| *window == GLIBC);
-    let minors = starts.filter_map(|(at, _)| {
-        let digits = bytes[at + GLIBC.len()..].iter().take_while(|byte| byte.is_ascii_digit());
-        let digits: String = digits.take(3).map(|byte| char::from(*byte)).collect();
-        digits.parse().ok()
-    });
-    minors.max()
+/// Its digest, its size, and the newest `GLIBC_2.x` that it asks its libraries for.
+fn inspect(path: &Path) -> io::Result<(Digest, u64, Option<u32>)> {
+    let (digest, size) = Digest::of_reader(File::open(path)?)?;
+    // Reads a few pages.
+    let elf = Elf::parse(&ReadCache::new(File::open(path)?));
+    let versions = elf.into_iter().flat_map(|elf| elf.versions.into_values().flatten());
+    let glibc = versions.filter_map(|name| glibc_version(&name)).max();
+    Ok((digest, size, glibc.map(|(_, minor)| minor)))
 }
 
 #[cfg(test)]
@@ -124,12 +100,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_needed_glibc_counts() {
-        assert_eq!(
-            newest_glibc(b"x\0GLIBC_2.17\0GLIBC_2.34\0GLIBC_2.2.5\0GLIBC_PRIVATE"),
-            Some(34)
-        );
-        assert_eq!(newest_glibc(b"nothing"), None);
+    fn an_executable_needs_the_glibc_that_its_libraries_are_asked_for() {
+        let (_, size, glibc) = inspect(&std::env::current_exe().expect("this")).expect("read");
+        assert!(size > 0 && glibc.is_some() == cfg!(target_env = "gnu"), "{glibc:?}");
         assert!(runs_with(None, "") && runs_with(Some(34), "glibc 2.36"));
         assert!(!runs_with(Some(34), "glibc 2.31") && !runs_with(Some(34), ""));
     }
@@ -138,9 +111,10 @@ mod tests {
     async fn another_machine_needs_another_executable_and_the_error_says_which() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("cargo-distest");
-        std::fs::write(&path, b"\0GLIBC_2.34\0").expect("written");
+        std::fs::write(&path, b"it").expect("written");
         let own = Executable::read(path, "worker").await.expect("read");
-        assert_eq!(own.digest, Digest::of(b"\0GLIBC_2.34\0"));
+        assert_eq!((own.digest, own.glibc), (Digest::of(b"it"), None));
+        let own = Executable { glibc: Some(34), ..own };
         let machine = |kind: &str, libc: &str| Machine { kind: kind.into(), libc: libc.into() };
         let here = format!("Linux {}", std::env::consts::ARCH);
         let fits = choose(own.clone(), &machine(&here, "glibc 2.36")).await.expect("it fits");

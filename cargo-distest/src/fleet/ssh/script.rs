@@ -15,6 +15,8 @@ const KEEP_DAYS: u32 = 14;
 /// What a script says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Said {
+    /// The other side's shell runs the script that starts a worker.
+    Reached,
     /// The executable is there, and speaks from here on.
     Have,
     /// It isn't; what the machine is.
@@ -36,7 +38,7 @@ pub(in crate::fleet) struct Machine {
 pub(super) fn start(it: &Executable) -> String {
     let (name, command) = (it.name(), it.command);
     format!(
-        "{FOLDER}; f=\"$d/{name}\"; if [ -x \"$f\" ]; then touch \"$f\"; echo {MARK} have; \
+        "echo {MARK} reached; {FOLDER}; f=\"$d/{name}\"; if [ -x \"$f\" ]; then touch \"$f\"; echo {MARK} have; \
          exec \"$f\" {command}; fi; echo {MARK} lack \"$(uname -s) $(uname -m)\" / \
          \"$(getconf GNU_LIBC_VERSION 2>/dev/null)\""
     )
@@ -59,6 +61,7 @@ impl Said {
         let said = line.strip_suffix('\n')?.strip_prefix(MARK)?.trim();
         let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
         match word {
+            "reached" => Some(Self::Reached),
             "have" => Some(Self::Have),
             "copied" => Some(Self::Copied),
             "lack" => {
@@ -115,13 +118,14 @@ mod tests {
         let home = tempfile::tempdir().expect("a folder");
         let text = b"#!/bin/sh\necho ran $1\n";
         let lacks = lines(&sh(&start(&it()), home.path(), b""));
-        let Some(Said::Lack(machine)) = Said::parse(&lacks[0]) else { panic!("{lacks:?}") };
+        assert_eq!(Said::parse(&lacks[0]), Some(Said::Reached));
+        let Some(Said::Lack(machine)) = Said::parse(&lacks[1]) else { panic!("{lacks:?}") };
         assert!(machine.kind.starts_with("Linux ") || cfg!(not(target_os = "linux")));
         let copied = lines(&sh(&copy(&it()), home.path(), text));
         assert_eq!(Said::parse(&copied[0]), Some(Said::Copied), "{copied:?}");
         let has = lines(&sh(&start(&it()), home.path(), b""));
-        assert_eq!(Said::parse(&has[0]), Some(Said::Have));
-        assert_eq!(has[1], "ran worker\n");
+        assert_eq!(Said::parse(&has[1]), Some(Said::Have));
+        assert_eq!(has[2], "ran worker\n");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::*;
 use crate::event::RunEvent;
 use crate::failure::ExitCode;
+use crate::model::{Step, WorkerId};
 use crate::report::memory::shown;
 use crate::results::SummarySettings;
 use crate::results::script::{Script, every_verdict};
@@ -70,6 +71,21 @@ fn lines_have_the_promised_fields() {
     let fields =
         [("name", "S"), ("slots", "N"), ("tests", "N"), ("busy_s", "F"), ("shipped_bytes", "N")];
     check_fields(worker, &fields);
+}
+
+#[test]
+fn a_workers_start_is_told_by_step() {
+    let mut s = Script::new(SummarySettings::default(), &["far"]);
+    for (step, ms) in [(Step::Connect, 210), (Step::Test, 7)] {
+        let took = Duration::from_millis(ms);
+        s.push(RunEvent::Step { worker: WorkerId(0), step, took });
+    }
+    s.built();
+    s.planned();
+    s.finish(ExitCode::Passed, false);
+    let lines = lines(&s);
+    let worker = &lines.last().unwrap()["workers"][0];
+    assert_eq!(worker["start_s"], serde_json::json!({ "connect": 0.21, "test": 0.007 }));
 }
 
 #[test]

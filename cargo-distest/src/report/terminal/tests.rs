@@ -14,6 +14,22 @@ fn every_verdict_as_nextest_shows_it() {
 }
 
 #[test]
+fn a_workers_start_is_shown_by_step_if_it_is_wanted() {
+    let mut s = Script::new(SummarySettings::default(), &["far"]);
+    s.built();
+    s.planned();
+    for (step, ms) in [(Step::Connect, 210), (Step::Files, 40), (Step::Test, 7)] {
+        let took = Duration::from_millis(ms);
+        s.push(RunEvent::Step { worker: WorkerId(0), step, took });
+    }
+    let line = "      Worker far had a first result after 0.257s: connect 0.210s, files 0.040s, \
+                test 0.007s\n";
+    assert!(!stderr(&s, &settings()).contains("first result"));
+    let told = stderr(&s, &ReportSettings { verbose: true, ..settings() });
+    assert!(told.contains(line), "{told}");
+}
+
+#[test]
 fn at_the_end_with_everything() {
     let script = every_verdict(SummarySettings { keep_passes: true, ..Default::default() });
     let settings = ReportSettings {

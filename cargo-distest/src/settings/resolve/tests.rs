@@ -133,6 +133,7 @@ fn defaults() {
             format: Human,
             color: Auto,
             progress: Auto,
+            verbose: false,
             status_level: Pass,
             final_status_level: Flaky,
             success_output: Never,
