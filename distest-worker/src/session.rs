@@ -4,7 +4,7 @@
 //! perform. Every leased attempt is answered exactly once by [`Report::Finished`] or
 //! [`Report::Lost`], unless it comes back from a revoke. This module never reads a clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::protocol::{
@@ -15,6 +15,7 @@ use crate::protocol::{
 mod slot;
 #[cfg(test)]
 mod tests;
+pub mod weight;
 
 use self::slot::{Busy, Slot};
 
@@ -42,6 +43,8 @@ const YIELD_AGAIN: Duration = Duration::from_millis(250);
 
 /// Attempts that may wait in a session.
 pub const QUEUED_MAX: usize = 16 * 1024;
+/// What those may weigh in memory, in bytes. A client leases about a second's work ahead.
+pub const QUEUED_BYTES_MAX: usize = 64 << 20;
 
 /// Time since the session began, monotonic.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -210,6 +213,8 @@ pub enum EndReason {
 pub struct Session {
     slots: Vec<Slot>,
     queue: VecDeque<AttemptSpec>,
+    /// What that weighs.
+    queued_bytes: usize,
     /// Permits asked for and not yet granted, by their places.
     asked: BTreeMap<u32, usize>,
     phase: Phase,
@@ -261,6 +266,7 @@ impl Session {
         Self {
             slots: (0..slots).map(|_| Slot::Down).collect(),
             queue: VecDeque::new(),
+            queued_bytes: 0,
             asked: BTreeMap::new(),
             phase: Phase::Open,
             draining: None,
@@ -297,6 +303,11 @@ impl Session {
         self.queue.len() as u32
     }
 
+    /// What those weigh in memory, in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     /// Takes in what happened at `now`, which never goes back, and says what is to be done.
     pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
         let first = effects.len();
@@ -329,6 +340,8 @@ impl Session {
                 Some(Mutation::FenceByAnyWord) | None => leased,
             };
             assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
+            let bytes: usize = self.queue.iter().map(weight::of_attempt).sum();
+            assert_eq!(bytes, self.queued_bytes, "what waits is weighed");
             let asked: usize = self.asked.values().sum();
             assert!(asked <= self.slots.len(), "no more permits than slots");
             if self.phase != Phase::Open {
@@ -404,6 +417,17 @@ impl Session {
             let message = format!("could not take a lease: more than {QUEUED_MAX} attempts wait");
             return Err(Refusal::new(RefusalKind::OutOfResources, message));
         }
+        let bytes = self.queued_bytes + weight::of_attempts(&attempts);
+        if bytes > QUEUED_BYTES_MAX {
+            let most = QUEUED_BYTES_MAX >> 20;
+            let message = format!(
+                "could not take a lease: the attempts that wait would take {} MiB of memory, more \
+                 than {most}",
+                bytes.div_ceil(1 << 20)
+            );
+            let hint = "lease less at once, with shorter arguments and variables";
+            return Err(Refusal::new(RefusalKind::OutOfResources, message).with_hint(hint));
+        }
         let mut ids: Vec<_> = self.busy().map(|busy| busy.attempt).collect();
         ids.extend(self.queue.iter().map(|spec| spec.id));
         ids.extend(attempts.iter().map(|spec| spec.id));
@@ -416,15 +440,18 @@ impl Session {
         {
             self.count.leased += attempts.len() as u64;
         }
+        self.queued_bytes = bytes;
         self.queue.extend(attempts);
         Ok(())
     }
 
     fn revoke(&mut self, attempts: &[AttemptId]) -> Vec<AttemptId> {
+        let attempts: BTreeSet<_> = attempts.iter().collect();
         let mut revoked = Vec::new();
         self.queue.retain(|spec| {
             let keep = !attempts.contains(&spec.id);
             if !keep {
+                self.queued_bytes -= weight::of_attempt(spec);
                 revoked.push(spec.id);
             }
             keep
@@ -477,6 +504,7 @@ impl Session {
             effects.push(Effect::ReturnPermit(permit));
             return;
         };
+        self.queued_bytes -= weight::of_attempt(&spec);
         self.slots[number] = Slot::Busy(Busy::new(&spec, permit));
         let slot = SlotId(number as u32);
         effects.push(Effect::Spawn { slot, permit, attempt: Box::new(spec) });
@@ -614,6 +642,7 @@ impl Session {
     }
 
     fn drop_queue(&mut self, reason: LossReason, detail: &str, effects: &mut Vec<Effect>) {
+        self.queued_bytes = 0;
         effects.extend(self.queue.drain(..).map(|spec| {
             let (attempt, detail) = (spec.id, detail.to_owned());
             Effect::Report(Report::Lost { attempt, reason, detail })

@@ -26,6 +26,8 @@ use tokio::task::JoinHandle;
 
 #[path = "worker/blobs.rs"]
 mod blobs;
+#[path = "worker/bounds.rs"]
+mod bounds;
 #[path = "worker/sharing.rs"]
 mod sharing;
 #[path = "worker/upgrade.rs"]

@@ -36,7 +36,7 @@ use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::host::Host;
 use crate::sandbox::left::Left;
 use crate::sandbox::level::Level;
-use crate::session::{Effect, EndReason, Exited, Input, Session, Tick};
+use crate::session::{Effect, EndReason, Exited, Input, Session, Tick, weight};
 
 /// Events of slots that wait to be taken.
 const EVENTS_MAX: usize = 256;
@@ -52,6 +52,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const DRAINING: &str = "the worker takes no more tests";
 /// Characters of a run's name that are kept.
 const RUN_CHARS_MAX: usize = 100;
+/// Binaries that can be ready in a session. Large workspaces have hundreds.
+const BINARIES_MAX: usize = 10_000;
+/// What is kept of those and of how the session was opened, in bytes. Cargo's variables are 3 KiB.
+const READY_BYTES_MAX: usize = 64 << 20;
 /// How long what is told may take at the end of a session that ends in order, before it is dropped:
 /// as long as what attempts wrote to services of the client's has to arrive, and a little more.
 const TELL_TIME: Duration = LINGER.saturating_add(Duration::from_secs(1));
@@ -95,6 +99,8 @@ struct Opened {
     run: String,
     env: Environment,
     binaries: BTreeMap<BinaryKey, Prepared>,
+    /// What is kept of how it was opened and of binaries.
+    ready_bytes: usize,
     /// Places held by attempts, by their number.
     permits: BTreeMap<u32, Permit>,
     /// What attempts wrote whose report is due.
@@ -122,7 +128,10 @@ struct Opened {
 struct Prepared {
     program: PathBuf,
     cwd: PathBuf,
-    env: Environment,
+    /// Over the session's.
+    env: Vec<(OsString, OsString)>,
+    /// What it weighs.
+    bytes: usize,
 }
 
 /// Where an attempt left something.
@@ -344,29 +353,31 @@ impl Driver {
             wanted: collect.as_ref().map(|collect| collect.wanted()),
         };
         let ready = ready(slots, &sandbox, self.worker.host());
+        let client = self.admission.peer.name.clone();
+        let run: String =
+            spec.run.chars().filter(|c| !c.is_control()).take(RUN_CHARS_MAX).collect();
+        let ready_bytes = weight::of_session(spec);
+        let key = self.admission.peer.key;
+        let listed = self.worker.sessions.begin(key, client.clone(), run.clone(), ready_bytes)?;
         // Nothing can be refused any more: who gets no session keeps nobody else out.
         if !spec.hands {
             self.worker.claim(self.admission.peer.key.as_ref())?;
         }
         self.began = Instant::now();
-        let client = self.admission.peer.name.clone();
-        let run: String =
-            spec.run.chars().filter(|c| !c.is_control()).take(RUN_CHARS_MAX).collect();
+        let mut env = environment::base(spec.in_place, &sandbox);
+        env.extend(environment::translated(&spec.env, &sandbox));
         _ = self.served.set((client.clone(), run.clone()));
         self.opened = Some(Opened {
             session: Session::new(slots),
-            listed: self.worker.sessions.begin(client, run),
+            listed,
             slots: Slots::start(slots, options, self.events_to.clone()),
             slot_base: spec.slot_base,
             run: spec.run.clone(),
-            env: environment::with(
-                &environment::base(spec.in_place, &sandbox),
-                &spec.env,
-                &sandbox,
-            ),
+            env,
             sandbox,
             layers: Layers::new(spec.writes),
             binaries: BTreeMap::new(),
+            ready_bytes,
             permits: BTreeMap::new(),
             outputs: BTreeMap::new(),
             stdin: BTreeMap::new(),
@@ -384,16 +395,18 @@ impl Driver {
 
     fn prepared(&mut self, binary: &BinarySpec) -> Result<(), Refusal> {
         let opened = self.opened.as_mut().ok_or_else(no_session)?;
+        let bytes = opened.room_for(binary)?;
         let prepared = Prepared {
             program: opened.sandbox.path(binary.program.as_path()),
             cwd: opened.sandbox.path(binary.cwd.as_path()),
-            env: environment::with_own_cargo(environment::with(
-                &opened.env,
-                &binary.env,
-                &opened.sandbox,
-            )),
+            env: environment::of_binary(&opened.env, &binary.env, &opened.sandbox),
+            bytes,
         };
-        opened.binaries.insert(binary.key, prepared);
+        opened.ready_bytes += bytes;
+        if let Some(before) = opened.binaries.insert(binary.key, prepared) {
+            opened.ready_bytes -= before.bytes;
+        }
+        opened.list();
         Ok(())
     }
 
@@ -411,9 +424,7 @@ impl Driver {
         if lease.attempts.iter().any(|spec| spec.network == Network::Private) {
             opened.may_be_private(self.worker.host())?;
         }
-        if let Some(opened) = &mut self.opened {
-            opened.layers.lease(&lease.attempts);
-        }
+        opened.listed.room_for(weight::of_attempts(&lease.attempts))?;
         self.step(Input::Lease(lease.attempts)).leased
     }
 
@@ -521,6 +532,10 @@ impl Driver {
     /// Steps the session through an input, performs what it wants, and answers what was asked.
     fn step(&mut self, input: Input) -> Answers {
         let mut answers = Answers { leased: Ok(()), revoked: Vec::new() };
+        let leased: Vec<_> = match &input {
+            Input::Lease(attempts) => attempts.iter().map(|attempt| attempt.id).collect(),
+            _ => Vec::new(),
+        };
         let mut inputs = VecDeque::from([input]);
         let (mut effects, mut returned) = (Vec::new(), Vec::new());
         while let Some(input) = inputs.pop_front() {
@@ -528,8 +543,16 @@ impl Driver {
             opened.session.step(Tick(self.began.elapsed()), input, &mut effects);
             for effect in effects.drain(..) {
                 match effect {
-                    Effect::Leased(result) => answers.leased = result,
-                    Effect::Revoked(attempts) => answers.revoked = attempts,
+                    Effect::Leased(result) => {
+                        if result.is_ok() {
+                            opened.layers.lease(&leased);
+                        }
+                        answers.leased = result;
+                    }
+                    Effect::Revoked(attempts) => {
+                        attempts.iter().for_each(|attempt| opened.layers.forget(*attempt));
+                        answers.revoked = attempts;
+                    }
                     Effect::AskPermit { places } => {
                         self.worker.look_at_memory();
                         match self.sharer.ask(places).now() {
@@ -573,7 +596,7 @@ impl Driver {
             // After what was asked for: whoever gives a place back and wants another is among those
             // whose turn it may be.
             returned.clear();
-            opened.listed.set(opened.session.running(), opened.session.queued());
+            opened.list();
         }
         answers
     }
@@ -648,6 +671,36 @@ struct Answers {
 }
 
 impl Opened {
+    /// What is to be kept of a binary, if there is room for it.
+    fn room_for(&self, binary: &BinarySpec) -> Result<usize, Refusal> {
+        let (bytes, before) = (weight::of_binary(binary), self.binaries.get(&binary.key));
+        let full = |why: String| {
+            let message = format!("could not prepare {}: {why}", binary.label);
+            Refusal::new(RefusalKind::OutOfResources, message)
+        };
+        if before.is_none() && self.binaries.len() >= BINARIES_MAX {
+            let why = format!("{BINARIES_MAX} binaries are ready in this session already");
+            return Err(full(why).with_hint("run parts of the workspace one after the other"));
+        }
+        let all = self.ready_bytes + bytes - before.map_or(0, |before| before.bytes);
+        if all > READY_BYTES_MAX {
+            let why = format!(
+                "the environments of this session and its binaries would take {} MiB, more than {}",
+                all.div_ceil(1 << 20),
+                READY_BYTES_MAX >> 20
+            );
+            return Err(full(why).with_hint("send fewer or shorter variables"));
+        }
+        self.listed.room_for(bytes)?;
+        Ok(bytes)
+    }
+
+    /// Says what goes on in it and what it keeps.
+    fn list(&self) {
+        let bytes = self.ready_bytes + self.session.queued_bytes();
+        self.listed.set(self.session.running(), self.session.queued(), bytes);
+    }
+
     /// Whether attempts can have networks of their own, and in them what is forwarded.
     fn may_be_private(&self, host: &Host) -> Result<(), Refusal> {
         if let Err(lack) = &host.private_network {
@@ -673,7 +726,9 @@ impl Opened {
             let reason = crate::protocol::LossReason::CouldNotStart;
             return Some(Input::CouldNotSpawn { slot, attempt, reason, detail });
         };
-        let mut env = environment::with(&binary.env, &spec.env, &self.sandbox);
+        let mut env = self.env.clone();
+        env.extend(binary.env.iter().cloned());
+        env.extend(environment::translated(&spec.env, &self.sandbox));
         let ours = [
             ("DISTEST", "1".to_owned()),
             ("DISTEST_TEST_WORKER", config.name.clone()),
@@ -749,6 +804,7 @@ impl Opened {
             | Report::Progress { .. }
             | Report::Draining {} => return outbox.report(report),
         };
+        self.layers.forget(attempt);
         let met = self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.
         self.stdin.retain(|_, stdin| stdin.attempt != attempt);

@@ -37,15 +37,23 @@ pub(super) fn base(in_place: bool, sandbox: &Sandbox) -> Environment {
     base
 }
 
-/// Lets tests that call cargo find the one that is here, if the client's path of it leads nowhere.
-pub(super) fn with_own_cargo(mut environment: Environment) -> Environment {
-    if let Some(cargo) = environment.get_mut(OsStr::new("CARGO"))
-        && !tools::is_executable(Path::new(&*cargo))
-        && let Some(own) = tools::find("cargo")
+/// What is over `base` for one binary: its own variables, paths translated. Tests that call cargo
+/// find the one that is here, if the client's path of it leads nowhere.
+pub(super) fn of_binary(
+    base: &Environment,
+    own: &[(OsText, OsText)],
+    sandbox: &Sandbox,
+) -> Vec<(OsString, OsString)> {
+    const CARGO: &str = "CARGO";
+    let mut own = translated(own, sandbox).collect::<Vec<_>>();
+    let of_own = own.iter().rev().find(|(name, _)| name == CARGO).map(|(_, path)| path);
+    if let Some(cargo) = of_own.or_else(|| base.get(OsStr::new(CARGO)))
+        && !tools::is_executable(Path::new(cargo))
+        && let Some(here) = tools::find("cargo")
     {
-        *cargo = own.into();
+        own.push((CARGO.into(), here.into()));
     }
-    environment
+    own
 }
 
 /// Where instrumented programs write their profiles (`-C instrument-coverage`).
@@ -73,17 +81,15 @@ pub(super) fn with_own_profiles(environment: &mut Environment, run: &str, attemp
     *pattern = OsString::from_vec(named);
 }
 
-/// `base` with `more` over it, its paths translated.
-pub(super) fn with(
-    base: &Environment,
-    more: &[(OsText, OsText)],
+/// Variables as the client says them, paths translated.
+pub(super) fn translated(
+    variables: &[(OsText, OsText)],
     sandbox: &Sandbox,
-) -> Environment {
-    let mut environment = base.clone();
-    for (name, value) in more {
-        environment.insert(name.as_os_str().to_owned(), sandbox.value(value.as_os_str()));
-    }
-    environment
+) -> impl Iterator<Item = (OsString, OsString)> {
+    let translated = |(name, value): &(OsText, OsText)| {
+        (name.as_os_str().to_owned(), sandbox.value(value.as_os_str()))
+    };
+    variables.iter().map(translated)
 }
 
 #[cfg(test)]

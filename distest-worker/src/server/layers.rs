@@ -9,8 +9,7 @@ use crate::protocol::{AttemptId, AttemptSpec, Writes};
 pub(super) struct Layers {
     writes: Writes,
     leases: u64,
-    /// The leases of attempts that have not started, if it matters. Attempts that are taken back
-    /// stay: as many as the client bothers to lease.
+    /// The leases of attempts that wait, if it matters.
     leased: BTreeMap<AttemptId, u64>,
 }
 
@@ -19,12 +18,17 @@ impl Layers {
         Self { writes, leases: 0, leased: BTreeMap::new() }
     }
 
-    /// Takes note of a lease.
-    pub(super) fn lease(&mut self, attempts: &[AttemptSpec]) {
+    /// Takes note of a lease that was taken.
+    pub(super) fn lease(&mut self, attempts: &[AttemptId]) {
         if self.writes == Writes::Lease {
             self.leases += 1;
-            self.leased.extend(attempts.iter().map(|attempt| (attempt.id, self.leases)));
+            self.leased.extend(attempts.iter().map(|attempt| (*attempt, self.leases)));
         }
+    }
+
+    /// An attempt won't start any more.
+    pub(super) fn forget(&mut self, attempt: AttemptId) {
+        self.leased.remove(&attempt);
     }
 
     /// The layer of an attempt that is about to start. Attempts of different binaries never share
@@ -69,14 +73,23 @@ mod tests {
     fn check(writes: Writes, expected: [bool; 3]) {
         let attempts = [attempt(1, 0), attempt(2, 0), attempt(3, 0), attempt(4, 1)];
         let mut layers = Layers::new(writes);
-        layers.lease(&attempts[..2]);
-        layers.lease(&attempts[2..]);
+        layers.lease(&[AttemptId(1), AttemptId(2)]);
+        layers.lease(&[AttemptId(3), AttemptId(4)]);
         let of: Vec<u64> = attempts.iter().map(|attempt| layers.of(attempt)).collect();
         assert_eq!(
             [of[0] == of[1], of[1] == of[2], of[2] == of[3]],
             expected,
             "{writes:?}: {of:?}"
         );
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_does_not_wait() {
+        let mut layers = Layers::new(Writes::Lease);
+        layers.lease(&[AttemptId(1), AttemptId(2)]);
+        layers.forget(AttemptId(1));
+        layers.of(&attempt(2, 0));
+        assert!(layers.leased.is_empty());
     }
 
     #[test]

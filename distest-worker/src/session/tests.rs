@@ -154,6 +154,33 @@ fn no_more_waits_than_is_bounded() {
 }
 
 #[test]
+fn what_waits_is_bounded_in_bytes_too_and_weighs_nothing_once_it_has_gone() {
+    let large = |id| AttemptSpec { args: vec!["x".repeat(7 << 20).into()], ..spec(id) };
+    let mut session = Session::new(1);
+    let mut effects = Vec::new();
+    let mut lease = |session: &mut Session, id: u64| {
+        effects.clear();
+        session.step(at(0.0), Input::Lease(vec![large(id)]), &mut effects);
+        short(&effects[0])
+    };
+    for id in 0..9 {
+        assert_eq!(lease(&mut session, id), "leased");
+    }
+    assert_eq!(lease(&mut session, 9), "refused OutOfResources");
+    assert!(session.queued_bytes() <= QUEUED_BYTES_MAX);
+    let revoked = (0..9).map(AttemptId).collect();
+    session.step(at(0.0), Input::Revoke(revoked), &mut Vec::new());
+    assert_eq!(session.queued_bytes(), 0);
+    assert_eq!(lease(&mut session, 9), "leased");
+    session.step(at(0.0), Input::Ready(SlotId(0)), &mut Vec::new());
+    session.step(at(0.0), permit(1), &mut Vec::new());
+    assert_eq!((session.running(), session.queued_bytes()), (1, 0));
+    assert_eq!(lease(&mut session, 10), "leased");
+    session.step(at(0.0), Input::Stop(Stop::Kill), &mut Vec::new());
+    assert_eq!(session.queued_bytes(), 0);
+}
+
+#[test]
 fn a_worker_that_drains_finishes_what_runs_and_starts_nothing() {
     check(
         1,

@@ -1,0 +1,75 @@
+//! What one key can take of a worker: never so much that nothing is left for others.
+
+use super::*;
+
+/// Bytes of a text that takes nearly all of a message.
+const LARGE: usize = 7 << 20;
+/// More than what a worker keeps for one session, by far less than what it was made to keep.
+const MEMORY_BYTES_MAX: u64 = 300 << 20;
+
+impl Served {
+    /// Bytes of memory that the worker has used at most.
+    fn memory_bytes(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Peer {
+    async fn prepare(&self, number: u32, env: Vec<(OsText, OsText)>) -> Result<(), Refusal> {
+        let (label, program, cwd) = (format!("b{number}"), "/bin/sh".into(), "/".into());
+        let (key, files, writable) = (BinaryKey(number), Vec::new(), Vec::new());
+        let binary = BinarySpec { key, label, program, cwd, env, files, writable };
+        self.worker.prepare(link::context(DEADLINE), binary).await.unwrap()
+    }
+}
+
+/// How many times it goes well before the worker refuses more, for want of memory.
+async fn taken<F>(what: impl Fn(u32) -> F) -> u32
+where
+    F: Future<Output = Result<(), Refusal>>,
+{
+    for number in 0.. {
+        match what(number).await {
+            Ok(()) => {}
+            Err(refusal) => {
+                assert_eq!(refusal.kind, RefusalKind::OutOfResources, "{refusal}");
+                return number;
+            }
+        }
+    }
+    unreachable!("there are enough numbers");
+}
+
+#[tokio::test]
+async fn what_a_client_says_takes_little_of_a_workers_memory() {
+    let served = Served::start();
+    let peer = connect(served.stream_of(&served.our_key).await).await;
+    let large = || vec![("LARGE".into(), "x".repeat(LARGE).into())];
+    let (roots, env) = (vec!["/client".into()], large());
+    let spec = SessionSpec { roots, env, ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+
+    // The session's environment is there once, however many binaries have it.
+    let small = taken(|number| peer.prepare(number, Vec::new())).await;
+    assert!(small >= 1000, "{small} binaries");
+    peer.prepare(0, Vec::new()).await.expect("it may be prepared again");
+    let binaries = taken(|number| peer.prepare(number % small, large())).await;
+    assert!((1..20).contains(&binaries), "{binaries} binaries with a large environment");
+    // Two run, which couldn't with a variable like that, for as long as all others wait.
+    peer.prepare(0, Vec::new()).await.unwrap();
+    let lease = |number: u32| {
+        let runs = attempt(number.into(), "sleep 1000", Streams::Capture);
+        let mut args = runs.args.clone();
+        args.extend((number > 1).then(|| OsText::from("x".repeat(LARGE))));
+        let attempts = vec![AttemptSpec { args, unset: vec!["LARGE".into()], ..runs }];
+        let worker = &peer.worker;
+        async move { worker.lease(link::context(DEADLINE), Lease { attempts }).await.unwrap() }
+    };
+    let attempts = taken(lease).await;
+    assert!((3..20).contains(&attempts), "{attempts} attempts with large arguments");
+    let memory = served.memory_bytes();
+    assert!(memory < MEMORY_BYTES_MAX, "{} MiB", memory >> 20);
+}
