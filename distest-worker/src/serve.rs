@@ -7,20 +7,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use nix::ifaddrs::getifaddrs;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 pub mod control;
 mod half_open;
 pub mod join;
 mod reception;
+mod signals;
 
 use self::control::Control;
 pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
+pub(crate) use self::signals::{Asked, Signals};
 use crate::accept::{AcceptObstacle, accept_again};
 use crate::invitation::InvitationError;
 use crate::log::Line;
@@ -241,12 +241,12 @@ impl Listening {
         let _ = tokio::time::timeout(SHUT_DOWN_TIME, ended).await;
         // Dropping a connection kills what it runs.
         connections.shutdown().await;
-        // A signal may have come with the last of them.
-        if self.signals.next().now_or_never().is_some() {
+        let (socket, upgrades) = (listener?.into_std().ok()?, worker.upgrades()?);
+        // One may have come with the last of them; one that comes later finds nothing to finish.
+        if self.signals.let_go().await {
             return None;
         }
-        let socket = listener?.into_std().ok()?;
-        worker.upgrades()?.successor(socket)
+        upgrades.successor(socket)
     }
 }
 
@@ -294,50 +294,6 @@ impl Told {
         self.refused += 1;
         if self.refused <= REFUSED_TOLD_MAX {
             tell(line(text));
-        }
-    }
-}
-
-/// SIGINT and SIGTERM.
-pub(crate) struct Signals([Signal; 2]);
-
-/// What a signal asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asked {
-    /// SIGINT: to end.
-    End,
-    /// SIGTERM: to finish what runs, and to end; the second time to end.
-    Drain,
-}
-
-impl Asked {
-    /// Asks a worker.
-    pub(crate) fn of(self, worker: &WorkerShared) {
-        match self {
-            Self::End => worker.shut_down(),
-            Self::Drain => worker.drain(),
-        }
-    }
-}
-
-impl Signals {
-    pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
-    }
-
-    pub(crate) async fn next(&mut self) -> Asked {
-        let [interrupt, terminate] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => Asked::End,
-            _ = terminate.recv() => Asked::Drain,
-        }
-    }
-
-    /// While what drains comes to its end, or until it is told to hurry.
-    pub(crate) async fn hurry(&mut self, ended: impl Future<Output = ()>) {
-        tokio::select! {
-            () = ended => {}
-            _ = self.next() => {}
         }
     }
 }
