@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("join::a_worker_dials_and_is_used", join),
         case("join::an_unknown_worker_is_refused", join_unknown),
         case("join::a_worker_reconnects", reconnects),
+        case("join::those_that_fall_silent_hold_up_nobody", silent),
         case("join::an_invited_worker_is_used", join_invited),
     ]
 }
@@ -66,7 +67,8 @@ fn read(scratch: &Scratch, name: &str) -> String {
 fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
     let mut command = scratch.command(&product().worker);
     command.args(["join", address, "--name", name, "--slots", "2", "--store"]);
-    command.arg(scratch.join("store")).stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg(scratch.join(format!("store-{name}")));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
     let log = fs::File::create(scratch.join(format!("joiner-{name}.log")));
     command.stderr(log.expect("a folder of ours"));
     Owned::start(&mut command).expect("a worker can be started")
@@ -206,6 +208,47 @@ fn reconnects(scratch: &Scratch) {
     }
     joiner.signal(Signal::SIGTERM);
     assert!(joiner.wait(DEADLINE).expect("it ends").success());
+}
+
+/// How many bytes a worker that dials may say before nothing more comes: none, in the middle of the
+/// handshake, about when it is over, of the greeting, and of the session.
+const SILENT_AFTER: [usize; 6] = [0, 100, 500, 900, 1500, 4000];
+
+fn silent(scratch: &Scratch) {
+    let port = free_port();
+    let address = format!("listen://127.0.0.1:{port}");
+    call(scratch, &["key", "show"]);
+    let fixture = Fixture::named("paths");
+    scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
+    let run = |patience: &str| {
+        let args = ["--local-slots", "0", "--worker", &address, "--wait-workers", patience];
+        Client::run(scratch, &fixture).args(args)
+    };
+    // One that says nothing at all.
+    let stranger = || {
+        let dial = || std::net::TcpStream::connect(("127.0.0.1", port));
+        let refused = what_stays(DEADLINE, || Vec::from_iter(dial().err()));
+        assert!(refused.is_empty(), "{refused:?}");
+        dial().expect("the client listens")
+    };
+    let nobody = run("1:4s").start();
+    let held = stranger();
+    nobody.finish().complains(97, &["no worker has joined within 4 s"]);
+    drop(held);
+    let proxies = SILENT_AFTER.map(|it| Proxy::stall_after(&format!("127.0.0.1:{port}"), it));
+    let running = run("1:60s").start();
+    let _held = stranger();
+    let _silent: Vec<_> = (0..)
+        .zip(&proxies)
+        .map(|(number, proxy)| {
+            let name = format!("s{number}");
+            joiner(scratch, &name, proxy.address.trim_start_matches("tcp://"))
+        })
+        .collect();
+    let _talks = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
+    let transcript = running.finish().transcript(0);
+    assert_eq!(transcript.verdicts, fixture.model.verdicts);
+    assert!(transcript.attempts.iter().any(|it| it.result.passed() && it.worker == "j1"));
 }
 
 fn join_invited(scratch: &Scratch) {

@@ -19,6 +19,8 @@ struct Shared {
     received: AtomicU64,
     /// Cut every connection once this many bytes went to the target over all.
     cut_after: Option<u64>,
+    /// Pass on this many bytes of each connection to the target, and swallow the rest.
+    stall_after: Option<usize>,
     closed: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -26,12 +28,18 @@ struct Shared {
 impl Proxy {
     /// Relays to `HOST:PORT`.
     pub fn to(target: &str) -> Self {
-        Self::start(target, None)
+        Self::start(target, None, None)
     }
 
     /// The same, and cuts all connections when `bytes` have gone to the target.
     pub fn cut_after(target: &str, bytes: u64) -> Self {
-        Self::start(target, Some(bytes))
+        Self::start(target, Some(bytes), None)
+    }
+
+    /// The same, and passes only `bytes` of each connection on to the target: who connects falls
+    /// silent then, and neither end is told.
+    pub fn stall_after(target: &str, bytes: usize) -> Self {
+        Self::start(target, None, Some(bytes))
     }
 
     /// Bytes that went to the target.
@@ -44,7 +52,7 @@ impl Proxy {
         self.shared.received.load(Ordering::SeqCst)
     }
 
-    fn start(target: &str, cut_after: Option<u64>) -> Self {
+    fn start(target: &str, cut_after: Option<u64>, stall_after: Option<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of loopback is free");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -52,6 +60,7 @@ impl Proxy {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             cut_after,
+            stall_after,
             closed: AtomicBool::new(false),
             streams: Mutex::default(),
         });
@@ -98,13 +107,16 @@ fn relay(shared: &Arc<Shared>, client: TcpStream) {
 
 fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, upstream: bool) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut passes = shared.stall_after.filter(|_| upstream).unwrap_or(usize::MAX);
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         let counter = if upstream { &shared.sent } else { &shared.received };
         let total = counter.fetch_add(read as u64, Ordering::SeqCst) + read as u64;
         if upstream && shared.cut_after.is_some_and(|limit| total >= limit) {
             shared.cut();
         }
-        if to.write_all(&buffer[..read]).is_err() {
+        let passed = read.min(passes);
+        passes -= passed;
+        if to.write_all(&buffer[..passed]).is_err() {
             break;
         }
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use distest_worker::accept::accept_again;
 use distest_worker::serve::HalfOpen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -55,10 +56,7 @@ async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
                         }
                     });
                 }
-                // Out of descriptors: a connection must end first.
-                Err(_) => if connections.join_next().await.is_none() {
-                    tokio::task::yield_now().await;
-                },
+                Err(_) => accept_again().await,
             },
             Some(_) = connections.join_next() => {}
         }
