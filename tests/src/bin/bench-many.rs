@@ -130,7 +130,7 @@ fn contenders(scratch: &Scratch, fixture: &Fixture, jobs: usize) -> io::Result<V
     // An edit changes the file and not its name, which depends on the package alone.
     let binary = test_binary(with(&cargo(), &["test", "--no-run", "--message-format", "json"]))?;
     let raw_loop = |together: usize| -> io::Result<Command> {
-        let mut command = with(&env::current_exe()?, &["raw-loop"]);
+        let mut command = with(&beside_this("bench-many")?, &["raw-loop"]);
         command.arg(&binary).arg(&names).arg(&jobs).arg(together.to_string());
         Ok(command)
     };
