@@ -198,7 +198,7 @@ fn tree(data: &[u8]) -> bool {
         .collect();
     let roots = ["/code/a".into(), "/code/b".into()];
     let sandbox = Sandbox::at(folder.path().join("inside"), &roots).expect("these are fine roots");
-    let laid = sandbox.lay(store(), &entries).is_ok();
+    let laid = sandbox.lay(&store().claim(None), &entries).is_ok();
     assert_eq!(listed(&outside), before, "something outside was touched");
     let here: BTreeSet<_> = listed(folder.path()).into_iter().map(|(name, _)| name).collect();
     assert_eq!(here.len(), 2, "{here:?}");

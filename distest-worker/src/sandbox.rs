@@ -36,7 +36,7 @@ use self::level::Level;
 use self::same_path::Made;
 use crate::globs::Globs;
 use crate::protocol::{OsText, Refusal, RefusalKind, TreeEntry, TreeNode};
-use crate::store::{Store, remove_all, storage_refusal};
+use crate::store::{Claim, remove_all, storage_refusal};
 
 /// Where a client's files lie for its tests. Removed on drop unless it is in place.
 pub struct Sandbox {
@@ -183,15 +183,15 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`RefusalKind::Invalid`] for an entry that isn't plainly inside a root, or where something
-    /// of another kind lies; and as [`Store::copy_to`].
-    pub fn lay(&self, store: &Store, entries: &[TreeEntry]) -> Result<(), Refusal> {
+    /// of another kind lies; and as [`Claim::file`] and [`crate::store::Store::copy_to`].
+    pub fn lay(&self, claim: &Claim, entries: &[TreeEntry]) -> Result<(), Refusal> {
         match &self.place {
             Place::Here if entries.is_empty() => Ok(()),
             Place::Here => {
                 let message = "could not lay out files: they are used where they lie";
                 Err(Refusal::new(RefusalKind::Invalid, message))
             }
-            Place::At(at) => at.lay(store, entries),
+            Place::At(at) => at.lay(claim, entries),
         }
     }
 
@@ -295,7 +295,7 @@ impl At {
         })
     }
 
-    fn lay(&self, store: &Store, entries: &[TreeEntry]) -> Result<(), Refusal> {
+    fn lay(&self, claim: &Claim, entries: &[TreeEntry]) -> Result<(), Refusal> {
         let mut beneath = self.beneath()?;
         let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
         // Folders that their owner may not write into get their permissions when all is in them.
@@ -316,13 +316,14 @@ impl At {
             if laid.get(&path) == Some(node) && slot.exists() {
                 continue;
             }
+            claim.file(node_bytes(node), laid.get(&path).map(node_bytes))?;
             match node {
                 TreeNode::Folder { mode } => slot.folder(*mode),
                 TreeNode::Link { target } => slot.link(&self.path(target.as_path())),
                 TreeNode::File { digest, size, mode } => {
                     let mut refusal = None;
                     let written = slot.file(*mode, |file| {
-                        store.copy_to(*digest, *size, file).map_err(|refused| {
+                        claim.store().copy_to(*digest, *size, file).map_err(|refused| {
                             refusal = Some(refused);
                             io::ErrorKind::Other.into()
                         })
@@ -376,6 +377,14 @@ impl At {
         let message =
             format!("could not lay out {}: it lies outside the session's folders", path.display());
         Err(Refusal::new(RefusalKind::Invalid, message))
+    }
+}
+
+/// Bytes in it.
+fn node_bytes(node: &TreeNode) -> u64 {
+    match node {
+        TreeNode::File { size, .. } => *size,
+        TreeNode::Folder { .. } | TreeNode::Link { .. } => 0,
     }
 }
 

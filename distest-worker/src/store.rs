@@ -15,6 +15,7 @@
 //! Nothing is synced to disk: every use of a blob verifies it again, so a blob that a power cut
 //! spoilt is noticed and sent once more.
 
+mod claim;
 mod live;
 mod owned;
 mod times;
@@ -34,6 +35,7 @@ use crate::digest::{Digest, Hasher};
 use crate::evict::{self, Resident};
 use crate::protocol::{Encoding, Freed, Refusal, RefusalKind};
 
+pub use self::claim::Claim;
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
 pub use self::owned::Owned;
@@ -45,6 +47,8 @@ const USE_GRANULARITY: Duration = Duration::from_secs(60);
 /// Eviction makes room for this share of the bound at a time, so that it needn't look at every blob
 /// for every upload; and a process looks again after having added as much.
 const SLACK_DIVISOR: u64 = 16;
+/// A file takes whole blocks of the disk, at least one: tiny ones are not for free.
+const BLOCK_BYTES: u64 = 4096;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -65,18 +69,20 @@ struct Inner {
     bytes_max: u64,
     live: Live,
     usage: Mutex<Usage>,
+    /// What clients have on the disk beside blobs, by their keys.
+    claims: Mutex<BTreeMap<String, u64>>,
     serial: AtomicU64,
     evicted: AtomicU64,
     /// Held by whoever looks at proofs.
     proving: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Bytes as far as this process knows.
+/// Bytes of disk as far as this process knows.
 #[derive(Default)]
 struct Usage {
     /// In blobs, when we last looked, and since then by us.
     stored: u64,
-    /// Promised to uploads that have not ended.
+    /// Promised to uploads that have not ended: what has come of them, and not much more.
     reserved: u64,
     /// Stored by us since we last looked. Other processes do the same.
     unseen: u64,
@@ -121,6 +127,7 @@ impl Store {
             bytes_max: max_bytes,
             live,
             usage: Mutex::default(),
+            claims: Mutex::default(),
             serial: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             proving: Arc::default(),
@@ -156,13 +163,20 @@ impl Store {
         Times::of(self, key)
     }
 
-    /// Starts taking in a blob of `size` uncompressed bytes.
+    /// What the client with this key takes of the disk beside blobs, for one connection.
+    pub fn claim(&self, key: Option<&str>) -> Claim {
+        Claim::of(self, key)
+    }
+
+    /// Starts taking in a blob of `size` uncompressed bytes. Room is made as they arrive: a size that
+    /// is only declared takes nothing from anybody.
     ///
     /// # Errors
-    /// [`RefusalKind::OutOfResources`] if there is no room for it, even after removing what nobody
-    /// needs.
+    /// [`RefusalKind::OutOfResources`] if it is larger than the store may be, or can't be written.
     pub fn begin(&self, digest: Digest, size: u64, encoding: Encoding) -> Result<Upload, Refusal> {
-        self.reserve(digest, size)?;
+        if size > self.inner.bytes_max {
+            return Err(self.no_room(digest, size));
+        }
         let serial = self.inner.serial.fetch_add(1, Ordering::Relaxed);
         let temp = self.inner.live.dir().join(format!("upload-{serial}"));
         Upload::create(self.clone(), digest, size, encoding, temp)
@@ -243,7 +257,7 @@ impl Store {
     fn damaged(&self, path: &Path, read: &File, digest: Digest, size: u64, why: &str) -> Refusal {
         if discard(path, read).is_ok() {
             let mut usage = self.usage();
-            usage.stored = usage.stored.saturating_sub(size);
+            usage.stored = usage.stored.saturating_sub(on_disk(size));
         }
         missing_blob(digest, &format!("was damaged in the store ({why})"))
     }
@@ -289,27 +303,36 @@ impl Store {
         self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Promises `size` bytes to an upload, evicting what must go.
-    fn reserve(&self, digest: Digest, size: u64) -> Result<(), Refusal> {
+    fn no_room(&self, digest: Digest, size: u64) -> Refusal {
         let bytes_max = self.inner.bytes_max;
-        let what = || format!("could not make room for blob {digest} of {size} bytes");
+        let message = format!(
+            "could not make room for blob {digest} of {size} bytes: the store is bounded to \
+             {bytes_max} bytes, all in use"
+        );
+        Refusal::new(RefusalKind::OutOfResources, message)
+            .with_hint("give the worker a larger --store-max")
+    }
+
+    /// Promises `more` bytes to the upload of a blob of `size`, evicting what must go.
+    fn reserve(&self, digest: Digest, size: u64, more: u64) -> Result<(), Refusal> {
+        let bytes_max = self.inner.bytes_max;
         let mut looked = false;
         loop {
             let mut usage = self.usage();
             let fits =
-                usage.stored.saturating_add(usage.reserved).saturating_add(size) <= bytes_max;
+                usage.stored.saturating_add(usage.reserved).saturating_add(more) <= bytes_max;
             if fits && (looked || usage.unseen <= bytes_max / SLACK_DIVISOR) {
-                usage.reserved += size;
+                usage.reserved += more;
                 return Ok(());
             }
             drop(usage);
-            if looked || size > bytes_max {
-                let message =
-                    format!("{}: the store is bounded to {bytes_max} bytes, all in use", what());
-                return Err(Refusal::new(RefusalKind::OutOfResources, message)
-                    .with_hint("give the worker a larger --store-max"));
+            if looked {
+                return Err(self.no_room(digest, size));
             }
-            self.make_room(size).map_err(|error| storage_refusal(what(), &error))?;
+            self.make_room(more).map_err(|error| {
+                let what = format!("could not make room for blob {digest} of {size} bytes");
+                storage_refusal(what, &error)
+            })?;
             looked = true;
         }
     }
@@ -375,13 +398,18 @@ fn residents(blobs: &Path, pinned: &Pinned) -> io::Result<Vec<Resident>> {
             let Ok(metadata) = entry.metadata() else { continue };
             residents.push(Resident {
                 digest,
-                size: metadata.len(),
+                size: on_disk(metadata.len()),
                 last_use: metadata.modified()?,
                 pinned: pinned.contains(&digest),
             });
         }
     }
     Ok(residents)
+}
+
+/// What a file of so many bytes takes on the disk.
+fn on_disk(size: u64) -> u64 {
+    size.max(1).next_multiple_of(BLOCK_BYTES)
 }
 
 /// Bytes that are free on the disk that a folder lies on, if the system says.

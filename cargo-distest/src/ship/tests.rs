@@ -94,11 +94,11 @@ impl Worker for FakeWorker {
     }
     async fn lay_tree(self, _: Context, tree: TreeSpec) -> Result<(), Refusal> {
         refusal(self.seen().refuse_lays.pop_front())?;
-        self.sandbox.lay(&self.store, &tree.entries)
+        self.sandbox.lay(&self.store.claim(None), &tree.entries)
     }
     async fn prepare(self, _: Context, binary: BinarySpec) -> Result<(), Refusal> {
         refusal(self.seen().refuse_lays.pop_front())?;
-        self.sandbox.lay(&self.store, &binary.files)?;
+        self.sandbox.lay(&self.store.claim(None), &binary.files)?;
         self.seen().prepared.push(binary);
         Ok(())
     }

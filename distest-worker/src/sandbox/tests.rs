@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::digest::Digest;
 use crate::protocol::Encoding;
+use crate::store::Store;
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -29,7 +30,7 @@ impl Bench {
     }
 
     fn lay(&self, entries: &[TreeEntry]) -> Result<(), Refusal> {
-        self.sandbox.lay(&self.store, entries)
+        self.sandbox.lay(&self.store.claim(None), entries)
     }
 
     fn here(&self, client: &str) -> PathBuf {
@@ -212,7 +213,9 @@ fn a_missing_blob_is_told_as_such_and_leaves_no_file() {
     let refusal = bench.lay(&[TreeEntry { path: "/code/proj/x".into(), node }]).unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::MissingBlob, "{refusal}");
     assert!(!bench.here("/code/proj/x").exists());
-    assert!(Sandbox::in_place().lay(&bench.store, &[folder("/code/proj", 0o755)]).is_err());
+    assert!(
+        Sandbox::in_place().lay(&bench.store.claim(None), &[folder("/code/proj", 0o755)]).is_err()
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::protocol::{
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
-use crate::store::{Owned, Pin, Store, Times, Upload, not_here};
+use crate::store::{Claim, Owned, Pin, Store, Times, Upload, not_here};
 
 /// Blobs that one connection sends at a time.
 const UPLOADS_MAX: usize = 64;
@@ -46,6 +46,8 @@ pub(super) struct Files {
     store: Option<Store>,
     /// What of the store the client may use.
     owned: Option<Owned>,
+    /// What it takes of the disk beside that.
+    claim: Option<Arc<Claim>>,
     /// What its proofs are made with.
     nonce: OnceLock<Nonce>,
     /// One call at a time, so that a connection stands in the store's line but once.
@@ -72,6 +74,7 @@ impl Files {
         let name = key.map(PublicKey::file_name);
         Self {
             owned: store.as_ref().map(|store| store.owned(name.as_deref())),
+            claim: store.as_ref().map(|store| Arc::new(store.claim(name.as_deref()))),
             times: store.as_ref().map(|store| store.times(name.as_deref())),
             project: OnceLock::new(),
             nonce: OnceLock::new(),
@@ -139,6 +142,7 @@ impl Files {
 
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
         let (store, owned) = (self.store()?, self.owned()?);
+        self.claim()?.file((digests.len() * size_of::<Digest>()) as u64, None)?;
         let (pin, missing) = blocking(move || (store.pin(&digests), owned.missing(&digests))).await;
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
         Ok(missing)
@@ -229,7 +233,7 @@ impl Files {
     }
 
     pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
-        let (store, owned, sandbox) = (self.store()?, self.owned()?, self.sandbox()?);
+        let (claim, owned, sandbox) = (self.claim()?, self.owned()?, self.sandbox()?);
         blocking(move || {
             let digests = entries.iter().filter_map(|entry| match &entry.node {
                 TreeNode::File { digest, .. } => Some(digest),
@@ -237,7 +241,7 @@ impl Files {
             });
             match owned.lacks(digests) {
                 Some(digest) => Err(not_here(digest)),
-                None => sandbox.lay(&store, &entries),
+                None => sandbox.lay(&claim, &entries),
             }
         })
         .await
@@ -269,6 +273,10 @@ impl Files {
 
     fn owned(&self) -> Result<Owned, Refusal> {
         self.owned.clone().ok_or_else(embedded)
+    }
+
+    fn claim(&self) -> Result<Arc<Claim>, Refusal> {
+        self.claim.clone().ok_or_else(embedded)
     }
 
     fn incoming(&self, digest: Digest) -> Result<Incoming, Refusal> {

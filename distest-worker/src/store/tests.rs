@@ -182,8 +182,8 @@ fn a_full_disk_is_told_and_leaves_nothing() {
 #[test]
 fn the_bound_holds_and_pins_count_in_every_process() {
     // Each open store counts as a process of its own.
-    let (dir, ours) = store(100_000);
-    let theirs = Store::open(dir.path(), 100_000).unwrap();
+    let (dir, ours) = store(110_000);
+    let theirs = Store::open(dir.path(), 110_000).unwrap();
     let blobs: Vec<Vec<u8>> = (0..4_u8).map(|i| vec![i; 30_000]).collect();
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     let digests: Vec<_> = (0..3)
@@ -202,11 +202,57 @@ fn the_bound_holds_and_pins_count_in_every_process() {
     assert_eq!(missing(&ours, &all), [digests[2]], "the oldest is pinned, the next was used");
 
     let _everything = ours.pin(all);
-    let refused = ours.begin(Digest::of(b"more"), 30_000, Encoding::Raw).err().unwrap();
+    let more = || {
+        let mut upload = ours.begin(Digest::of(b"more"), 30_000, Encoding::Raw).unwrap();
+        upload.push(&[0; 30_000])
+    };
+    let refused = more().unwrap_err();
     assert_eq!(refused.kind, RefusalKind::OutOfResources, "{}", refused.message);
     drop((pin, _everything));
-    assert!(ours.begin(Digest::of(b"more"), 30_000, Encoding::Raw).is_ok());
-    assert!(ours.begin(Digest::of(b"huge"), 100_001, Encoding::Raw).is_err());
+    assert_eq!(more(), Ok(()));
+    assert!(ours.begin(Digest::of(b"huge"), 110_001, Encoding::Raw).is_err());
+}
+
+#[test]
+fn a_size_that_is_only_declared_takes_nothing_from_anybody() {
+    let (_dir, store) = store(MAX);
+    let theirs = take_in(&store, &noise(500_000));
+    let mut upload = store.begin(Digest::of(b"?"), MAX, Encoding::Raw).unwrap();
+    upload.push(b"a little").unwrap();
+    assert!(store.usage().reserved <= 4096);
+    assert!(store.contains(theirs));
+    // What comes does.
+    upload.push(&noise(700_000)).unwrap();
+    assert!(!store.contains(theirs));
+    drop(upload);
+    assert_eq!(store.usage().reserved, 0);
+}
+
+#[test]
+fn tiny_blobs_take_a_block_each() {
+    let (_dir, store) = store(10 * 4096);
+    for i in 0..30_u8 {
+        take_in(&store, &[i]);
+    }
+    assert!(store.bytes() <= 10 * 4096, "{}", store.bytes());
+    assert!(store.evicted() >= 20, "{}", store.evicted());
+}
+
+#[test]
+fn what_a_client_takes_beside_blobs_is_bounded_over_all_its_connections() {
+    let (_dir, store) = store(100 * 4096);
+    let [one, other] = [store.claim(Some("alice")), store.claim(Some("alice"))];
+    one.file(300 * 4096, None).unwrap();
+    let refused = other.file(200 * 4096, None).unwrap_err();
+    assert_eq!(refused.kind, RefusalKind::OutOfResources, "{}", refused.message);
+    assert_eq!(store.claim(Some("bob")).file(400 * 4096, None), Ok(()));
+    assert_eq!(store.claim(None).file(u64::MAX / 2, None), Ok(()));
+    // A file in place of another one counts once.
+    for _ in 0..9 {
+        one.file(300 * 4096, Some(300 * 4096)).unwrap();
+    }
+    drop(one);
+    assert_eq!(other.file(200 * 4096, None), Ok(()));
 }
 
 #[test]
@@ -215,11 +261,11 @@ fn all_goes_that_no_process_has_pinned() {
     let [used, unused] = [b"used".as_slice(), b"unused"].map(|data| take_in(&store, data));
     let other = Store::open(dir.path(), MAX).unwrap();
     let pin = other.pin([used]);
-    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 6 });
-    assert_eq!((missing(&store, &[used, unused]), store.bytes()), (vec![unused], 4));
+    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 4096 });
+    assert_eq!((missing(&store, &[used, unused]), store.bytes()), (vec![unused], 4096));
     assert_eq!(store.evict_unused().unwrap(), Freed::default());
     drop(pin);
-    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 4 });
+    assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 4096 });
     assert_eq!((store.bytes(), store.evicted()), (0, 2));
 }
 
@@ -280,7 +326,7 @@ fn several_processes_upload_the_same_blobs() {
     let store = Store::open(dir.path(), 64 << 20).unwrap();
     let digests: Vec<_> = (0..20).map(|round| Digest::of(&vec![round; 100_000])).collect();
     assert_eq!(missing(&store, &digests), []);
-    assert_eq!(store.usage().stored, 2_000_000);
+    assert_eq!(store.usage().stored, 20 * 25 * 4096);
     assert_eq!(fs::read_dir(dir.path().join("v1/live")).unwrap().count(), 1, "only ours");
 }
 

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::{Store, create_private, storage_refusal};
+use super::{Store, create_private, on_disk, storage_refusal};
 use crate::digest::{Digest, Hasher};
 use crate::protocol::{Encoding, Refusal, RefusalKind};
 
 /// The largest window that a peer's frame may ask for, as a power of two: 128 MiB of memory.
 const WINDOW_LOG_MAX: u32 = 27;
+/// So much more room is made at a time at most, and no more than has come already.
+const ROOM_BYTES_MAX: u64 = 8 << 20;
 /// Bytes decoded at a time.
 const DECODE_BYTES: usize = 128 * 1024;
 
@@ -26,6 +28,14 @@ pub struct Upload {
     sink: Sink,
 }
 
+/// What is reserved in a store for an upload. Given back when it is dropped.
+struct Room {
+    store: Store,
+    digest: Digest,
+    size: u64,
+    bytes: u64,
+}
+
 enum Decode {
     Raw,
     Zstd { decoder: Decoder<'static>, buffer: Vec<u8>, ended: bool },
@@ -37,16 +47,17 @@ pub(super) struct Sink {
     hasher: Hasher,
     /// Bytes that may still come.
     left: u64,
+    room: Room,
 }
 
 /// Why an upload can't go on.
 enum Obstacle {
     Corrupt(String),
     Io(io::Error),
+    NoRoom(Refusal),
 }
 
 impl Upload {
-    /// Takes over the `size` bytes that are reserved in `store`.
     pub(super) fn create(
         store: Store,
         digest: Digest,
@@ -62,12 +73,12 @@ impl Upload {
             .and_then(|file| Ok((file, Decode::new(encoding)?)));
         match created {
             Ok((file, decode)) => {
-                let sink = Sink { file, hasher: Hasher::default(), left: size };
+                let room = Room { store: store.clone(), digest, size, bytes: 0 };
+                let sink = Sink { file, hasher: Hasher::default(), left: size, room };
                 Ok(Self { store, digest, size, temp, decode, sink })
             }
             Err(error) => {
                 let _ = fs::remove_file(&temp);
-                store.usage().reserved -= size;
                 Err(storage_refusal(format!("could not take in blob {digest}"), &error))
             }
         }
@@ -77,13 +88,15 @@ impl Upload {
     ///
     /// # Errors
     /// [`RefusalKind::Corrupt`] if they can't be decoded or make the blob longer than declared,
-    /// [`RefusalKind::OutOfResources`] if they can't be written. The upload is of no use then.
+    /// [`RefusalKind::OutOfResources`] if there is no room for them, even after removing what nobody
+    /// needs, or they can't be written. The upload is of no use then.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.decode.push(bytes, &mut self.sink).map_err(|obstacle| match obstacle {
             Obstacle::Corrupt(why) => self.corrupt(&why),
             Obstacle::Io(error) => {
                 storage_refusal(format!("could not store blob {}", self.digest), &error)
             }
+            Obstacle::NoRoom(refusal) => refusal,
         })
     }
 
@@ -114,11 +127,11 @@ impl Upload {
             create_private(shelf)?;
         }
         // A blob that is here already, from another process, is replaced by its equal.
-        let before = fs::symlink_metadata(&blob).map_or(0, |metadata| metadata.len());
+        let before = fs::symlink_metadata(&blob).map_or(0, |metadata| on_disk(metadata.len()));
         fs::rename(&self.temp, &blob)?;
         let mut usage = self.store.usage();
-        usage.stored = usage.stored.saturating_sub(before) + self.size;
-        usage.unseen += self.size;
+        usage.stored = usage.stored.saturating_sub(before) + on_disk(self.size);
+        usage.unseen += on_disk(self.size);
         Ok(())
     }
 
@@ -138,8 +151,27 @@ impl Drop for Upload {
     fn drop(&mut self) {
         // Gone already if it became a blob; whoever opens the store next tries again otherwise.
         let _ = fs::remove_file(&self.temp);
+    }
+}
+
+impl Room {
+    /// Makes room for all that has come, if `written` bytes have, and a little more.
+    fn hold(&mut self, written: u64) -> Result<(), Refusal> {
+        if written <= self.bytes {
+            return Ok(());
+        }
+        let ahead = written.min(ROOM_BYTES_MAX);
+        let more = written.saturating_add(ahead).min(on_disk(self.size)) - self.bytes;
+        self.store.reserve(self.digest, self.size, more)?;
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
         let mut usage = self.store.usage();
-        usage.reserved = usage.reserved.saturating_sub(self.size);
+        usage.reserved = usage.reserved.saturating_sub(self.bytes);
     }
 }
 
@@ -189,6 +221,8 @@ impl Sink {
             .left
             .checked_sub(bytes.len() as u64)
             .ok_or_else(|| Obstacle::Corrupt("it is longer than that".to_owned()))?;
+        let written = self.room.size - self.left;
+        self.room.hold(written).map_err(Obstacle::NoRoom)?;
         self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(Obstacle::Io)
     }
