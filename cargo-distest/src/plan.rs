@@ -65,6 +65,8 @@ pub fn listing_order(a: &TestCase, b: &TestCase) -> Ordering {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::cost::Past;
     use crate::model::{BinaryId, TestName, Verdict};
@@ -126,5 +128,43 @@ mod tests {
         cases.sort_by(listing_order);
         let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["a x", "a y", "a::zeta x", "a::bin/tool x", "a-b x", "b x"]);
+    }
+
+    proptest! {
+        /// Whatever is known: who failed is before who is new, who is new before the others, and
+        /// those are the longest first.
+        #[test]
+        fn every_order_is_by_urgency_and_then_by_length(
+            pasts in prop::collection::vec(prop::option::of((0..5_000u64, any::<bool>())), 1..40),
+        ) {
+            let names: Vec<String> = (0..pasts.len()).map(|n| format!("t{n}")).collect();
+            let known: Vec<_> = pasts.iter().zip(&names).filter_map(|(past, name)| {
+                let (millis, passed) = (*past)?;
+                let verdict = if passed { Verdict::Pass } else { Verdict::Fail };
+                Some(("a", name.as_str(), millis, verdict))
+            }).collect();
+            let timings = timings(&known);
+            let mut order: Vec<usize> = (0..pasts.len()).collect();
+            order.sort_by_key(|n| rank(&case("a", &names[*n]), &timings));
+            let place = |n: &usize| match pasts[*n] {
+                Some((millis, false)) => (0, Reverse(millis)),
+                None => (1, Reverse(0)),
+                Some((millis, true)) => (2, Reverse(millis)),
+            };
+            prop_assert!(order.is_sorted_by_key(place), "{pasts:?}: {order:?}");
+        }
+
+        /// It is one order: neither a pair nor a triple contradicts itself.
+        #[test]
+        fn the_listing_order_is_total(
+            ids in prop::array::uniform3(("[ab-]{1,2}(::(bin/|test/)?[ab]{1,2})?", "[xy:]{1,2}")),
+        ) {
+            let [a, b, c] = ids.map(|(binary, name)| case(&binary, &name));
+            prop_assert_eq!(listing_order(&a, &b), listing_order(&b, &a).reverse());
+            prop_assert_eq!(listing_order(&a, &b) == Ordering::Equal, a == b);
+            if listing_order(&a, &b).is_le() && listing_order(&b, &c).is_le() {
+                prop_assert!(listing_order(&a, &c).is_le());
+            }
+        }
     }
 }

@@ -964,8 +964,9 @@ impl Scheduler {
         let mut revokes = Vec::new();
         for (worker, waiting) in self.workers.waiting() {
             let wanted = waiting.into_iter().filter(|(_, live)| {
-                let binary = self.stories[live.test.0 as usize].binary;
-                self.workers.free_elsewhere(worker, binary, live.expected)
+                let Story { binary, needs, .. } = &self.stories[live.test.0 as usize];
+                let needs = needs.as_deref();
+                self.workers.free_elsewhere(worker, *binary, needs, live.expected)
             });
             let wanted = wanted.map(|(attempt, _)| attempt);
             let attempts: Vec<_> = wanted.take(free as usize).collect();

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::plan::{Rank, Urgency};
 
@@ -94,4 +96,48 @@ fn each_of_many_binaries_goes_to_some() {
     let [(makespan, sent), (before, all)] = told("many binaries", 10, 20);
     assert!(sent < all, "{sent} of {all}");
     assert!(makespan < before * 1.05, "{makespan} {before}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// What is handed out ends as list schedules do (Graham 1966): after the mean load and the
+    /// longest test, at the latest, and what it takes to tell.
+    #[test]
+    fn equal_workers_end_within_grahams_bound(
+        millis in prop::collection::vec(1..3_000u64, 1..60),
+        workers in 1..6usize,
+        slots in 1..4u32,
+    ) {
+        let mut question = question(&millis, &vec![1.0; workers], true);
+        for machine in &mut question.machines {
+            machine.slots = slots;
+        }
+        let took = makespan(&question) as u64;
+        let (work, longest) = (millis.iter().sum::<u64>(), millis.iter().max().unwrap());
+        let round_trips = 2 * (millis.len() as u64 + 4);
+        let bound = work / (workers as u64 * u64::from(slots)) + longest + round_trips;
+        prop_assert!(took <= bound, "{took} > {bound}");
+        prop_assert!(took >= *longest);
+    }
+
+    /// Whatever workers are like, and whether that is known or not, each test is run once, and no
+    /// later than the slowest of them could have done them all.
+    #[test]
+    fn unequal_workers_lose_and_repeat_nothing(
+        millis in prop::collection::vec(1..3_000u64, 1..60),
+        speeds in prop::collection::vec(0.1..8.0f64, 1..6),
+        known: bool,
+    ) {
+        let question = question(&millis, &speeds, known);
+        let forecast = play(&question, |scheduler, input, effects| {
+            scheduler.step(input, effects);
+        });
+        prop_assert!(forecast.complete);
+        prop_assert_eq!(forecast.attempts, millis.len() as u64);
+        let slowest = speeds.iter().copied().fold(f64::MAX, f64::min);
+        let work = millis.iter().sum::<u64>() as f64 / 1000.0;
+        let round_trips = 0.002 * (millis.len() + 4) as f64;
+        prop_assert!(forecast.makespan.as_secs_f64() <= work / slowest + round_trips);
+    }
 }

@@ -13,7 +13,7 @@ use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use super::company::Company;
 use super::special::Wish;
-use super::state::{Live, Role, Story};
+use super::state::{Depth, Live, Role, Story};
 use super::{Effect, Grant, Mutation, Scheduler};
 use crate::model::{TestIndex, WorkerId};
 use crate::plan::Urgency;
@@ -143,7 +143,7 @@ impl Scheduler {
             avoid: Some(on),
             only_elsewhere: true,
         };
-        let found = self.workers.suitable(&wish);
+        let found = self.workers.suitable(&wish, Depth::Slots);
         let found = found.filter(|(worker, weight)| *worker != on && *weight <= permits);
         let Some((worker, weight)) = found else { return };
         let expected = story.rank.expected.0;

@@ -110,6 +110,12 @@ impl Special {
         max.is_none_or(|max| self.alive[index as usize] < max)
     }
 
+    /// A group whose tests don't wait for each other.
+    fn is_unbounded(&self, group: Option<GroupIndex>) -> bool {
+        let group = group.and_then(|GroupIndex(index)| self.groups.get(index as usize));
+        group.is_none_or(|group| group.threads_max.is_none() && group.per_worker.is_none())
+    }
+
     pub(super) fn per_worker(&self, group: Option<GroupIndex>) -> Option<u32> {
         self.groups.get(group?.0 as usize)?.per_worker
     }
@@ -148,6 +154,12 @@ impl Story {
     /// Nothing else may run beside it.
     pub(super) fn solo(&self) -> bool {
         self.suspect || self.needs.as_ref().is_some_and(|needs| needs.exclusive)
+    }
+
+    /// It may be handed out before there is a slot for it: nobody else waits for what it would hold
+    /// meanwhile.
+    fn may_wait_anywhere(&self) -> bool {
+        self.threads() == 1 && !self.solo() && self.avoid.is_none()
     }
 
     fn priority(&self) -> i8 {
@@ -222,7 +234,11 @@ impl Scheduler {
             avoid: story.avoid,
             only_elsewhere: story.only_elsewhere,
         };
-        let found = self.workers.suitable(&wish);
+        let ahead = story.may_wait_anywhere() && self.special.is_unbounded(group);
+        let now = self.workers.suitable(&wish, Depth::Slots);
+        let fresh = now.is_some();
+        let then = || self.workers.suitable(&wish, Depth::Prefetch);
+        let found = now.or_else(|| if ahead { then() } else { None });
         // Tests without needs would take every slot ahead of time, and it would wait for all of them.
         let crowded_out = found.is_none() && priority >= 0;
         let Some((worker, weight)) = found.filter(|(_, weight)| *weight <= permits) else {
@@ -243,7 +259,7 @@ impl Scheduler {
             solo,
             group,
             expected,
-            fresh: true,
+            fresh,
             ..Live::new(test, number, company.clone())
         };
         self.workers.unreserve(test);
@@ -278,8 +294,9 @@ impl Wish<'_> {
 }
 
 impl super::state::Workers {
-    /// Where a wish can be met now: the emptiest such worker, and what it takes there.
-    pub(super) fn suitable(&self, wish: &Wish<'_>) -> Option<(WorkerId, u32)> {
+    /// Where a wish can be met, now or after what is there: the emptiest such worker, and what it
+    /// takes there.
+    pub(super) fn suitable(&self, wish: &Wish<'_>, depth: Depth) -> Option<(WorkerId, u32)> {
         // Only who avoids a worker looks whether there is another.
         let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
         self.open_to(wish.test)
@@ -294,11 +311,8 @@ impl super::state::Workers {
             .filter_map(|(id, worker)| {
                 let weight = wish.threads.min(worker.slots());
                 let whole = wish.solo || wish.threads > worker.slots();
-                let fits = if whole {
-                    worker.held() == 0
-                } else {
-                    worker.room_of(Depth::Slots, true) >= weight
-                };
+                let fits =
+                    if whole { worker.held() == 0 } else { worker.room_of(depth, true) >= weight };
                 let takes = fits && wish.may_join(worker) && worker.suits(wish.binary, wish.needs);
                 let slowness = || Reverse(worker.speed_percent());
                 takes.then(|| (worker.held(), slowness(), id, weight))

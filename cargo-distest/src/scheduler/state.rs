@@ -750,19 +750,21 @@ impl Workers {
         live
     }
 
-    /// Slots that are free on other workers than `but`, for a test of `binary` that ends there
-    /// sooner than where it is.
+    /// Slots that are free on other workers than `but`, for a test of `binary` with these needs that
+    /// ends there sooner than where it is.
     pub(super) fn free_elsewhere(
         &self,
         but: WorkerId,
         binary: BinaryKey,
+        needs: Option<&Needs>,
         expected: Duration,
     ) -> bool {
         self.roomy
             .iter()
             .map(|(_, id)| *id)
             .filter(|id| *id != but && !self.is_sooner(but, *id, Duration::ZERO, expected))
-            .any(|id| self.is_ready(id, binary) && self.room(id, Depth::Slots) > 0)
+            .filter_map(|id| self.by_id.get(&id))
+            .any(|worker| worker.suits(binary, needs) && worker.room(Depth::Slots) > 0)
     }
 
     /// Slots that are free now.

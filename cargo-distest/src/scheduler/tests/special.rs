@@ -103,9 +103,36 @@ fn what_goes_first_is_not_overtaken_by_what_is_prefetched() {
     let tasks = (0..3).map(|test| with(test, first())).chain((3..20).map(plain));
     let mut script = run(tasks.collect());
     assert_eq!(script.join(W0, 1, B0).granted(), [(0, 0)]);
-    // A test that takes a millisecond is prefetched, if nothing more urgent waits.
-    assert_eq!(script.lasted(W0, 0, AttemptResult::Pass, 1).granted(), [(0, 1)]);
-    assert_eq!(script.lasted(W0, 1, AttemptResult::Pass, 1).granted()[0], (0, 2));
+    // Tests that take a millisecond are prefetched, the urgent ones first.
+    let granted = script.lasted(W0, 0, AttemptResult::Pass, 1).granted();
+    assert_eq!(granted[..3], [(0, 1), (0, 2), (0, 3)]);
+}
+
+#[test]
+fn what_nobody_waits_for_is_prefetched_whatever_it_needs() {
+    let labelled_test = || {
+        let requires = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]);
+        Needs { requires, ..Needs::default() }
+    };
+    let grouped = || Needs { group: Some(GroupIndex(1)), ..labelled_test() };
+    let tasks = (0..8).map(|n| with(n, labelled_test())).chain((8..12).map(|n| with(n, grouped())));
+    let mut script = run(tasks.collect());
+    let traits = |label: &str| Traits {
+        labels: std::iter::once((label.to_owned(), "yes".to_owned())).collect(),
+        pace: Pace::remembered(1.0, Some(MS * 100), None),
+        ..Traits::default()
+    };
+    let far = |worker, traits| Input::Joined { worker, slots: 1, round_trip: MS * 100, traits };
+    script.say(far(W0, traits("gpu"))).say(Input::Ready { worker: W0, binary: B0 });
+    // While an answer is on its way two tests of 50 ms end.
+    assert_eq!(script.granted(), [(0, 0), (0, 1), (0, 2)]);
+    // Another worker of the kind takes over what waits, once nothing else does; others don't.
+    for done in 0..5 {
+        script.started(W0, done).ended(W0, done, AttemptResult::Pass);
+    }
+    script.say(far(W1, traits("none"))).say(Input::Ready { worker: W1, binary: B0 });
+    assert_eq!(script.granted(), []);
+    assert!(!script.said.iter().any(|it| matches!(it, Effect::Revoke { .. })), "{:?}", script.said);
 }
 
 #[test]
