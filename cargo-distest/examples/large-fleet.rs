@@ -71,6 +71,8 @@ fn main() {
         let question = Question {
             rules,
             groups: Vec::new(),
+            batches: Vec::new(),
+            rotated: Vec::new(),
             tests,
             machines: machines.collect(),
             overhead: Duration::ZERO,

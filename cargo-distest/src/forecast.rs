@@ -5,13 +5,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use crate::model::{AttemptResult, TestIndex, WorkerId};
 use crate::pace::Pace;
-use crate::scheduler::{Effect, Grant, Group, Input, Rules, Scheduler, Task, Traits};
+use crate::scheduler::{
+    Batch, Company, Effect, Group, InBatch, Input, Returned, Rotated, Rules, Scheduler, Task,
+    Traits,
+};
 
 /// From a worker's loss to its declaration.
 const LOST_AFTER: Duration = Duration::from_millis(4500);
@@ -44,9 +48,13 @@ pub struct Question {
     pub groups: Vec<Group>,
     /// Each with what it takes on an ordinary machine.
     pub tests: Vec<(Task, Duration)>,
+    /// Tests that share a process.
+    pub batches: Vec<Batch>,
+    /// Tests that run alone instead.
+    pub rotated: Vec<Rotated>,
     /// All of them are there from the start.
     pub machines: Vec<Machine>,
-    /// What each attempt takes besides the test.
+    /// What each process takes besides its tests.
     pub overhead: Duration,
     /// Bytes of binaries; of others nothing has to be sent.
     pub sizes: BTreeMap<BinaryKey, u64>,
@@ -57,8 +65,10 @@ pub struct Question {
 pub struct Forecast {
     /// From the first lease to the last result.
     pub makespan: Duration,
-    /// Attempts that ran to their end.
+    /// Processes that ran to their end.
     pub attempts: u64,
+    /// Tests that did.
+    pub tests: u64,
     /// Every test has been run.
     pub complete: bool,
     /// Bytes of binaries that were sent.
@@ -69,11 +79,11 @@ pub struct Forecast {
 enum Event {
     Ready(usize, u32),
     Lacks(usize, u32, u64),
-    Leased(usize, Duration, Vec<(AttemptId, TestIndex)>),
-    /// A test's process ends on a worker.
-    Ends(usize, AttemptId, Duration),
+    Leased(usize, Duration, Vec<(AttemptId, Process)>),
+    /// A process ends on a worker.
+    Ends(usize, AttemptId, Duration, Process),
     Started(usize, AttemptId, Duration),
-    Ended(usize, AttemptId, Duration),
+    Ended(usize, AttemptId, Duration, Process),
     Revoke(usize, Vec<AttemptId>),
     Revoked(usize, Vec<AttemptId>),
     Dies(usize),
@@ -81,10 +91,26 @@ enum Event {
     Lost(usize),
 }
 
+/// What runs in one process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Process {
+    Test(TestIndex),
+    Batch(Arc<[TestIndex]>),
+}
+
+impl Process {
+    fn tests(&self) -> &[TestIndex] {
+        match self {
+            Self::Test(test) => std::slice::from_ref(test),
+            Self::Batch(tests) => tests,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Running {
     /// Each with when it was handed out.
-    waiting: VecDeque<(AttemptId, TestIndex, Duration)>,
+    waiting: VecDeque<(AttemptId, Process, Duration)>,
     busy: u32,
     dead: bool,
     /// Until when binaries are under way to it.
@@ -108,6 +134,10 @@ pub fn play(
     let mut scheduler = Scheduler::with_groups(question.rules, question.groups.clone());
     let tasks = question.tests.iter().map(|(task, _)| task.clone()).collect();
     let mut inputs = VecDeque::from([Input::Added(tasks), Input::AllAdded]);
+    if !question.batches.is_empty() || !question.rotated.is_empty() {
+        let (batches, rotated) = (question.batches.clone(), question.rotated.clone());
+        inputs.push_back(Input::Batched { batches, rotated });
+    }
     for (index, machine) in question.machines.iter().enumerate() {
         let pace = match machine.speed_known {
             true => Pace::remembered(machine.speed, None, machine.rate),
@@ -186,8 +216,14 @@ impl Play<'_> {
                 self.at(at, Event::Ready(index, binary.0));
             }
             Effect::Lease { worker, grants } => {
-                let grants = grants.iter().map(|Grant { attempt, test, .. }| (*attempt, *test));
-                let leased = Event::Leased(worker.0 as usize, self.now, grants.collect());
+                let processes = grants.into_iter().map(|grant| match grant.company {
+                    Company::Batch(tests) => (grant.attempt, Process::Batch(tests)),
+                    // Nobody fails, so nobody's witness is sought.
+                    Company::Alone | Company::Witness(_) => {
+                        (grant.attempt, Process::Test(grant.test))
+                    }
+                });
+                let leased = Event::Leased(worker.0 as usize, self.now, processes.collect());
                 self.after_half_trip(worker.0 as usize, leased);
             }
             Effect::Revoke { worker, attempts } => {
@@ -198,7 +234,7 @@ impl Play<'_> {
             Effect::Verdict { .. } => self.forecast.makespan = self.now,
             Effect::Done => {
                 self.done = true;
-                self.forecast.complete = self.forecast.attempts >= self.question.tests.len() as u64;
+                self.forecast.complete = self.forecast.tests >= self.question.tests.len() as u64;
             }
             Effect::Stop { .. }
             | Effect::AttemptEnded { .. }
@@ -225,22 +261,35 @@ impl Play<'_> {
                 inputs.push_back(Input::Lacks { worker: id(index), binary, bytes });
             }
             Event::Leased(index, at, grants) => {
-                let grants = grants.into_iter().map(|(attempt, test)| (attempt, test, at));
+                let grants = grants.into_iter().map(|(attempt, process)| (attempt, process, at));
                 self.workers[index].waiting.extend(grants);
                 self.start(index);
             }
-            Event::Ends(index, attempt, took) if !self.workers[index].dead => {
+            Event::Ends(index, attempt, took, process) if !self.workers[index].dead => {
                 self.workers[index].busy -= 1;
-                self.after_half_trip(index, Event::Ended(index, attempt, took));
+                self.after_half_trip(index, Event::Ended(index, attempt, took, process));
                 self.start(index);
             }
             Event::Started(index, attempt, waited) => {
                 inputs.push_back(Input::Started { worker: id(index), attempt, waited });
             }
-            Event::Ended(index, attempt, duration) => {
+            Event::Ended(index, attempt, duration, process) => {
                 self.forecast.attempts += 1;
-                let (worker, result) = (id(index), AttemptResult::Pass);
-                inputs.push_back(Input::Ended { worker, attempt, result, duration });
+                self.forecast.tests += process.tests().len() as u64;
+                let worker = id(index);
+                inputs.push_back(match process {
+                    Process::Test(_) => {
+                        Input::Ended { worker, attempt, result: AttemptResult::Pass, duration }
+                    }
+                    Process::Batch(tests) => {
+                        let passed = |_: &TestIndex| Returned {
+                            outcome: InBatch::Passed,
+                            duration: duration / tests.len() as u32,
+                        };
+                        let tests = tests.iter().map(passed).collect();
+                        Input::BatchEnded { worker, attempt, tests, duration }
+                    }
+                });
             }
             Event::Revoke(index, mut attempts) => {
                 let waiting = &mut self.workers[index].waiting;
@@ -268,13 +317,14 @@ impl Play<'_> {
         let machine = &self.question.machines[index];
         while self.workers[index].busy < machine.slots && !self.workers[index].dead {
             let next = self.workers[index].waiting.pop_front();
-            let Some((attempt, test, leased)) = next else { return };
+            let Some((attempt, process, leased)) = next else { return };
             self.workers[index].busy += 1;
-            let (_, takes) = &self.question.tests[test.0 as usize];
+            let tests = process.tests().iter().map(|test| self.question.tests[test.0 as usize].1);
+            let takes: Duration = tests.sum();
             let takes = takes.div_f64(machine.speed.max(0.01)) + self.question.overhead;
             let waited = self.now - leased + machine.round_trip / 2;
             self.after_half_trip(index, Event::Started(index, attempt, waited));
-            self.at(self.now + takes, Event::Ends(index, attempt, takes));
+            self.at(self.now + takes, Event::Ends(index, attempt, takes, process));
         }
     }
 }

@@ -22,6 +22,8 @@ fn question(millis: &[u64], speeds: &[f64], speed_known: bool) -> Question {
     Question {
         rules: Rules::default(),
         groups: Vec::new(),
+        batches: Vec::new(),
+        rotated: Vec::new(),
         tests: tests.collect(),
         machines: speeds.iter().map(machine).collect(),
         overhead: Duration::ZERO,
@@ -73,6 +75,20 @@ fn told(what: &str, binaries: u32, tests_of_each: usize) -> [(f64, u64); 2] {
     let [(now, sent), (before, all)] = both;
     println!("{what}: {now:.1} s, {sent} binaries sent; to everybody: {before:.1} s, {all} sent");
     both
+}
+
+#[test]
+fn tests_that_share_a_process_start_one() {
+    let mut question = question(&[1; 100], &[1.0], true);
+    question.overhead = Duration::from_millis(10);
+    question.machines[0].round_trip = Duration::ZERO;
+    let apart = makespan(&question);
+    let first: Arc<[TestIndex]> = (0..50).map(TestIndex).collect();
+    let (binary, expected) = (BinaryKey(0), Duration::from_millis(50));
+    question.batches = vec![Batch { binary, tests: first, expected }];
+    question.rotated = vec![Rotated { test: TestIndex(50), company: [TestIndex(50)].into() }];
+    let together = makespan(&question);
+    assert_eq!(apart - together, 49 * 10, "{apart} {together}");
 }
 
 #[test]

@@ -15,15 +15,19 @@ use crate::event::RunEvent;
 use crate::failure::{ExitCode, Failure};
 use crate::forecast::{Forecast, Machine, Question, play};
 use crate::model::TestIndex;
+use crate::pace::Paces;
 use crate::plan::{Rank, Urgency};
-use crate::scheduler::{Group, GroupIndex, Rules, Task};
+use crate::scheduler::{Batch, Group, GroupIndex, Rotated, Rules, Task};
 use crate::settings::{NoTests, ShowProgress};
 use crate::ui::{Ui, report_warning};
 
-/// What an attempt takes besides its test: a process start and two ways.
+/// What a process takes besides its tests: its start and two ways.
 const OVERHEAD: Duration = Duration::from_millis(3);
 /// A worker more that gains less than this share of the time is beyond the knee.
 const KNEE: f64 = 0.05;
+
+/// Sending is what limits a run that would take less than this share of its time without.
+const SENDING_SHARE: f64 = 0.9;
 
 /// What the predictions are made from.
 struct Basis {
@@ -31,6 +35,13 @@ struct Basis {
     /// How many of them have never run: their times are guessed.
     unknown: usize,
     groups: Vec<Group>,
+    /// Who shares a process, and who runs alone instead.
+    batches: Vec<Batch>,
+    rotated: Vec<Rotated>,
+    /// Bytes of executables, each of which is to be sent once.
+    sizes: BTreeMap<BinaryKey, u64>,
+    /// Bytes that get to a worker each second, as far as any way was measured.
+    rate: Option<f64>,
     /// Tests at once over the whole run.
     threads: Option<u32>,
     /// Of each worker.
@@ -50,6 +61,7 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let settings = &prepared.settings;
     let (no_tests, threads) = (settings.select.no_tests, settings.execute.test_threads);
     let remembers = settings.history.enabled;
+    let rate = usual_rate(&prepared.paces);
     let (events, mut events_in) = mpsc::channel(EVENTS_MAX);
     let (orders, mut orders_in) = mpsc::channel(ORDERS_MAX);
     let (line, _) = Line::new(Instant::now(), prepared, events);
@@ -59,13 +71,15 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
         line.build_and_plan(&orders, &mut fed).await.map(|()| fed.planned.unwrap_or_default())
     };
     let collecting = async {
-        let mut tests = Vec::new();
+        let (mut tests, mut together) = (Vec::new(), (Vec::new(), Vec::new()));
         while let Some(order) = orders_in.recv().await {
-            if let Order::Tests(planned) = order {
-                tests.extend(planned);
+            match order {
+                Order::Tests(planned) => tests.extend(planned),
+                Order::Batches { batches, rotated } => together = (batches, rotated),
+                Order::AllPlanned(_) | Order::Tree(_) | Order::Cancel(..) => {}
             }
         }
-        tests
+        (tests, together)
     };
     let warning = async {
         while let Some(event) = events_in.recv().await {
@@ -74,7 +88,7 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
             }
         }
     };
-    let (planned, tests, ()) = tokio::join!(planning, collecting, warning);
+    let (planned, (tests, together), ()) = tokio::join!(planning, collecting, warning);
     let skipped = planned?.skipped;
     if tests.is_empty() {
         return nothing_to_plan(no_tests, skipped, &ui);
@@ -88,7 +102,9 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     }
     let slots = args.slots.unwrap_or_else(cores).max(1);
     let unknown = tests.iter().filter(|test| test.rank.urgency == Urgency::New).count();
-    let basis = Basis { tests: work(&tests), unknown, groups, threads, slots };
+    let (batches, rotated) = together;
+    let (sizes, tests) = (sizes(&tests), work(&tests));
+    let basis = Basis { tests, unknown, groups, batches, rotated, sizes, rate, threads, slots };
     print(args, &basis, &ui);
     ui.flush();
     ui.stdout_written().map(|()| ExitCode::Passed)
@@ -118,13 +134,21 @@ fn print(args: &PlanArgs, basis: &Basis, ui: &Ui) {
             0 => String::new(),
             unknown => format!(", {unknown} of unknown time guessed from the others"),
         };
-        ui.stdout_line(&format!("{count} tests, {total}, longest {longest}{guessed}"));
+        let batched: usize = basis.batches.iter().map(|batch| batch.tests.len()).sum();
+        let batched = match batched {
+            0 => String::new(),
+            batched => format!(", {batched} of them in {} processes", basis.batches.len()),
+        };
+        let sending = basis.sending(args.workers.to);
+        ui.stdout_line(&format!(
+            "{count} tests, {total}, longest {longest}{guessed}{batched}{sending}"
+        ));
     }
     let slots = basis.slots;
     let (mut before, mut knee): (Option<f64>, Option<u32>) = (None, None);
     for workers in args.workers.from..=args.workers.to {
-        let Forecast { makespan, .. } = basis.on(workers);
-        let limit = basis.limit(workers);
+        let Forecast { makespan, .. } = basis.on(workers, basis.rate);
+        let limit = basis.limit(workers, makespan);
         let took = makespan.as_secs_f64();
         if knee.is_none() && before.is_some_and(|before| took > before * (1.0 - KNEE)) {
             knee = Some(workers - 1);
@@ -168,9 +192,42 @@ fn work(planned: &[Planned]) -> Vec<(Task, Duration)> {
     work
 }
 
+/// Bytes of the executables of tests.
+fn sizes(planned: &[Planned]) -> BTreeMap<BinaryKey, u64> {
+    let mut sizes = BTreeMap::new();
+    for test in planned {
+        sizes.entry(test.runnable.key).or_insert_with(|| {
+            let executable = std::fs::metadata(&test.runnable.binary.executable);
+            executable.map_or(0, |metadata| metadata.len())
+        });
+    }
+    sizes
+}
+
+/// The middle one of those that were measured.
+fn usual_rate(paces: &Paces) -> Option<f64> {
+    let mut rates: Vec<f64> = paces.values().filter_map(|pace| pace.rate()).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied()
+}
+
 impl Basis {
-    fn on(&self, workers: u32) -> Forecast {
-        let machine = Machine {
+    /// What is counted for sending executables, in words.
+    fn sending(&self, workers: u32) -> String {
+        let bytes: u64 = self.sizes.values().sum();
+        match self.rate {
+            _ if workers < 2 => String::new(),
+            Some(rate) => {
+                let (size, rate) = (bytes as f64 / 1e6, rate / 1e6);
+                format!(", {size:.0} MB of executables to send at {rate:.1} MB/s, as measured")
+            }
+            None => ", sending executables not counted (no way to a worker is remembered)".into(),
+        }
+    }
+
+    /// On so many workers, of which one is here, with `rate` on the way to the others.
+    fn on(&self, workers: u32, rate: Option<f64>) -> Forecast {
+        let here = Machine {
             slots: self.slots,
             speed: 1.0,
             speed_known: true,
@@ -179,38 +236,41 @@ impl Basis {
             rate: None,
             dies_at: None,
         };
-        let rules = Rules {
-            retries: 0,
-            failures_max: None,
-            failures_end_running: false,
-            flaky_fails: false,
-            threads: self.threads,
-            hedge: false,
-        };
+        let elsewhere = Machine { rate, ..here };
+        let others = workers.saturating_sub(1) as usize;
+        let machines = std::iter::once(here).chain(std::iter::repeat_n(elsewhere, others));
         let question = Question {
-            rules,
+            rules: Rules { threads: self.threads, ..Rules::default() },
             groups: self.groups.clone(),
+            batches: self.batches.clone(),
+            rotated: self.rotated.clone(),
             tests: self.tests.clone(),
-            machines: vec![machine; workers as usize],
+            machines: machines.collect(),
             overhead: OVERHEAD,
-            sizes: BTreeMap::new(),
+            sizes: self.sizes.clone(),
         };
         play(&question, |scheduler, input, effects| scheduler.step(input, effects))
     }
 
-    /// What keeps a run on so many workers from being quicker: the largest of its lower bounds.
-    fn limit(&self, workers: u32) -> String {
+    /// What keeps a run on so many workers from being quicker: sending, if it would be much quicker
+    /// without; else the largest of its lower bounds.
+    fn limit(&self, workers: u32, makespan: Duration) -> String {
+        let sent = self.rate.map(|_| self.on(workers, None).makespan);
+        if sent.is_some_and(|without| without < makespan.mul_f64(SENDING_SHARE)) {
+            return "sending executables".to_owned();
+        }
         let all = workers.saturating_mul(self.slots).max(1);
         let (at_once, busy) = match self.threads.filter(|threads| *threads < all) {
             Some(threads) => (threads.max(1), "the number of test threads"),
             None => (all, "all slots are busy"),
         };
         let lasts = |takes: &Duration| *takes + OVERHEAD;
-        let work: Duration = self
-            .tests
-            .iter()
-            .map(|(task, takes)| lasts(takes) * self.slots_of(task).min(at_once))
-            .sum();
+        let work =
+            self.tests.iter().map(|(task, takes)| lasts(takes) * self.slots_of(task).min(at_once));
+        // Who shares a process shares its start.
+        let shared: usize = self.batches.iter().map(|batch| batch.tests.len() - 1).sum();
+        let saved = OVERHEAD * u32::try_from(shared).unwrap_or(u32::MAX);
+        let work = work.sum::<Duration>().saturating_sub(saved);
         let longest = self.tests.iter().map(|(_, takes)| lasts(takes)).max().unwrap_or_default();
         let plain = [(work / at_once, busy), (longest, "the longest test")];
         let plain = plain.map(|(bound, name)| (bound, name.to_owned()));
