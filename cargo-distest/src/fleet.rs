@@ -49,7 +49,7 @@ pub use greeting::Names;
 pub use hands::{Happened, run};
 pub use notices::{Notice, Notices};
 pub use talk::{Meant, all, named};
-pub use visit::{Clock, Said, Source, Trouble, Visited, visit};
+pub use visit::{Clock, Said, Source, Trouble, Visited, Wanted, examine, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

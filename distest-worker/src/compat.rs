@@ -125,6 +125,20 @@ impl Loader<'_> {
     }
 }
 
+/// Which of these libraries are nowhere that a loader looks by itself, in the kind that this process
+/// is made of.
+pub fn lacking(names: Vec<String>) -> Vec<String> {
+    let Some(own) = read(Path::new("/proc/self/exe")) else { return Vec::new() };
+    let fits = |path: &Path| read(path).is_some_and(|elf| elf.kind == own.kind);
+    let is_lacking = |name: &String| {
+        let cached = known_libraries().get(name).into_iter().flatten();
+        let standard = STANDARD.iter().map(|folder| Path::new(folder).join(name));
+        // A path would be looked for as it is, not in these folders.
+        name.contains('/') || !(cached.cloned().chain(standard).any(|path| fits(&path)))
+    };
+    names.into_iter().filter(is_lacking).collect()
+}
+
 /// Folders that a file names, with `$ORIGIN` put in.
 fn own_folders(file: &Loaded, folders: &[String]) -> Vec<PathBuf> {
     let origin = file.path.parent().unwrap_or(Path::new("/")).to_string_lossy();

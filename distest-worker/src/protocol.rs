@@ -74,6 +74,9 @@ pub struct BinaryKey(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct SlotId(pub u32);
 
+/// Libraries that a worker looks for at a time.
+pub const LIBRARIES_MAX: usize = 1000;
+
 /// Served by the worker.
 #[tarpc::service]
 pub trait Worker {
@@ -137,6 +140,9 @@ pub trait Worker {
     /// Removes all received files that no session uses. Needs no session, and the permission
     /// `admin`. Since version 1.1.
     async fn collect_garbage() -> Result<Freed, Refusal>;
+    /// Which of these shared libraries, at most [`LIBRARIES_MAX`], a test that needs them would not
+    /// find among the worker's own. Needs no session, and the permission `view`. Since version 1.1.
+    async fn lacks_libraries(names: Vec<String>) -> Result<Vec<String>, Refusal>;
 }
 
 /// Served by the client.

@@ -128,6 +128,10 @@ impl Worker for TestWorker {
         Ok(Freed::default())
     }
 
+    async fn lacks_libraries(self, _: Context, _: Vec<String>) -> Result<Vec<String>, Refusal> {
+        Ok(Vec::new())
+    }
+
     async fn close(self, _: Context) {
         struct TellDropped(Arc<Notify>);
         impl Drop for TellDropped {

@@ -1,19 +1,24 @@
 //! What a worker tells to monitoring, and what the doctor finds.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use distest_tests::DEADLINE;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::scratch::{Scratch, what_stays};
+use distest_tests::sshd::{self, Sshd};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::case;
+use crate::faults::can_mount;
+use crate::travel::package;
+use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -22,6 +27,9 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
         case("doctor::uses_the_compiler_that_cargo_would", compiler),
+        case("doctor::waits_for_nobody_who_dials", dials),
+        case_if("doctor::starts_workers_behind_ssh", sshd::possible, behind_ssh),
+        case_if("doctor::finds_libraries_that_a_worker_lacks", library, lacks),
     ]
 }
 
@@ -150,4 +158,87 @@ fn ill(scratch: &Scratch) {
     scratch.write("config/distest/config.toml", "[fleet]\nworker = 1\n");
     let found = findings(scratch, 96, &[]);
     assert!(finds(&found, "configuration", "wrong")["text"].to_string().contains("worker"));
+}
+
+fn dials(scratch: &Scratch) {
+    let found = findings(scratch, 0, &["--worker", "listen://127.0.0.1:9"]);
+    let dials = finds(&found, "worker listen://127.0.0.1:9", "could");
+    assert!(dials["hint"].as_str().expect("what to do").contains("distest-worker join"));
+}
+
+fn behind_ssh(scratch: &Scratch) {
+    let sshd = Sshd::start(scratch);
+    let look = |code| {
+        let args = ["doctor", "--format", "json", "--worker", &sshd.address];
+        let call = Client::call(scratch, scratch.path(), &args).env("DISTEST_SSH", &sshd.client);
+        let finished = call.finish();
+        assert_eq!(finished.code(), code, "{}", finished.stdout);
+        serde_json::from_str::<Value>(&finished.stdout).expect("JSON")["findings"].clone()
+    };
+    let found = look(0);
+    let found = found.as_array().expect("a list");
+    let is_worker = |it: &&Value| it["about"].as_str().is_some_and(|it| it.starts_with("worker "));
+    let told: Vec<_> = found.iter().filter(is_worker).collect();
+    assert!(!told.is_empty() && told.iter().all(|it| it["grade"] != "wrong"), "{told:#?}");
+    let left = scratch.left_after(crate::GONE_WITHIN, |stray| stray.pid != sshd.pid());
+    assert!(left.is_empty(), "processes left behind: {left:#?}");
+    fs::write(scratch.join("ssh/user.pub"), "").expect("a file of ours");
+    let found = look(96);
+    let about = format!("worker {}", sshd.address);
+    let refused = finds(found.as_array().expect("a list"), &about, "wrong");
+    assert!(refused["text"].to_string().contains("Permission denied"), "{refused}");
+    assert!(refused["hint"].to_string().contains("without a password"), "{refused}");
+}
+
+/// One that no program of ours needs.
+const LIBRARY: &str = "libcrypt.so.1";
+
+fn library_path() -> Option<PathBuf> {
+    let listed = Command::new("/sbin/ldconfig").arg("-p").output().ok()?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let line = listed.lines().find(|line| line.trim_start().starts_with(LIBRARY))?;
+    fs::canonicalize(line.rsplit("=> ").next()?.trim()).ok()
+}
+
+fn library() -> Result<(), String> {
+    can_mount()?;
+    library_path().map(drop).ok_or_else(|| format!("{LIBRARY} (libcrypt1) is needed"))
+}
+
+/// A worker in whose mount namespace a library is no library.
+fn lacks(scratch: &Scratch) {
+    let folder = package(scratch, "#[test] fn t() {}");
+    let link = format!(
+        "fn main() {{ println!(\"cargo:rustc-link-arg-tests=-Wl,--no-as-needed,-l:{LIBRARY}\"); }}"
+    );
+    scratch.write("subject/build.rs", &link);
+    let run = Client::call(scratch, &folder, &["run", "--offline", "--no-run"]).finish();
+    assert_eq!(run.code(), 0, "{}", run.stderr);
+    let path = library_path().expect("it was there");
+    let store = scratch.join("store");
+    let worker = Worker::start_changed(scratch, "w1", 1, &store, Executable::Worker, |command| {
+        let mut entered = scratch.command("unshare");
+        let script = "mount --bind /dev/null \"$1\" && shift && exec \"$@\"";
+        entered.args(["-m", "sh", "-c", script, "sh"]).arg(&path);
+        entered.arg(command.get_program()).args(command.get_args()).current_dir(scratch.path());
+        entered.stdin(Stdio::null()).stdout(Stdio::piped());
+        entered.stderr(File::create(scratch.join("worker-w1.log")).expect("ours"));
+        *command = entered;
+    });
+    let has = Worker::start(scratch, "w2", 1);
+    let look = |worker: &Worker| {
+        let args = ["doctor", "--format", "json", "--worker", &worker.address];
+        let finished = Client::call(scratch, &folder, &args).finish();
+        assert_eq!(finished.code(), 0, "{}", finished.stdout);
+        finished.stdout
+    };
+    let value: Value = serde_json::from_str(&look(&worker)).expect("JSON");
+    let found = value["findings"].as_array().expect("a list");
+    let needed = finds(found, "libraries", "ok")["text"].to_string();
+    assert!(needed.contains(LIBRARY) && needed.contains("libc.so"), "{needed}");
+    let text = |it: &&Value| it["text"].as_str().is_some_and(|it| it.contains("lacks libraries"));
+    let lacking = found.iter().find(text).unwrap_or_else(|| panic!("{found:#?}"));
+    assert!(lacking["text"].as_str().expect("a text").ends_with(&format!(": {LIBRARY}")));
+    assert!(lacking["hint"].to_string().contains("install"), "{lacking}");
+    assert!(!look(&has).contains("lacks libraries"), "it has all");
 }

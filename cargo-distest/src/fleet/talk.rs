@@ -289,7 +289,7 @@ fn behind_ssh(settings: &FleetSettings, named: Option<&str>) -> Vec<Meant> {
 }
 
 /// Greets a worker that must know what the first version didn't.
-async fn at(
+pub(super) async fn at(
     settings: &FleetSettings,
     keys: &Keys,
     address: &WorkerAddress,

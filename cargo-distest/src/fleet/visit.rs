@@ -14,7 +14,7 @@ use super::connection::{self, format_place};
 use super::discover::{self, ADDRESSES_MAX, Found};
 use super::greeting::{Greeted, Names};
 use super::keys::Keys;
-use super::talk::{Talk, answered};
+use super::talk::{self, Talk, answered};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// How long to look around in the local network. A question is asked again after 1 s, and the second
@@ -51,6 +51,17 @@ pub struct Said {
     pub status: Result<WorkerStatus, Trouble>,
     /// How its clock differs from ours, if it tells.
     pub clock: Option<Clock>,
+    /// Which libraries it lacks of those that were asked for.
+    pub lacks: Vec<String>,
+}
+
+/// What is asked of workers beside how they are.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Workers behind ssh are started.
+    pub starts: bool,
+    /// Shared libraries that tests need, at most [`distest_worker::protocol::LIBRARIES_MAX`].
+    pub libraries: Vec<String>,
 }
 
 /// What a worker's clock showed, seen from here.
@@ -115,16 +126,25 @@ impl Source {
 /// # Errors
 /// There is no key to look with.
 pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
+    examine(settings, &Wanted::default()).await
+}
+
+/// The same, and asks more of them.
+///
+/// # Errors
+/// There is no key to look with.
+pub async fn examine(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Visited>, Trouble> {
     let keys = Keys::load(&settings.identity)?;
-    let named = settings.workers.iter().map(|address| at_address(&keys, address));
+    let visitor = Visitor { settings, keys: &keys, wanted };
+    let named = settings.workers.iter().map(|address| visitor.at_address(address));
     let known = keys.known().iter().take(VISITED_MAX).map(|(key, known)| {
-        let (keys, names) = (&keys, keys.names(*key));
+        let (visitor, names) = (&visitor, keys.names(*key));
         let address = known.address.clone();
         async move {
             let source = Source::Known;
             match place(&address) {
                 Some((host, port)) => {
-                    let seen = ask(keys, &host, port, Some(*key)).await;
+                    let seen = visitor.ask(&host, port, Some(*key)).await;
                     Visited::new(names, format!("tcp://{address}#{key}"), source, seen)
                 }
                 None => {
@@ -156,72 +176,124 @@ fn once_each(mut visited: Vec<Visited>) -> Vec<Visited> {
     visited
 }
 
-async fn at_address(keys: &Keys, address: &WorkerAddress) -> Vec<Visited> {
-    let here = |names, seen| vec![Visited::new(names, address.to_string(), Source::Address, seen)];
-    let only = |text: &str| here(Names::default(), Err(Unusable::new(text).into()));
-    match address {
-        WorkerAddress::Tcp { host, port, key } => {
-            let names = key.map(|key| keys.names(key)).unwrap_or_default();
-            here(names, ask(keys, host, *port, *key).await)
-        }
-        WorkerAddress::Ssh { .. } => only("not asked: it is started for each run"),
-        WorkerAddress::Listen(_) => only("workers dial this address while a run lasts"),
-        WorkerAddress::Registry { host, port, key } => {
-            let at = RegistryPlace { place: format_place(host, *port), key: *key };
-            let listed = async { Asker::dial(&at, keys.ours()).await?.list().await };
-            match listed.await {
-                Ok(entries) => all(keys, discover::of_entries(entries), Source::Registry).await,
-                Err(error) => here(Names::default(), Err(discover::explain(&error).into())),
-            }
-        }
-        #[cfg(feature = "mdns")]
-        WorkerAddress::Mdns => match distest_worker::mdns::Browser::new() {
-            Ok(mut browser) => {
-                let end = tokio::time::Instant::now() + LOOK_AROUND;
-                let mut found = Vec::new();
-                while tokio::time::Instant::now() < end {
-                    let left = end.saturating_duration_since(tokio::time::Instant::now());
-                    found = browser.look(left).await;
-                }
-                all(keys, discover::of_mdns(found), Source::Mdns).await
-            }
-            Err(why) => only(&why),
-        },
-        #[cfg(not(feature = "mdns"))]
-        WorkerAddress::Mdns => only("this program was built without mDNS"),
-    }
+/// Goes to workers.
+struct Visitor<'a> {
+    settings: &'a FleetSettings,
+    keys: &'a Keys,
+    wanted: &'a Wanted,
 }
 
-async fn all(keys: &Keys, found: BTreeSet<Found>, source: Source) -> Vec<Visited> {
-    let visits = found.into_iter().take(VISITED_MAX).map(|found| async move {
-        let Found { key, name, addresses } = &found;
-        let mut seen: Result<(Names, Said), Trouble> =
-            Err(Unusable::new("its key is not known here")
-                .hint(format!(
-                    "{key}: run `distest-worker invite` there and `cargo distest workers add \
-                     INVITATION` here"
-                ))
-                .into());
-        let at =
-            |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
-        // The likeliest, unless another one answers.
-        let mut address = addresses.first().map_or_else(|| NO_ADDRESS.to_owned(), at);
-        if keys.may_be(&found) {
-            for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
-                let told = ask(keys, &place.0, place.1, Some(*key)).await;
-                let answered = told.is_ok();
-                if answered || number == 0 {
-                    (address, seen) = (at(place), told);
-                }
-                if answered {
-                    break;
+impl Visitor<'_> {
+    async fn at_address(&self, address: &WorkerAddress) -> Vec<Visited> {
+        let keys = self.keys;
+        let here =
+            |names, seen| vec![Visited::new(names, address.to_string(), Source::Address, seen)];
+        let only = |text: &str| here(Names::default(), Err(Unusable::new(text).into()));
+        match address {
+            WorkerAddress::Tcp { host, port, key } => {
+                let names = key.map(|key| keys.names(key)).unwrap_or_default();
+                here(names, self.ask(host, *port, *key).await)
+            }
+            WorkerAddress::Ssh { .. } if self.wanted.starts => {
+                let started = talk::at(self.settings, keys, address).await;
+                let seen = match started {
+                    Ok(talk) => Ok(self.listen_to(talk).await),
+                    Err(trouble) => Err(trouble),
+                };
+                here(Names::default(), seen)
+            }
+            WorkerAddress::Ssh { .. } => only("not asked: it is started for each run"),
+            WorkerAddress::Listen(_) => only("workers dial this address while a run lasts"),
+            WorkerAddress::Registry { host, port, key } => {
+                let at = RegistryPlace { place: format_place(host, *port), key: *key };
+                let listed = async { Asker::dial(&at, keys.ours()).await?.list().await };
+                match listed.await {
+                    Ok(entries) => self.all(discover::of_entries(entries), Source::Registry).await,
+                    Err(error) => here(Names::default(), Err(discover::explain(&error).into())),
                 }
             }
+            #[cfg(feature = "mdns")]
+            WorkerAddress::Mdns => match distest_worker::mdns::Browser::new() {
+                Ok(mut browser) => {
+                    let end = tokio::time::Instant::now() + LOOK_AROUND;
+                    let mut found = Vec::new();
+                    while tokio::time::Instant::now() < end {
+                        let left = end.saturating_duration_since(tokio::time::Instant::now());
+                        found = browser.look(left).await;
+                    }
+                    self.all(discover::of_mdns(found), Source::Mdns).await
+                }
+                Err(why) => only(&why),
+            },
+            #[cfg(not(feature = "mdns"))]
+            WorkerAddress::Mdns => only("this program was built without mDNS"),
         }
-        let names = Names { own: name.clone(), ..keys.names(*key) };
-        Visited::new(names, address, source, seen)
-    });
-    futures::future::join_all(visits).await
+    }
+
+    async fn all(&self, found: BTreeSet<Found>, source: Source) -> Vec<Visited> {
+        let keys = self.keys;
+        let visits = found.into_iter().take(VISITED_MAX).map(|found| async move {
+            let Found { key, name, addresses } = &found;
+            let mut seen: Result<(Names, Said), Trouble> =
+                Err(Unusable::new("its key is not known here")
+                    .hint(format!(
+                        "{key}: run `distest-worker invite` there and `cargo distest workers add \
+                     INVITATION` here"
+                    ))
+                    .into());
+            let at =
+                |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
+            // The likeliest, unless another one answers.
+            let mut address = addresses.first().map_or_else(|| NO_ADDRESS.to_owned(), at);
+            if keys.may_be(&found) {
+                for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
+                    let told = self.ask(&place.0, place.1, Some(*key)).await;
+                    let answered = told.is_ok();
+                    if answered || number == 0 {
+                        (address, seen) = (at(place), told);
+                    }
+                    if answered {
+                        break;
+                    }
+                }
+            }
+            let names = Names { own: name.clone(), ..keys.names(*key) };
+            Visited::new(names, address, source, seen)
+        });
+        futures::future::join_all(visits).await
+    }
+
+    async fn ask(
+        &self,
+        host: &str,
+        port: u16,
+        key: Option<PublicKey>,
+    ) -> Result<(Names, Said), Trouble> {
+        let secured = connection::reach(self.keys, host, port, key).await?;
+        let talk = Talk::with(Greeted::proved(self.keys, secured).await?);
+        Ok(self.listen_to(talk).await)
+    }
+
+    async fn listen_to(&self, talk: Talk) -> (Names, Said) {
+        // What an older worker doesn't know would end the connection.
+        let asked = SystemTime::now();
+        let status = match talk.hello.protocol.minor {
+            0 => Err(Unusable::new("it is too old to tell what goes on there").into()),
+            _ => answered(talk.worker.status(link::context(ANSWER)).await),
+        };
+        let clock =
+            status.as_ref().ok().and_then(|it| Clock::told(it.clock_ms, asked, SystemTime::now()));
+        let mut lacks = Vec::new();
+        if status.is_ok() && !self.wanted.libraries.is_empty() {
+            let names = self.wanted.libraries.clone();
+            let told = answered(talk.worker.lacks_libraries(link::context(ANSWER), names).await);
+            // Nothing but what was asked for.
+            lacks = told.unwrap_or_default();
+            lacks.retain(|name| self.wanted.libraries.contains(name));
+        }
+        let said = Said { hello: talk.hello.clone(), status, clock, lacks };
+        (talk.names.clone(), said)
+    }
 }
 
 impl Visited {
@@ -238,35 +310,17 @@ impl Visited {
         }
     }
 
-    /// Whether it is known as one that dials this machine, and not seen otherwise.
-    pub(super) fn dials(&self) -> bool {
-        self.said.is_err() && self.address == NO_ADDRESS
+    /// Whether workers dial this machine there, or it is known as one that does and not seen
+    /// otherwise.
+    pub fn dials(&self) -> bool {
+        let listens = || matches!(self.address.parse(), Ok(WorkerAddress::Listen(_)));
+        self.said.is_err() && (self.address == NO_ADDRESS || listens())
     }
 
     fn instance(&self) -> Option<String> {
         let said = self.said.as_ref().ok()?;
         Some(said.hello.instance.clone()).filter(|instance| !instance.is_empty())
     }
-}
-
-async fn ask(
-    keys: &Keys,
-    host: &str,
-    port: u16,
-    key: Option<PublicKey>,
-) -> Result<(Names, Said), Trouble> {
-    let secured = connection::reach(keys, host, port, key).await?;
-    let talk = Talk::with(Greeted::proved(keys, secured).await?);
-    // What an older worker doesn't know would end the connection.
-    let asked = SystemTime::now();
-    let status = match talk.hello.protocol.minor {
-        0 => Err(Unusable::new("it is too old to tell what goes on there").into()),
-        _ => answered(talk.worker.status(link::context(ANSWER)).await),
-    };
-    let clock =
-        status.as_ref().ok().and_then(|it| Clock::told(it.clock_ms, asked, SystemTime::now()));
-    let said = Said { hello: talk.hello.clone(), status, clock };
-    Ok((talk.names.clone(), said))
 }
 
 impl From<Unusable> for Trouble {
@@ -287,7 +341,7 @@ mod tests {
         let seen = |key, source, instance: Option<&str>| {
             let said = instance.map(|instance| {
                 let hello = Hello { instance: instance.to_owned(), ..Hello::default() };
-                Said { hello, status: Ok(WorkerStatus::default()), clock: None }
+                Said { hello, status: Ok(WorkerStatus::default()), clock: None, lacks: Vec::new() }
             });
             let said = said.ok_or_else(|| Unusable::new("nobody listens there").into());
             let names = Names { key: Some(key), ..Names::default() };

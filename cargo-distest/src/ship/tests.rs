@@ -175,6 +175,10 @@ impl Worker for FakeWorker {
         Ok(Freed::default())
     }
 
+    async fn lacks_libraries(self, _: Context, _: Vec<String>) -> Result<Vec<String>, Refusal> {
+        Ok(Vec::new())
+    }
+
     async fn close(self, _: Context) {}
 }
 

@@ -1,5 +1,6 @@
 //! `cargo distest doctor`: looks for what would go wrong, and says what to do about each.
 
+mod built;
 mod fleet;
 mod machine;
 
@@ -57,7 +58,9 @@ pub async fn doctor(args: &DoctorArgs, mut print: impl FnMut(&str)) -> Result<Ex
                 findings.extend(machine::variables(&settings.travel.pass, std::env::vars_os()));
             }
             findings.extend(keys(&settings.fleet));
-            findings.extend(fleet::workers(&settings.fleet).await);
+            let (built, finding) = built::look(&machine::cargo());
+            findings.extend(finding);
+            findings.extend(fleet::workers(&settings.fleet, &built).await);
         }
     }
     match format {

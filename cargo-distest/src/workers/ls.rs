@@ -37,7 +37,7 @@ fn json_of(visited: &Visited) -> Value {
     });
     let more = match said {
         Err(trouble) => json!({ "usable": false, "reason": trouble.reason, "hint": trouble.hint }),
-        Ok(Said { hello, status, clock: _ }) => {
+        Ok(Said { hello, status, .. }) => {
             let mut more = json!({
                 "usable": true,
                 "target": hello.target,
@@ -139,7 +139,7 @@ fn cells(visited: &Visited) -> [String; 9] {
         (name, None) => plain(name),
     };
     let address = format!("{} ({})", plain(address), source.word());
-    let Ok(Said { hello, status, clock: _ }) = said else {
+    let Ok(Said { hello, status, .. }) = said else {
         return [name, none(), none(), none(), none(), none(), none(), none(), address];
     };
     let status = status.as_ref().ok();
@@ -255,7 +255,9 @@ mod tests {
             source,
             said,
         };
-        let said = |hello: &Hello, status| Ok(Said { hello: hello.clone(), status, clock: None });
+        let said = |hello: &Hello, status| {
+            Ok(Said { hello: hello.clone(), status, clock: None, lacks: Vec::new() })
+        };
         let other = Hello { name: "other".to_owned(), labels: Labels::new(), ..hello.clone() };
         vec![
             named("big", "tcp://10.0.0.7:7777", Source::Registry, said(&hello, Ok(status))),

@@ -4,6 +4,15 @@ use std::process::Command;
 
 use super::*;
 
+#[test]
+fn what_no_loader_would_find_is_lacking() {
+    let own = read(Path::new("/proc/self/exe")).unwrap();
+    let libc = own.needed.iter().find(|name| name.starts_with("libc.")).cloned().unwrap();
+    let names = [libc.as_str(), "libno-such.so.1", "", ".", "../lib/libno-such.so", "/bin/sh"];
+    let expected: Vec<_> = names[1..].to_vec();
+    assert_eq!(lacking(names.map(str::to_owned).to_vec()), expected);
+}
+
 /// Compiles a little C in a folder of its own. Libraries and executables alike.
 struct Bench {
     dir: tempfile::TempDir,

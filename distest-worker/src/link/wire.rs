@@ -167,6 +167,7 @@ impl Method for WorkerRequest {
             Self::Remember { .. } => 20,
             Self::Upgrade { .. } => 21,
             Self::CollectGarbage { .. } => 22,
+            Self::LacksLibraries { .. } => 23,
         }
     }
 
@@ -210,6 +211,7 @@ impl Method for WorkerResponse {
             Self::Remember(_) => 20,
             Self::Upgrade(_) => 21,
             Self::CollectGarbage(_) => 22,
+            Self::LacksLibraries(_) => 23,
         }
     }
 

@@ -14,13 +14,14 @@ use super::WorkerShared;
 use super::files::Files;
 use super::hands::Hands;
 use super::upgrading::{self, Arriving};
+use crate::compat::lacking;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
     AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, ExecutablePiece, FilePiece,
-    FolderPage, Freed, Lease, OsText, Pong, Proof, PutReply, Refusal, RefusalKind, SessionReady,
-    SessionSpec, StdinChunk, Stop, TestTime, TreePiece, TreeSpec, UpgradeReply, Worker,
-    WorkerRequest, WorkerResponse, WorkerStatus,
+    FolderPage, Freed, LIBRARIES_MAX, Lease, OsText, Pong, Proof, PutReply, Refusal, RefusalKind,
+    SessionReady, SessionSpec, StdinChunk, Stop, TestTime, TreePiece, TreeSpec, UpgradeReply,
+    Worker, WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// Between signs of life that a long call gives.
@@ -263,6 +264,17 @@ impl Worker for Handler {
         self.need(Permission::Admin)?;
         self.word();
         upgrading::collect_garbage(&self.worker).await
+    }
+
+    async fn lacks_libraries(self, _: Context, names: Vec<String>) -> Result<Vec<String>, Refusal> {
+        self.need(Permission::View)?;
+        self.word();
+        if names.len() > LIBRARIES_MAX {
+            let message = format!("at most {LIBRARIES_MAX} libraries are looked for at a time");
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        let looked = tokio::task::spawn_blocking(move || lacking(names)).await;
+        looked.map_err(|error| Refusal::new(RefusalKind::Closed, error.to_string()))
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {

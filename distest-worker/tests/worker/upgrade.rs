@@ -55,7 +55,12 @@ async fn only_who_administers_a_worker_upgrades_it_or_empties_its_store() {
     assert!(refused.message.contains("`admin`"), "{refused}");
     let refused = peer.worker.collect_garbage(link::context(DEADLINE)).await.unwrap().unwrap_err();
     assert_eq!(refused.kind, RefusalKind::Forbidden);
+    let names = || vec!["libno-such.so".to_owned()];
+    let lacks = peer.worker.lacks_libraries(link::context(DEADLINE), names()).await.unwrap();
+    assert_eq!(lacks, Ok(names()));
     let (_, peer) = peer_with(&served, "admin").await;
+    let refused = peer.worker.lacks_libraries(link::context(DEADLINE), names()).await.unwrap();
+    assert_eq!(refused.unwrap_err().kind, RefusalKind::Forbidden);
     let asked = peer.upgrade_piece(Digest::of(b"x"), b"x", 0, 0).await;
     assert_eq!(asked, Ok(UpgradeReply::More {}));
     let own = fs::read(WORKER).unwrap();

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use distest_worker::compat::elf::glibc_version;
 use distest_worker::sandbox::level::Level;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
+use super::built::Built;
 use super::{DESCRIPTORS_MIN, DISK_FREE_MIN, Finding, could, fine, wrong};
-use crate::fleet::{self, Clock, Said, Source, Trouble, Visited};
+use crate::fleet::{self, Clock, Said, Source, Trouble, Visited, Wanted};
 use crate::settings::{FleetSettings, KeySource, WorkerAddress};
 
 /// A worker's store is nearly full at this many percent.
@@ -15,12 +17,16 @@ const STORE_FULL_PERCENT: u64 = 90;
 /// Milliseconds by which clocks may differ.
 const CLOCK_MS_MAX: u64 = 2_000;
 
+const START_JOINER: &str =
+    "start one with: distest-worker join HOST:PORT, with this machine's address";
+
 /// Every worker that is named or known.
-pub(super) async fn workers(settings: &FleetSettings) -> Vec<Finding> {
+pub(super) async fn workers(settings: &FleetSettings, built: &Built) -> Vec<Finding> {
     if settings.identity.key == KeySource::Nowhere {
         return Vec::new();
     }
-    match fleet::visit(settings).await {
+    let wanted = Wanted { starts: true, libraries: built.libraries.clone() };
+    match fleet::examine(settings, &wanted).await {
         // The key's finding says why.
         Err(_) => Vec::new(),
         Ok(visited) if visited.is_empty() && settings.workers.is_empty() => {
@@ -29,7 +35,7 @@ pub(super) async fn workers(settings: &FleetSettings) -> Vec<Finding> {
         Ok(visited) => {
             let mdns = settings.workers.contains(&WorkerAddress::Mdns);
             let mut findings: Vec<_> = mdns.then(|| local_network(&visited)).into_iter().collect();
-            findings.extend(visited.iter().flat_map(worker));
+            findings.extend(visited.iter().flat_map(|it| worker(it, built)));
             findings
         }
     }
@@ -63,14 +69,19 @@ fn local_network(visited: &[Visited]) -> Finding {
     }
 }
 
-fn worker(visited: &Visited) -> Vec<Finding> {
+fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
     let name = match visited.names.shown() {
         "" => &visited.address,
         name => name,
     };
     let about = format!("worker {name}");
-    let Said { hello, status, clock } = match &visited.said {
+    let Said { hello, status, clock, lacks } = match &visited.said {
         Ok(said) => said,
+        // Whether one comes shows when a run lets it.
+        Err(Trouble { reason, hint }) if visited.dials() => {
+            let hint = hint.as_deref();
+            return vec![could(&about, reason.clone(), hint.unwrap_or(START_JOINER))];
+        }
         Err(Trouble { reason, hint }) => {
             return vec![Finding { hint: hint.clone(), ..wrong(&about, reason.clone()) }];
         }
@@ -84,6 +95,18 @@ fn worker(visited: &Visited) -> Vec<Finding> {
     }
     if let Some(text) = clock.and_then(skew) {
         found(text, "have both clocks set by NTP: times of files and in output differ");
+    }
+    if !lacks.is_empty() {
+        let text = format!("lacks libraries that tests built here need: {}", lacks.join(", "));
+        found(text, "install them there, or have them linked statically");
+    }
+    if let (Some(needed), Some(has)) = (built.glibc, glibc_version(&hello.libc))
+        && has < needed
+    {
+        let (major, minor) = needed;
+        let has = &hello.libc;
+        let text = format!("has {has}, and tests built here need glibc {major}.{minor}");
+        found(text, "build on the oldest system among your workers, or for a musl target");
     }
     match status {
         Err(Trouble { reason, hint }) => {
@@ -156,11 +179,12 @@ mod tests {
             ..WorkerStatus::default()
         };
         let clock = Some(Clock { ahead_ms: 900, uncertain_ms: 10 });
-        let mut said = Said { hello, status: Ok(status), clock };
+        let mut said = Said { hello, status: Ok(status), clock, lacks: Vec::new() };
         change(&mut said);
         let names = Names { own: "w1".to_owned(), ..Names::default() };
         let (address, source) = (String::new(), Source::Known);
-        let found = worker(&Visited { names, address, source, said: Ok(said) });
+        let built = Built { glibc: Some((2, 36)), libraries: Vec::new() };
+        let found = worker(&Visited { names, address, source, said: Ok(said) }, &built);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].text.contains(expected), "{found:?}");
         assert_eq!(found[0].grade == Grade::Fine, expected == "slots", "{found:?}");
@@ -171,6 +195,8 @@ mod tests {
     fn what_is_wrong_with_a_worker_is_said_with_what_to_do() {
         check(|_| {}, "slots");
         check(|it| it.hello.software = "0.0.1".to_owned(), "version 0.0.1");
+        check(|it| it.lacks = vec!["libpq.so.5".to_owned()], "need: libpq.so.5");
+        check(|it| it.hello.libc = "glibc 2.31".to_owned(), "need glibc 2.36");
         let clock = |ahead_ms, uncertain_ms| Some(Clock { ahead_ms, uncertain_ms });
         check(|it| it.clock = clock(90_000, 1), "90.0 s ahead of");
         check(|it| it.clock = clock(-2_100, 50), "2.1 s behind");

@@ -52,10 +52,18 @@ const OF_THE_SESSION: &[&str] = &[
     "ZSH",
 ];
 
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// As a run would call it.
+pub(super) fn cargo() -> OsString {
+    variable("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 /// cargo, rustc and git, as a run would call them.
 pub(super) fn tools() -> Vec<Finding> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let cargo = variable("CARGO").unwrap_or_else(|| "cargo".into());
+    let cargo = cargo();
     // As cargo chooses it.
     let rustc = variable("RUSTC").or_else(|| variable("CARGO_BUILD_RUSTC"));
     let rustc = rustc.unwrap_or_else(|| "rustc".into());
