@@ -15,11 +15,13 @@ pub mod control;
 mod half_open;
 pub mod join;
 mod reception;
+mod seats;
 mod signals;
 
 use self::control::Control;
 pub use self::half_open::{HalfOpen, Place};
 pub use self::reception::Reception;
+use self::seats::Full;
 pub(crate) use self::signals::{Asked, Signals};
 use crate::accept::{AcceptObstacle, accept_again};
 use crate::invitation::InvitationError;
@@ -31,9 +33,6 @@ pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connect
 use crate::tls::TlsError;
 use crate::upgrade::Successor;
 use crate::zygote::ZygoteProgram;
-
-/// Sessions at once. Connections whose peer has not proved its key yet have a bound of their own.
-pub const SESSIONS_MAX: usize = 1024;
 
 /// How long sessions may take to end when the worker shuts down, before they are dropped.
 const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
@@ -119,8 +118,8 @@ enum End {
     Served(ConnectionEnd),
     /// With a guest who came with an invitation; what came of it.
     Invited(Result<String, InvitationError>),
-    /// There were too many sessions.
-    Full,
+    /// There were too many connections, and it was told so.
+    Full(Full),
 }
 
 impl Listening {
@@ -186,7 +185,7 @@ impl Listening {
                         // Answers are small and awaited: they must not wait for company.
                         let _ = stream.set_nodelay(true);
                         let reception = Arc::clone(&self.reception);
-                        half_open.spawn(&mut connections, move |place| async move {
+                        half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             let loopback = peer.ip().to_canonical().is_loopback();
                             (peer, reception.receive(stream, loopback, place).await)
                         });
@@ -281,7 +280,7 @@ impl Told {
             }
             End::Invited(Ok(what)) => return tell(line(what.clone())),
             End::Invited(Err(error)) => format!("refused: {error}"),
-            End::Full => format!("refused: there are {SESSIONS_MAX} sessions already"),
+            End::Full(full) => format!("refused: {full}"),
             End::Refused(error) => format!("refused: {error}"),
         };
         if self.since.is_none_or(|since| since.elapsed() > TOLD_WITHIN) {

@@ -29,7 +29,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64URL_NOPAD;
 use nix::sys::resource::{Resource, getrlimit};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
 use self::driver::Driver;
@@ -459,6 +459,20 @@ where
         }
         None => ConnectionEnd::Link(end),
     }
+}
+
+/// Greets a client and tells it why it isn't served.
+pub(crate) async fn turn_away<S>(mut stream: S, worker: &WorkerShared, why: Refusal)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let told = async {
+        hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
+        hello::refuse(&mut stream, why).await?;
+        Ok::<_, HelloError>(stream.shutdown().await?)
+    };
+    // Who doesn't listen isn't served either.
+    let _ = tokio::time::timeout(HELLO_TIMEOUT, told).await;
 }
 
 /// Who is served, and until when.

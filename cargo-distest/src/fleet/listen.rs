@@ -42,7 +42,7 @@ async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let (fleet, first) = (fleet.clone(), Arc::clone(&first));
-                    half_open.spawn(&mut connections, move |place| async move {
+                    half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                         let joined = join(&fleet, stream, peer).await;
                         drop(place);
                         match joined {

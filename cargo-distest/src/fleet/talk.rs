@@ -387,7 +387,7 @@ async fn greet_all(listener: TcpListener, keys: Keys, greeted: mpsc::Sender<Talk
                 };
                 let _ = stream.set_nodelay(true);
                 let (keys, greeted) = (Arc::clone(&keys), greeted.clone());
-                half_open.spawn(&mut greeting, move |place| async move {
+                half_open.spawn(&mut greeting, peer.ip(), move |place| async move {
                     // One that says nothing keeps nobody out.
                     let talk = timeout(GREETING_TIME, joiner(&keys, stream, peer)).await;
                     drop(place);

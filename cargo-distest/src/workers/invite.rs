@@ -59,10 +59,10 @@ async fn taken(
     let mut guests = JoinSet::new();
     loop {
         tokio::select! {
-            Ok((stream, _)) = listener.accept() => {
+            Ok((stream, peer)) = listener.accept() => {
                 let (key, known) = (key.clone(), known.to_owned());
                 let invitations = Arc::clone(invitations);
-                half_open.spawn(&mut guests, move |place| async move {
+                half_open.spawn(&mut guests, peer.ip(), move |place| async move {
                     let guest = receive(stream, &key, &invitations, &known).await;
                     drop(place);
                     guest

@@ -87,7 +87,7 @@ impl Registry {
                         if let Some(gate) = &shared.gate {
                             gate.refresh().into_iter().for_each(&mut tell);
                         }
-                        half_open.spawn(&mut connections, move |place| async move {
+                        half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             // Whatever a peer does wrong ends its connection, and that is all.
                             let _ = shared.receive(stream, peer.ip(), || drop(place)).await;
                         });

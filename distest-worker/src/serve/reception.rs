@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 
+use super::End;
 use super::half_open::Place;
-use super::{End, SESSIONS_MAX};
+use super::seats::Seats;
 use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
 use crate::invitation::{self, Granted, Guest, Host, Invitation, InvitationError, Invitations};
-use crate::server::{ConnectionEnd, WorkerShared, serve_peer};
+use crate::server::{ConnectionEnd, WorkerShared, serve_peer, turn_away};
 use crate::tls::{self, Purpose, TlsError, Trust};
 
 /// Lets clients in, one connection at a time.
@@ -18,7 +18,7 @@ pub struct Reception {
     key: PrivateKey,
     gate: Arc<Gate>,
     worker: Arc<WorkerShared>,
-    sessions: Arc<Semaphore>,
+    seats: Seats,
     invitations: Invitations,
     /// Where others reach this worker, if it listens: `HOST:PORT`.
     address: OnceLock<String>,
@@ -35,9 +35,9 @@ enum Proved<S> {
 impl Reception {
     /// A worker with this key, which lets in whom `gate` does.
     pub fn new(key: PrivateKey, gate: Gate, worker: Arc<WorkerShared>) -> Arc<Self> {
-        let sessions = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let (gate, seats) = (Arc::new(gate), Seats::default());
         let (invitations, address) = (Invitations::default(), OnceLock::new());
-        Arc::new(Self { key, gate: Arc::new(gate), worker, sessions, invitations, address })
+        Arc::new(Self { key, gate, worker, seats, invitations, address })
     }
 
     /// Others reach this worker at `HOST:PORT`.
@@ -152,13 +152,17 @@ impl Reception {
         match self.prove(stream, loopback).await {
             Err(error) => End::Refused(error),
             Ok(Proved::Guest(stream, key)) => End::Invited(self.invited(stream, key).await),
-            Ok(Proved::Peer(stream, peer)) => {
-                drop(place);
-                match Arc::clone(&self.sessions).try_acquire_owned() {
-                    Ok(_session) => End::Served(self.session(stream, peer).await),
-                    Err(_) => End::Full,
+            Ok(Proved::Peer(stream, peer)) => match self.seats.take(peer.key) {
+                Ok(_seat) => {
+                    drop(place);
+                    End::Served(self.session(stream, peer).await)
                 }
-            }
+                Err(full) => {
+                    // Until it has been told, it is one of those that are half open.
+                    turn_away(stream, &self.worker, full.refusal()).await;
+                    End::Full(full)
+                }
+            },
         }
     }
 

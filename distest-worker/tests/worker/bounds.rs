@@ -73,3 +73,30 @@ async fn what_a_client_says_takes_little_of_a_workers_memory() {
     let memory = served.memory_bytes();
     assert!(memory < MEMORY_BYTES_MAX, "{} MiB", memory >> 20);
 }
+
+/// Connections that one key gets, as documented.
+const OF_ONE_KEY: usize = 128;
+
+#[tokio::test]
+async fn a_key_with_all_its_connections_keeps_nobody_else_out_and_is_told() {
+    let served = Served::start();
+    let key = PrivateKey::generate().unwrap();
+    std::fs::write(served.authorized_keys(), format!("{} view x\n", key.public())).unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..OF_ONE_KEY {
+        peers.push(connect(served.stream_of(&key).await).await);
+    }
+    let Err(HelloError::Refused(refusal)) = greets(&served, &key).await else {
+        panic!("one more was let in");
+    };
+    assert_eq!(refusal.kind, RefusalKind::OutOfResources);
+    assert!(refusal.message.contains("128 connections of this key"), "{refusal}");
+    assert!(refusal.hint.is_some_and(|hint| hint.contains("another worker")));
+    greets(&served, &served.our_key).await.expect("another key has its own");
+    // What has ended is the next one's.
+    let ended = peers.pop().unwrap();
+    ended.link.close("enough").await;
+    while greets(&served, &key).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
