@@ -2,8 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use super::key::{KeyError, PrivateKey, PublicKey};
 
@@ -29,6 +31,14 @@ pub enum IdentityError {
         why: String,
         /// What to do.
         hint: String,
+    },
+    /// It is something else than a file.
+    #[error("could not read {}: it is {what}, not a file", path.display())]
+    NoFile {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
     },
     /// It is no key.
     #[error("could not read the key {}: {error}", path.display())]
@@ -58,6 +68,9 @@ impl IdentityError {
             Self::Exposed { hint, .. } => hint.clone(),
             Self::Malformed { path, .. } => {
                 format!("move {} away; a new key is made on the next use", path.display())
+            }
+            Self::NoFile { path, .. } => {
+                format!("put a file in place of {}, or name another one", path.display())
             }
             Self::Io { path, .. } => format!("check the permissions of {}", path.display()),
         }
@@ -182,9 +195,11 @@ pub(super) enum Exposure {
     Public,
 }
 
-/// A file's text; none if there is no such file.
+/// A file's text; none if there is no such file. Waits for nobody, whatever lies there.
 pub(super) fn read(path: &Path, exposure: Exposure) -> Result<Option<String>, IdentityError> {
-    let file = match File::open(path) {
+    // A pipe is opened without waiting for whoever writes to it, a terminal without becoming ours.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -192,6 +207,9 @@ pub(super) fn read(path: &Path, exposure: Exposure) -> Result<Option<String>, Id
         Err(error) => return Err(io_error("read", path, error)),
     };
     let about = file.metadata().map_err(|error| io_error("read", path, error))?;
+    if let Some(what) = other_than_file(about.file_type()) {
+        return Err(IdentityError::NoFile { path: path.to_owned(), what });
+    }
     let exposed = |why: String, hint: String| {
         Err(IdentityError::Exposed { path: path.to_owned(), why, hint })
     };
@@ -220,6 +238,16 @@ pub(super) fn read(path: &Path, exposure: Exposure) -> Result<Option<String>, Id
         return Err(io_error("read", path, error));
     }
     Ok(Some(text))
+}
+
+/// What something is that is no file.
+fn other_than_file(kind: fs::FileType) -> Option<&'static str> {
+    match kind {
+        _ if kind.is_file() => None,
+        _ if kind.is_dir() => Some("a folder"),
+        _ if kind.is_fifo() => Some("a pipe"),
+        _ => Some("a device"),
+    }
 }
 
 /// Adds a line to a list, or makes the list. Lines of the same key are replaced.
@@ -331,6 +359,28 @@ mod tests {
         let public = public_path(&path);
         fs::set_permissions(&public, fs::Permissions::from_mode(0o666)).unwrap();
         assert_eq!(PublicKey::load(&path), None, "others could have written it");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_without_waiting_for_anybody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (path, what) in [(path.as_path(), "a pipe"), (folder.path(), "a folder")] {
+            for error in [
+                read(path, Exposure::Public).unwrap_err(),
+                PrivateKey::load_or_make(path).unwrap_err(),
+            ] {
+                let expected = format!("{}: it is {what}, not a file", path.display());
+                assert!(error.to_string().contains(&expected), "{error}");
+            }
+        }
+        nix::unistd::mkfifo(&public_path(&path), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(PublicKey::load(&path), None);
+        let list = folder.path().join("list");
+        nix::unistd::mkfifo(&list, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let key = PrivateKey::generate().unwrap().public();
+        assert!(add_line(&list, &key, "line").unwrap_err().hint().contains("in place of"));
     }
 
     #[test]
