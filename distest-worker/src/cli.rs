@@ -397,16 +397,25 @@ fn reception(args: KeyArgs, worker: Arc<WorkerShared>) -> Result<Arc<Reception>,
     Ok(Reception::new(key, gate, worker))
 }
 
-/// `--trusted` is for a process that ssh started, never for a port that inetd opened.
+/// `--trusted` is for a process that ssh started, never for a port that inetd opened. Whichever of the
+/// three is a network's, somebody there would be trusted, or told what we say.
 fn not_the_internet() -> Result<(), String> {
-    let name = getsockname::<SockaddrStorage>(io::stdin().as_raw_fd());
-    let family = name.ok().and_then(|name| name.family());
-    match family {
-        None | Some(AddressFamily::Unix) => Ok(()),
-        Some(_) => Err("stdin is a network socket, and with --trusted no key would be checked\n\
-                        hint: leave out --trusted"
-            .to_owned()),
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for (name, descriptor) in [
+        ("stdin", stdin.as_raw_fd()),
+        ("stdout", stdout.as_raw_fd()),
+        ("stderr", stderr.as_raw_fd()),
+    ] {
+        let address = getsockname::<SockaddrStorage>(descriptor);
+        let family = address.ok().and_then(|address| address.family());
+        if !matches!(family, None | Some(AddressFamily::Unix)) {
+            return Err(format!(
+                "{name} is a network socket, and with --trusted no key would be checked\n\
+                 hint: leave out --trusted"
+            ));
+        }
     }
+    Ok(())
 }
 
 fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {

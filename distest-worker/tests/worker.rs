@@ -730,25 +730,43 @@ async fn a_known_peer_that_breaks_the_rules_is_cut_and_others_are_none_the_worse
 #[test]
 fn stdio_checks_keys_and_its_exception_is_not_for_networks() {
     let folder = tempfile::tempdir().unwrap();
-    let stdio = |stdin: Stdio, args: &[&str]| {
+    let stdio = |args: &[&str]| {
         let mut command = Command::new(WORKER);
         command.arg("stdio").args(args).arg("--store").arg(folder.path().join("store"));
-        command.env("XDG_CONFIG_HOME", folder.path().join("config")).stdin(stdin).output().unwrap()
+        command.env("XDG_CONFIG_HOME", folder.path().join("config"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
     };
-    // As inetd would start it, with somebody at the other end who greets without a key.
+    // As inetd would start it.
     let socket = || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
-        std::io::Write::write_all(&mut near, b"\xd1distest\0\x01\0\0\0\0\0\x01\x80").unwrap();
         (near, std::os::fd::OwnedFd::from(far))
     };
-    let (_near, far) = socket();
-    let refused = stdio(Stdio::from(far), &["--trusted"]);
-    assert_eq!(refused.status.code(), Some(96));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("network socket"), "{refused:?}");
-    let (_near, far) = socket();
-    let refused = stdio(Stdio::from(far), &[]);
+    let end = |mut command: Command| command.spawn().unwrap().wait_with_output().unwrap();
+    for which in ["stdin", "stdout", "stderr"] {
+        let (mut near, far) = socket();
+        let mut command = stdio(&["--trusted"]);
+        match which {
+            "stdin" => command.stdin(far),
+            "stdout" => command.stdout(far),
+            _ => command.stderr(far),
+        };
+        let refused = end(command);
+        assert_eq!(refused.status.code(), Some(96), "{which}");
+        let mut said = String::from_utf8(refused.stderr).unwrap();
+        if which == "stderr" {
+            std::io::Read::read_to_string(&mut near, &mut said).unwrap();
+        }
+        assert!(said.contains(&format!("{which} is a network socket")), "{which}: {said}");
+    }
+    // Somebody at the other end greets without a key.
+    let (mut near, far) = socket();
+    std::io::Write::write_all(&mut near, b"\xd1distest\0\x01\0\0\0\0\0\x01\x80").unwrap();
+    let mut command = stdio(&[]);
+    command.stdin(far);
+    let refused = end(command);
     assert_eq!(refused.status.code(), Some(96));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no client"), "{refused:?}");
 }
