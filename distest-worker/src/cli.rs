@@ -264,7 +264,10 @@ async fn perform(command: WorkerCommand) -> Result<After, String> {
             } else {
                 let worker = worker(common, &keys)?;
                 let reception = reception(keys, worker)?;
-                let served = reception.serve_stream(stream, false).await;
+                let served = tokio::select! {
+                    served = reception.serve_stream(stream, false) => served,
+                    never = reception.watch(say) => match never {},
+                };
                 served.map_err(|error| format!("no client on stdin is let in: {error}"))?
             };
             if let ConnectionEnd::NoHello(error) = end {
@@ -298,7 +301,7 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     let bound = listening.address();
     let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
     let address = serve::reachable(bound);
-    reception.gate().refresh().iter().for_each(|told| say(told));
+    reception.gate().news().iter().for_each(|told| say(told));
     reception.listens_at(address.to_string());
     // For as long as the worker.
     let mut answering = tokio::task::JoinSet::new();
@@ -357,7 +360,7 @@ async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result
             }
         });
     }
-    reception.gate().refresh().iter().for_each(|told| say(told));
+    reception.gate().news().iter().for_each(|told| say(told));
     let name = reception.worker().config().name.clone();
     let places: Vec<_> = addresses.iter().map(|it| format!("tcp://{}", it.place)).collect();
     ready(&format!("ready {name} {}", places.join(" ")))?;

@@ -178,7 +178,7 @@ impl Listening {
                 }
                 () = &mut draining => break,
                 _ = refresh.tick() => {
-                    self.reception.gate().refresh().into_iter().for_each(|text| tell(text.into()));
+                    self.reception.gate().news().into_iter().for_each(|text| tell(text.into()));
                 }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
@@ -215,7 +215,7 @@ impl Listening {
                         },
                         // Who is removed now is out now.
                         _ = refresh.tick() => {
-                            let told = self.reception.gate().refresh();
+                            let told = self.reception.gate().news();
                             told.into_iter().for_each(|text| tell(text.into()));
                         }
                     }

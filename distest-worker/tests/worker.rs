@@ -28,6 +28,8 @@ use tokio::task::JoinHandle;
 mod blobs;
 #[path = "worker/bounds.rs"]
 mod bounds;
+#[path = "worker/list.rs"]
+mod list;
 #[path = "worker/sharing.rs"]
 mod sharing;
 #[path = "worker/upgrade.rs"]

@@ -38,7 +38,7 @@ pub(super) async fn registry(args: RegistryArgs) -> Result<(), String> {
     )?;
     let key = PrivateKey::load_or_make(&path).map_err(told)?;
     let gate = authorized_keys.map(|path| Gate::new(Some(path), None));
-    gate.iter().flat_map(Gate::refresh).for_each(|text| say(&text));
+    gate.iter().flat_map(Gate::news).for_each(|text| say(&text));
     let could_not = |error| format!("could not listen at {listen}: {error}");
     let registry = Registry::at(listen, key, gate).await.map_err(could_not)?;
     let address = serve::reachable(registry.address().map_err(could_not)?);

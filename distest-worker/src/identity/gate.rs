@@ -48,6 +48,8 @@ pub struct Gate {
 struct State {
     keys: AuthorizedKeys,
     stamp: Option<Stamp>,
+    /// What is wrong with the file as it is, until somebody has been told.
+    news: Vec<String>,
 }
 
 /// Tells whether a file may have changed.
@@ -88,15 +90,15 @@ impl Gate {
         self.state().keys.is_empty()
     }
 
-    /// Reads `authorized_keys` if it may have changed; answers what its owner should be told. If
-    /// it can't be read, or others could have written it, nobody in it is let in.
-    pub fn refresh(&self) -> Vec<String> {
-        let Some(path) = &self.authorized_keys else { return Vec::new() };
+    /// Reads `authorized_keys` if it may have changed. If it can't be read, or others could have
+    /// written it, nobody in it is let in.
+    pub fn refresh(&self) {
+        let Some(path) = &self.authorized_keys else { return };
         let stamp = stamp(path);
         if self.state().stamp == stamp {
-            return Vec::new();
+            return;
         }
-        let (keys, told) = match files::read(path, Exposure::Public) {
+        let (keys, news) = match files::read(path, Exposure::Public) {
             Ok(text) => {
                 let (keys, wrong) = AuthorizedKeys::parse(&text.unwrap_or_default());
                 let told = wrong.into_iter().map(|wrong| format!("{}: {wrong}", path.display()));
@@ -107,9 +109,15 @@ impl Gate {
                 (AuthorizedKeys::default(), vec![told])
             }
         };
-        *self.state() = State { keys, stamp };
+        *self.state() = State { keys, stamp, news };
         self.changes.send_modify(|changes| *changes += 1);
-        told
+    }
+
+    /// The same. Answers what its owner should be told of the file as it is now, once, whoever's
+    /// connection had it read.
+    pub fn news(&self) -> Vec<String> {
+        self.refresh();
+        std::mem::take(&mut self.state().news)
     }
 
     /// Lets a key in from now on, and remembers it.
@@ -177,7 +185,7 @@ mod tests {
         let (stays, goes) = (new_key(), new_key());
         fs::write(&path, format!("{stays} run a\n{goes} run b\n")).unwrap();
         assert!(gate.admit(&goes, false).is_none(), "not read yet");
-        assert_eq!(gate.refresh(), Vec::<String>::new());
+        assert_eq!(gate.news(), Vec::<String>::new());
         let (first, second) =
             (gate.admit(&stays, false).unwrap(), gate.admit(&goes, false).unwrap());
         assert_eq!((first.name.as_str(), second.name.as_str()), ("a", "b"));
@@ -202,11 +210,14 @@ mod tests {
         let gate = Gate::new(Some(path.clone()), None);
         let key = new_key();
         fs::write(&path, format!("{key} run a\nnonsense\n")).unwrap();
-        let told = gate.refresh();
+        // A connection has it read first.
+        gate.refresh();
+        let told = gate.news();
         assert!(told.len() == 1 && told[0].contains("line 2"), "{told:?}");
+        assert_eq!(gate.news(), Vec::<String>::new(), "told once");
         assert!(gate.admit(&key, false).is_some());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-        let told = gate.refresh();
+        let told = gate.news();
         assert!(told.len() == 1 && told[0].contains("chmod 644"), "{told:?}");
         assert!(gate.admit(&key, false).is_none());
         assert!(gate.is_empty());

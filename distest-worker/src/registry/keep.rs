@@ -79,13 +79,13 @@ impl Registry {
             tokio::select! {
                 _ = self.signals.next() => return,
                 _ = refresh.tick() => if let Some(gate) = &self.shared.gate {
-                    gate.refresh().into_iter().for_each(&mut tell);
+                    gate.news().into_iter().for_each(&mut tell);
                 },
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let shared = Arc::clone(&self.shared);
                         if let Some(gate) = &shared.gate {
-                            gate.refresh().into_iter().for_each(&mut tell);
+                            gate.news().into_iter().for_each(&mut tell);
                         }
                         half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             // Whatever a peer does wrong ends its connection, and that is all.

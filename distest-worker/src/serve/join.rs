@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{ConnectionEnd, Reception, Signals};
+use super::{ConnectionEnd, REFRESH, Reception, Signals};
 use crate::identity::PublicKey;
 
 /// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
@@ -64,6 +64,7 @@ pub async fn join(
 ) -> io::Result<()> {
     let mut signals = Signals::listen()?;
     let (told, mut to_tell) = tokio::sync::mpsc::channel(16);
+    let mut refresh = tokio::time::interval(REFRESH);
     let mut dialling = JoinSet::new();
     for address in addresses {
         let (reception, told) = (Arc::clone(&reception), told.clone());
@@ -77,6 +78,8 @@ pub async fn join(
             }
             () = reception.worker().draining() => break,
             Some(text) = to_tell.recv() => tell(text),
+            // Who is removed now is out now.
+            _ = refresh.tick() => reception.gate().news().into_iter().for_each(&mut tell),
         }
     }
     if !reception.worker().shuts_down() {
@@ -84,6 +87,9 @@ pub async fn join(
             loop {
                 tokio::select! {
                     Some(text) = to_tell.recv() => tell(text),
+                    _ = refresh.tick() => {
+                        reception.gate().news().into_iter().for_each(&mut tell);
+                    }
                     ended = dialling.join_next() => if ended.is_none() { break },
                 }
             }

@@ -1,11 +1,12 @@
 //! Who gets in: proves the peer's key, asks the gate, serves.
 
+use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::End;
+use super::{End, REFRESH};
 use super::half_open::Place;
 use super::seats::Seats;
 use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
@@ -94,6 +95,15 @@ impl Reception {
     /// Whom it lets in.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// Looks again and again whom it lets in, and tells what is wrong with the list.
+    pub async fn watch(&self, mut tell: impl FnMut(&str)) -> Infallible {
+        let mut refresh = tokio::time::interval(REFRESH);
+        loop {
+            refresh.tick().await;
+            self.gate.news().iter().for_each(|text| tell(text));
+        }
     }
 
     /// The worker.
