@@ -116,7 +116,7 @@ pub enum JoinTarget {
 /// `invite`.
 #[derive(Clone, Debug, Args)]
 pub struct InviteArgs {
-    /// What the client may do: run, exec, copy, view, admin
+    /// What the client may do, beside what it may already: run, exec, copy, view, admin
     #[arg(long, value_name = "LIST", default_value = "run,view")]
     pub permit: Permissions,
     /// Minutes for which the invitation is good
@@ -351,10 +351,8 @@ async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result
         addresses.push(match target {
             JoinTarget::Known(address) => address,
             JoinTarget::Invited(invitation) => {
-                let client = reception.accept_invitation(&invitation).await;
-                let client =
-                    client.map_err(|error| format!("could not use the invitation: {error}"))?;
-                say(&format!("{client} ({}) may now use this worker", invitation.key));
+                let told = reception.accept_invitation(&invitation).await;
+                say(&told.map_err(|error| format!("could not use the invitation: {error}"))?);
                 let Invitation { address, key, .. } = *invitation;
                 JoinAddress { place: address, key: Some(key) }
             }

@@ -15,6 +15,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::case;
+use crate::drain::says;
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -88,6 +89,11 @@ fn introduces(scratch: &Scratch) {
     assert_eq!(added.code(), 0, "{}", added.stderr);
     assert_eq!(added.stdout.trim(), format!("added w1 {}", worker.address));
     assert!(read(&other, "authorized_keys").contains(" run "), "the worker knows us");
+    // Another invitation adds to what we may do.
+    let text = invitation(&other, &["--permit", "view"]);
+    assert_eq!(call(scratch, &["workers", "add", &text]).code(), 0);
+    assert!(read(&other, "authorized_keys").contains(" run,view "), "and takes nothing");
+    says(&worker, "may now run,view");
     // No key in the address any more.
     passed(&run_on(scratch, without_pin(&worker.address)));
     let removed = call(scratch, &["workers", "rm", "w1"]);

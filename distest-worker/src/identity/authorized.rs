@@ -57,6 +57,11 @@ impl AuthorizedKeys {
 }
 
 impl Authorized {
+    /// What a line says of a key, if it makes sense.
+    pub(super) fn of_line(line: &str) -> Option<Self> {
+        parse_line(line.trim()).ok().map(|(_, authorized)| authorized)
+    }
+
     /// The line of a file that says this of `key`.
     pub fn line(&self, key: &PublicKey) -> String {
         format!("{key} {} {}", self.permissions, one_line(&self.name))

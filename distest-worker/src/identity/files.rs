@@ -250,17 +250,26 @@ fn other_than_file(kind: fs::FileType) -> Option<&'static str> {
     }
 }
 
-/// Adds a line to a list, or makes the list. Lines of the same key are replaced.
-pub(super) fn add_line(path: &Path, key: &PublicKey, line: &str) -> Result<(), IdentityError> {
-    edit(path, key, Some(line)).map(|_| ())
+/// Adds a line to a list, or makes the list. Lines of the same key are replaced: `make` gets the last
+/// of them, which is the one that counts.
+pub(super) fn add_line(
+    path: &Path,
+    key: &PublicKey,
+    make: impl FnOnce(Option<&str>) -> String,
+) -> Result<(), IdentityError> {
+    edit(path, key, |last| Some(make(last))).map(|_| ())
 }
 
 /// Removes the lines of a key; answers whether there were any.
 pub(super) fn remove_lines(path: &Path, key: &PublicKey) -> Result<bool, IdentityError> {
-    edit(path, key, None)
+    edit(path, key, |_| None)
 }
 
-fn edit(path: &Path, key: &PublicKey, line: Option<&str>) -> Result<bool, IdentityError> {
+fn edit(
+    path: &Path,
+    key: &PublicKey,
+    make: impl FnOnce(Option<&str>) -> Option<String>,
+) -> Result<bool, IdentityError> {
     if let Some(folder) = path.parent() {
         make_folder(folder).map_err(|error| io_error("make the folder of", path, error))?;
     }
@@ -268,7 +277,7 @@ fn edit(path: &Path, key: &PublicKey, line: Option<&str>) -> Result<bool, Identi
     let old = read(path, Exposure::Public)?.unwrap_or_default();
     let key = key.to_string();
     let of_key = |line: &&str| line.split_whitespace().next() == Some(&key);
-    let had = old.lines().any(|line| of_key(&line));
+    let last = old.lines().rfind(of_key);
     let mut new: String = old.lines().filter(|line| !of_key(line)).fold(
         String::with_capacity(old.len()),
         |mut text, line| {
@@ -277,14 +286,14 @@ fn edit(path: &Path, key: &PublicKey, line: Option<&str>) -> Result<bool, Identi
             text
         },
     );
-    if let Some(line) = line {
-        new.push_str(line);
+    if let Some(line) = make(last) {
+        new.push_str(&line);
         new.push('\n');
     }
     if new != old {
         replace(path, &new, 0o600)?;
     }
-    Ok(had)
+    Ok(last.is_some())
 }
 
 /// Two processes that edit a list at once must not undo each other's work.
@@ -380,7 +389,9 @@ mod tests {
         let list = folder.path().join("list");
         nix::unistd::mkfifo(&list, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let key = PrivateKey::generate().unwrap().public();
-        assert!(add_line(&list, &key, "line").unwrap_err().hint().contains("in place of"));
+        assert!(
+            add_line(&list, &key, |_| String::new()).unwrap_err().hint().contains("in place of")
+        );
     }
 
     #[test]
@@ -388,9 +399,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/list");
         let [a, b] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
-        add_line(&path, &a, &format!("{a} one")).unwrap();
-        add_line(&path, &b, &format!("{b} two")).unwrap();
-        add_line(&path, &a, &format!("{a} three")).unwrap();
+        let add = |key, made: &str, before: Option<&str>| {
+            let make = |last: Option<&str>| {
+                assert_eq!(last, before);
+                made.to_owned()
+            };
+            add_line(&path, key, make).unwrap();
+        };
+        let [one, two, three] =
+            [(a, "one"), (b, "two"), (a, "three")].map(|(k, n)| format!("{k} {n}"));
+        add(&a, &one, None);
+        add(&b, &two, None);
+        add(&a, &three, Some(&one));
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{b} two\n{a} three\n"));
         assert!(remove_lines(&path, &b).unwrap());
         assert!(!remove_lines(&path, &b).unwrap());

@@ -120,15 +120,27 @@ impl Gate {
         std::mem::take(&mut self.state().news)
     }
 
-    /// Lets a key in from now on, and remembers it.
+    /// Lets a key in from now on, and remembers it. Nothing is taken from what it may do already;
+    /// answers what it may do now.
     ///
     /// # Errors
     /// `authorized_keys` can't be written.
-    pub fn authorize(&self, key: &PublicKey, authorized: &Authorized) -> Result<(), IdentityError> {
+    pub fn authorize(
+        &self,
+        key: &PublicKey,
+        authorized: &Authorized,
+    ) -> Result<Permissions, IdentityError> {
         let path = self.authorized_keys.as_deref().ok_or(IdentityError::NoFolder)?;
-        files::add_line(path, key, &authorized.line(key))?;
+        let mut permissions = authorized.permissions.clone();
+        files::add_line(path, key, |before| {
+            if let Some(before) = before.and_then(Authorized::of_line) {
+                permissions = permissions.with(&before.permissions);
+            }
+            let name = authorized.name.clone();
+            Authorized { permissions: permissions.clone(), name }.line(key)
+        })?;
         self.refresh();
-        Ok(())
+        Ok(permissions)
     }
 
     /// When something that this peer might do is no longer allowed.
@@ -171,7 +183,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::identity::{Permission, PrivateKey};
+    use crate::identity::PrivateKey;
 
     fn new_key() -> PublicKey {
         PrivateKey::generate().unwrap().public()
@@ -235,14 +247,25 @@ mod tests {
     }
 
     #[test]
-    fn authorizing_adds_to_the_list() {
+    fn authorizing_adds_and_takes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("authorized_keys");
         let gate = Gate::new(Some(path.clone()), None);
         let key = new_key();
-        let permissions = Permissions::from_iter([Permission::Run]);
-        gate.authorize(&key, &Authorized { permissions, name: "n".into() }).unwrap();
-        assert!(gate.admit(&key, false).is_some());
-        assert_eq!(fs::read_to_string(path).unwrap(), format!("{key} run n\n"));
+        for (added, name, now) in [
+            ("run,view", "n", "run,view"),
+            ("run", "m", "run,view"),
+            ("copy", "m", "run,copy,view"),
+        ] {
+            let authorized = Authorized { permissions: added.parse().unwrap(), name: name.into() };
+            let permissions = gate.authorize(&key, &authorized).unwrap();
+            assert_eq!(permissions.to_string(), now);
+            assert_eq!(gate.admit(&key, false).unwrap().permissions, permissions);
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{key} {now} {name}\n"));
+        }
+        // What makes no sense gives nothing.
+        fs::write(&path, format!("{key} fly n\n")).unwrap();
+        let authorized = Authorized { permissions: "run".parse().unwrap(), name: "n".into() };
+        assert_eq!(gate.authorize(&key, &authorized).unwrap().to_string(), "run");
     }
 }

@@ -67,7 +67,7 @@ impl KnownWorkers {
     /// # Errors
     /// The file can't be written.
     pub fn remember(path: &Path, key: &PublicKey, it: &KnownWorker) -> Result<(), IdentityError> {
-        files::add_line(path, key, &it.line(key))
+        files::add_line(path, key, |_| it.line(key))
     }
 
     /// Removes a key from a file; answers whether it was there.

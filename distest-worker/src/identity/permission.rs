@@ -52,6 +52,12 @@ impl Permissions {
         self.0.contains(&permission)
     }
 
+    /// These and those.
+    #[must_use]
+    pub fn with(&self, those: &Self) -> Self {
+        Self(&self.0 | &those.0)
+    }
+
     /// Whether all those are among these.
     pub fn include(&self, those: &Self) -> bool {
         self.0.is_superset(&those.0)

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, REFRESH};
 use super::half_open::Place;
 use super::seats::Seats;
+use super::{End, REFRESH};
 use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
 use crate::invitation::{self, Granted, Guest, Host, Invitation, InvitationError, Invitations};
 use crate::server::{ConnectionEnd, WorkerShared, serve_peer, turn_away};
@@ -47,20 +47,21 @@ impl Reception {
         let _ = self.address.set(address);
     }
 
-    /// Takes a client's invitation: it may use this worker from now on. Answers its name.
+    /// Takes a client's invitation: it may use this worker from now on. Answers who may do what.
     ///
     /// # Errors
     /// In words.
     pub async fn accept_invitation(&self, invitation: &Invitation) -> Result<String, String> {
         let name = self.worker.config().name.clone();
+        let mut now = Permissions::default();
         let store = |granted: &Granted| {
             let Granted { name, permissions } = granted.clone();
-            let authorized = Authorized { permissions, name };
-            let stored = self.gate.authorize(&invitation.key, &authorized);
-            stored.map_err(|error| error.to_string())
+            let stored = self.gate.authorize(&invitation.key, &Authorized { permissions, name });
+            now = stored.map_err(|error| error.to_string())?;
+            Ok(())
         };
         let granted = invitation::take(invitation, &self.key, &name, store).await?;
-        Ok(granted.name)
+        Ok(may_now(&granted.name, &invitation.key, &now))
     }
 
     /// Opens an invitation for a client that will dial `address`, or where this worker listens.
@@ -212,13 +213,15 @@ impl Reception {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = self.worker.config().name.clone();
+        let mut now = Permissions::default();
         let store = |guest: &Guest| {
             let Guest { name, permissions } = guest.clone();
-            let authorized = Authorized { permissions, name };
-            self.gate.authorize(&key, &authorized).map_err(|error| error.to_string())
+            let stored = self.gate.authorize(&key, &Authorized { permissions, name });
+            now = stored.map_err(|error| error.to_string())?;
+            Ok(())
         };
         let guest = invitation::grant(stream, &self.invitations, &name, store).await?;
-        Ok(format!("{} ({key}) may now {}", guest.name, guest.permissions))
+        Ok(may_now(&guest.name, &key, &now))
     }
 
     async fn session<S>(&self, stream: S, peer: Peer) -> ConnectionEnd
@@ -227,4 +230,9 @@ impl Reception {
     {
         serve_peer(stream, Arc::clone(&self.worker), peer, Arc::clone(&self.gate)).await
     }
+}
+
+/// Told when an invitation has come to something.
+fn may_now(name: &str, key: &PublicKey, permissions: &Permissions) -> String {
+    format!("{name} ({key}) may now {permissions}")
 }
