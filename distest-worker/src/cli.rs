@@ -298,6 +298,7 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     }
     let name = reception.worker().config().name.clone();
     let listening = listening(place, Arc::clone(&reception)).await?;
+    reception.worker().upgrades().into_iter().for_each(Upgrades::begin);
     let bound = listening.address();
     let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
     let address = serve::reachable(bound);
@@ -325,6 +326,9 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     }
     let successor = listening.serve(|line| line.tell()).await;
     findable.gone().await;
+    if successor.is_none() {
+        reception.worker().upgrades().into_iter().for_each(Upgrades::end);
+    }
     Ok(successor.map_or(After::Nothing, |successor| After::Upgrade(Box::new(successor))))
 }
 

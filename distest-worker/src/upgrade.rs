@@ -6,7 +6,8 @@
 //! what can't be executed in the end has the old one executed anew.
 //!
 //! Executables lie in the store, which tests don't see, as `v1/executables/DIGEST-PID`. Each is
-//! locked by whoever means to execute it; all others go when another one comes.
+//! locked by whoever means to execute it or does; all others go when a worker starts, ends or is
+//! given another one, and with what else its store has that nobody uses.
 
 mod incoming;
 mod trial;
@@ -27,7 +28,7 @@ pub(crate) use self::incoming::Incoming;
 pub(crate) use self::trial::CHECKED;
 use self::trial::try_out;
 use crate::digest::Digest;
-use crate::protocol::{Refusal, RefusalKind};
+use crate::protocol::{Freed, Refusal, RefusalKind};
 use crate::sandbox::level::Level;
 use crate::store::{self, Store};
 
@@ -50,6 +51,8 @@ pub struct Upgrades {
     /// How well it recreates clients' paths: another one must do as well.
     level: Level,
     own: OnceLock<Digest>,
+    /// This process's executable, locked, so that nobody removes it.
+    running: Mutex<Option<File>>,
     /// One is tried at a time.
     trying: tokio::sync::Mutex<()>,
     chosen: Mutex<Option<Chosen>>,
@@ -78,9 +81,25 @@ impl Upgrades {
             store,
             level,
             own: OnceLock::new(),
+            running: Mutex::default(),
             trying: tokio::sync::Mutex::default(),
             chosen: Mutex::default(),
         }
+    }
+
+    /// This worker begins: keeps what it runs, and removes what nobody does.
+    pub fn begin(&self) {
+        // Where it can't be locked, as its file is gone or on a strange disk, it runs all the same.
+        let own = File::open("/proc/self/exe").and_then(|own| own.lock_shared().map(|()| own));
+        *self.running() = own.ok();
+        prune(&self.store);
+    }
+
+    /// This worker ends, and becomes no other: nothing of it stays.
+    pub fn end(&self) {
+        let ours = (self.running().take(), self.chosen().take());
+        drop(ours);
+        prune(&self.store);
     }
 
     /// Whether this process runs that executable. Reads all of it once.
@@ -98,12 +117,13 @@ impl Upgrades {
         if self.is_chosen() {
             return Err(busy());
         }
-        let folder = self.store.folder().join(FOLDER);
+        let store = self.store.clone();
         let (path, file) = tokio::task::spawn_blocking(move || {
+            let folder = store.folder().join(FOLDER);
             store::create_private(&folder)?;
-            let (path, file) = incoming.place(&folder)?;
-            prune(&folder, &path);
-            io::Result::Ok((path, file))
+            let placed = incoming.place(&folder)?;
+            prune(&store);
+            io::Result::Ok(placed)
         })
         .await
         .map_err(|error| unfit(&error.to_string()))?
@@ -134,6 +154,10 @@ impl Upgrades {
     /// Where pieces are kept that are on their way in.
     pub(crate) fn scratch(&self) -> &Path {
         self.store.scratch()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<File>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn chosen(&self) -> MutexGuard<'_, Option<Chosen>> {
@@ -203,14 +227,18 @@ fn own_arguments(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
     rest.collect()
 }
 
-/// Removes all executables but one and those that somebody means to execute.
-fn prune(folder: &Path, but: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path != but && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = fs::remove_file(path);
+/// Removes all executables of a store but those that somebody executes or means to; answers what.
+pub(crate) fn prune(store: &Store) -> Freed {
+    let mut freed = Freed::default();
+    for entry in fs::read_dir(store.folder().join(FOLDER)).into_iter().flatten().flatten() {
+        let Ok(file) = File::open(entry.path()) else { continue };
+        let bytes = file.metadata().map_or(0, |about| about.len());
+        if file.try_lock().is_ok() && fs::remove_file(entry.path()).is_ok() {
+            freed.blobs += 1;
+            freed.bytes += bytes;
         }
     }
+    freed
 }
 
 fn busy() -> Refusal {
@@ -240,18 +268,22 @@ mod tests {
     }
 
     #[test]
-    fn all_others_go_but_those_that_somebody_means_to_execute() {
+    fn all_go_but_those_that_somebody_executes_or_means_to() {
         let folder = tempfile::tempdir().unwrap();
-        let [new, old, wanted] = ["new", "old", "wanted"].map(|name| folder.path().join(name));
-        for path in [&new, &old, &wanted] {
-            fs::write(path, "x").unwrap();
+        let store = Store::open(folder.path(), 1 << 20).unwrap();
+        assert_eq!(prune(&store), Freed::default());
+        let executables = store.folder().join(FOLDER);
+        store::create_private(&executables).unwrap();
+        let [old, wanted] = ["old", "wanted"].map(|name| executables.join(name));
+        for path in [&old, &wanted] {
+            fs::write(path, "four").unwrap();
         }
         let lock = File::open(&wanted).unwrap();
         lock.lock_shared().unwrap();
-        prune(folder.path(), &new);
-        assert!(new.exists() && !old.exists() && wanted.exists());
+        assert_eq!(prune(&store), Freed { blobs: 1, bytes: 4 });
+        assert!(!old.exists() && wanted.exists());
         drop(lock);
-        prune(folder.path(), &new);
-        assert!(new.exists() && !wanted.exists());
+        assert_eq!(prune(&store), Freed { blobs: 1, bytes: 4 });
+        assert!(!wanted.exists());
     }
 }

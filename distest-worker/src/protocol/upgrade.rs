@@ -36,7 +36,7 @@ pub enum UpgradeReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Freed {
-    /// Received files.
+    /// Received files, executables of a worker among them.
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,

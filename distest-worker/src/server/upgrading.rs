@@ -6,7 +6,7 @@ use super::WorkerShared;
 use super::files::blocking;
 use crate::protocol::{ExecutablePiece, Freed, Refusal, RefusalKind, UpgradeReply};
 use crate::store::storage_refusal;
-use crate::upgrade::Incoming;
+use crate::upgrade::{self, Incoming};
 
 /// A connection's executable on its way in; what is unfinished goes with the connection.
 pub(super) type Arriving = Arc<Mutex<Option<Incoming>>>;
@@ -66,10 +66,11 @@ enum Taken {
 pub(super) async fn collect_garbage(worker: &Arc<WorkerShared>) -> Result<Freed, Refusal> {
     let Some(store) = worker.config().store.clone() else { return Ok(Freed::default()) };
     blocking(move || {
-        let freed = store.evict_unused();
-        freed.map_err(|error| {
+        let freed = store.evict_unused().map_err(|error| {
             storage_refusal("could not remove what is not used".to_owned(), &error)
-        })
+        })?;
+        let executables = upgrade::prune(&store);
+        Ok(Freed { blobs: freed.blobs + executables.blobs, bytes: freed.bytes + executables.bytes })
     })
     .await
 }

@@ -158,6 +158,31 @@ async fn it_goes_on_as_the_same_process_at_the_same_address_when_what_runs_has_e
     }
     assert_eq!(executables(&served), 1);
     assert!(served.process.try_wait().unwrap().is_none());
+    // What it runs stays while it does, whatever is cleared, and goes with it.
+    let last = connect(served.stream_of(&key).await).await;
+    let freed = last.worker.collect_garbage(link::context(DEADLINE)).await.unwrap();
+    assert_eq!((freed, executables(&served)), (Ok(Freed::default()), 1));
+    let id = nix::unistd::Pid::from_raw(served.process.id().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(served.process.wait().unwrap().success());
+    assert_eq!(executables(&served), 0);
+}
+
+#[tokio::test]
+async fn executables_that_nobody_runs_are_cleared() {
+    let mut served = Served::start();
+    let (_, peer) = peer_with(&served, "admin").await;
+    let folder = served.folder.path().join("store/v1/executables");
+    let leave = || {
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("digest-1"), "left").unwrap();
+    };
+    leave();
+    let freed = peer.worker.collect_garbage(link::context(DEADLINE)).await.unwrap();
+    assert_eq!((freed, executables(&served)), (Ok(Freed { blobs: 1, bytes: 4 }), 0));
+    leave();
+    served.restart();
+    assert_eq!(executables(&served), 0);
 }
 
 /// A greeted peer, unless the worker sends us away.
