@@ -112,7 +112,7 @@ pub enum SlotCommand {
 #[derive(Debug)]
 pub enum SlotEvent {
     /// The slot can take a [`SlotCommand::Spawn`]: said at its start and after each
-    /// [`SlotEvent::HelperDied`]. After [`SlotEvent::CouldNotSpawn`] and [`SlotEvent::Exited`] it
+    /// [`SlotEvent::HelperDied`] with which nothing waits that it was given. After [`SlotEvent::CouldNotSpawn`] and [`SlotEvent::Exited`] it
     /// goes without saying.
     Ready {
         /// Where.
@@ -231,9 +231,10 @@ struct Slot {
 }
 
 impl Slots {
-    /// Starts `count` slots with their zygotes, on the current tokio runtime.
+    /// Starts `count` slots, on the current tokio runtime. The zygote of each starts with its first
+    /// attempt.
     ///
-    /// Each says [`SlotEvent::Ready`] or, in the end, [`SlotEvent::Gone`]. A slot whose events are
+    /// Each says [`SlotEvent::Ready`], and perhaps [`SlotEvent::Gone`] in the end. A slot whose events are
     /// not taken stops; it can still be ended.
     pub fn start(count: u32, options: ExecutorOptions, events: mpsc::Sender<SlotEvent>) -> Self {
         let (alive, ending) = watch::channel(());

@@ -392,6 +392,9 @@ fn a_dead_zygote_is_our_loss_and_leaves_no_process() {
 fn a_slot_whose_zygotes_keep_dying_is_given_up() {
     with_slot(async |rig| {
         *rig = Rig::with_zygote("/bin/false");
+        // What it was given waits for the next one each time.
+        let request = rig.script("", Streams::Capture);
+        rig.spawn(request);
         let mut deaths = 0;
         let detail = loop {
             match rig.next().await {

@@ -118,6 +118,16 @@ impl Helper {
     /// The same with the descriptors that come with it.
     pub(super) async fn receive_all(&mut self) -> io::Result<(Answer, Vec<OwnedFd>)> {
         loop {
+            // A sign of life, whenever it comes, is no answer to anything else.
+            match self.receive_any().await? {
+                (Answer::Alive, _) => {}
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    async fn receive_any(&mut self) -> io::Result<(Answer, Vec<OwnedFd>)> {
+        loop {
             let mut ready = self.socket.readable().await?;
             let received =
                 ready.try_io(|socket| wire::receive_answer(socket.as_fd(), &mut self.buffer));
@@ -125,11 +135,7 @@ impl Helper {
                 Ok(Ok((0, _))) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(Ok((length, descriptors))) => {
                     self.life = Life::Heard(Instant::now());
-                    // Whenever it comes: it is no answer to anything else.
-                    match wire::decode(&self.buffer[..length])? {
-                        Answer::Alive => {}
-                        answer => return Ok((answer, descriptors)),
-                    }
+                    return Ok((wire::decode(&self.buffer[..length])?, descriptors));
                 }
                 // Said once when it died with unread requests; what it had answered comes after.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
@@ -137,6 +143,13 @@ impl Helper {
                 Err(_would_block) => {}
             }
         }
+    }
+
+    /// Waits for a first sign of life. An error says that none will come.
+    pub(super) async fn up(&mut self) -> io::Result<Answer> {
+        // A zygote that is gone is heard of.
+        let _ = self.send(&Request::AreYouAlive, &[]).await;
+        Ok(self.receive_any().await?.0)
     }
 
     /// When to call [`Helper::check`] next, while something is expected of it.

@@ -99,16 +99,25 @@ struct Running {
 }
 
 impl Place {
-    /// Keeps a zygote and runs attempts in it, until told to end or the zygote keeps dying.
+    /// Runs attempts in a zygote, until told to end or the zygote keeps dying. It is started when
+    /// there is something for it to do: a session that only waits costs no process.
     async fn serve(&self, helper: &mut Option<Helper>, commands: &mut Commands, buffer: &mut [u8]) {
         let mut deaths = 0;
+        let mut next = None;
+        self.tell(SlotEvent::Ready { slot: self.slot }).await;
         loop {
+            if next.is_none() {
+                next = next_request(commands).await;
+            }
+            if next.is_none() {
+                return;
+            }
             let (attempt, detail) = match Helper::start(&self.zygote) {
                 Err(error) => (None, format!("could not start {:?}: {error}", self.zygote.program)),
                 Ok(started) => {
                     let current = helper.insert(started);
-                    self.tell(SlotEvent::Ready { slot: self.slot }).await;
-                    let died = self.attempts(current, commands, buffer, &mut deaths).await;
+                    let died =
+                        self.attempts(current, &mut next, commands, buffer, &mut deaths).await;
                     let (Some(death), Some(dead)) = (died, helper.take()) else { return };
                     let end = dead.bury().await;
                     (death.attempt, format!("{}; {end}", death.detail))
@@ -124,33 +133,36 @@ impl Place {
                 return;
             }
             tokio::time::sleep(RESTART_AFTER * deaths).await;
+            if next.is_none() {
+                self.tell(SlotEvent::Ready { slot: self.slot }).await;
+            }
         }
     }
 
-    /// Runs attempts until the zygote dies; `None` when told to end.
+    /// Runs attempts, the `next` first, until the zygote dies; `None` when told to end.
     async fn attempts(
         &self,
         helper: &mut Helper,
+        next: &mut Option<Box<SpawnRequest>>,
         commands: &mut Commands,
         buffer: &mut [u8],
         deaths: &mut u32,
     ) -> Option<Death> {
+        // Not taken in before: what dies at its start takes nothing with it.
+        match tokio::time::timeout(SPAWN_PATIENCE, helper.up()).await {
+            Ok(Ok(Answer::Alive)) => {}
+            Ok(answer) => return Some(Death { attempt: None, detail: unexpected(answer) }),
+            Err(_) => return Some(Death { attempt: None, detail: "it doesn't answer".into() }),
+        }
         loop {
-            let request = tokio::select! {
-                biased;
-                answer = helper.receive() => {
-                    return Some(Death { attempt: None, detail: unexpected(answer) });
-                }
-                command = commands.recv() => match command {
-                    None | Some(SlotCommand::End) => return None,
-                    Some(SlotCommand::Spawn(request)) => request,
-                    // Meant for an attempt that has ended meanwhile.
-                    Some(
-                        SlotCommand::Terminate
-                        | SlotCommand::Kill
-                        | SlotCommand::Signal(..)
-                        | SlotCommand::Stdin(_),
-                    ) => continue,
+            let request = match next.take() {
+                Some(request) => request,
+                None => tokio::select! {
+                    biased;
+                    answer = helper.receive() => {
+                        return Some(Death { attempt: None, detail: unexpected(answer) });
+                    }
+                    request = next_request(commands) => request?,
                 },
             };
             if let Err(detail) = self.enclose(helper, request.layer, request.network).await {
@@ -473,6 +485,21 @@ impl Running {
 
     fn died(&self, detail: String) -> Outcome {
         Outcome::Died(Death { attempt: Some(self.attempt), detail })
+    }
+}
+
+/// The next attempt; none when told to end.
+async fn next_request(commands: &mut Commands) -> Option<Box<SpawnRequest>> {
+    loop {
+        match commands.recv().await? {
+            SlotCommand::End => return None,
+            SlotCommand::Spawn(request) => return Some(request),
+            // Meant for an attempt that has ended meanwhile.
+            SlotCommand::Terminate
+            | SlotCommand::Kill
+            | SlotCommand::Signal(..)
+            | SlotCommand::Stdin(_) => {}
+        }
     }
 }
 

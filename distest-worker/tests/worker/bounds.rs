@@ -17,6 +17,14 @@ impl Served {
     }
 }
 
+impl Served {
+    /// How many processes it has started that are there.
+    fn children(&self) -> usize {
+        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
+        std::fs::read_to_string(children).unwrap().split_whitespace().count()
+    }
+}
+
 impl Peer {
     async fn prepare(&self, number: u32, env: Vec<(OsText, OsText)>) -> Result<(), Refusal> {
         let (label, program, cwd) = (format!("b{number}"), "/bin/sh".into(), "/".into());
@@ -99,4 +107,23 @@ async fn a_key_with_all_its_connections_keeps_nobody_else_out_and_is_told() {
     while greets(&served, &key).await.is_err() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_session_has_as_many_helpers_as_it_ran_attempts_at_once() {
+    let served = Served::start();
+    let mut peers = Vec::new();
+    for _ in 0..10 {
+        let peer = session_of(&served, &served.our_key).await;
+        peer.prepare_sh("/", vec![], vec![]).await.unwrap();
+        peers.push(peer);
+    }
+    assert_eq!(served.children(), 0, "none runs anything");
+    let peer = &mut peers[0];
+    for id in 0..3 {
+        peer.lease(&[(id, "true", Streams::Capture)]).await;
+        peer.started(id).await;
+        assert_eq!(peer.finished(id).await.exit, Exit::Code(0));
+    }
+    assert_eq!(served.children(), 1, "it ran one after the other");
 }
