@@ -14,6 +14,7 @@ mod forward;
 mod greeting;
 mod hands;
 mod keys;
+mod known;
 mod listen;
 mod members;
 mod notices;
@@ -47,6 +48,7 @@ pub use connection::{Connection, PathsThere};
 pub use copy::{get, put};
 pub use greeting::Names;
 pub use hands::{Happened, run};
+pub use known::add_known;
 pub use notices::{Notice, Notices};
 pub use talk::{Meant, all, named};
 pub use visit::{Clock, Said, Source, Trouble, Visited, Wanted, examine, visit};
@@ -225,11 +227,14 @@ impl Fleet {
             // It tells of its workers by itself.
             Ok(None) => {}
             Err(unusable) => {
-                let (fleet, redialled) = (self.clone(), address.clone());
-                if unusable.spare.is_some() {
+                let (fleet, redialled, spare) = (self.clone(), address.clone(), unusable.spare);
+                if spare.is_some() {
                     tokio::spawn(async move { fleet.redial(redialled, None).await });
                 }
-                self.say(unusable.into_message(address.to_string())).await;
+                // Another is there in its place.
+                if spare != Some(Spare::UntilOneLeaves) {
+                    self.say(unusable.into_message(address.to_string())).await;
+                }
             }
         }
     }

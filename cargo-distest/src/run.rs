@@ -26,7 +26,7 @@ use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
 use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
 use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
-use crate::fleet::{self, Fleet, Notice, Notices, SessionFacts};
+use crate::fleet::{self, Fleet, Notice, Notices, SessionFacts, Trouble};
 use crate::history::History;
 use crate::pace::Paces;
 use crate::report::Reports;
@@ -118,7 +118,10 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let facts = Facts { cores, workspace_root: workspace.root.clone(), cwd };
     let resolved = settings::resolve(args, &env, &files, &facts)?;
-    let (settings, mut warnings) = (resolved.settings, resolved.warnings);
+    let (mut settings, mut warnings) = (resolved.settings, resolved.warnings);
+    if let Some(Trouble { reason, hint }) = fleet::add_known(&mut settings.fleet) {
+        warnings.push(Warning { text: reason, hint });
+    }
     if let Some(junit) = &settings.report.junit {
         settings::check_writable(junit)?;
     }

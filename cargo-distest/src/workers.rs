@@ -151,7 +151,25 @@ async fn add(
     };
     let granted = invitation::take(invitation, &key, &our_name(), store).await.map_err(failed)?;
     let name = name.unwrap_or(&granted.name);
-    Ok(format!("added {name} tcp://{address}#{theirs}\n"))
+    let worker = KnownWorker { address: address.clone(), name: name.to_owned() };
+    Ok(told_of(theirs, &worker))
+}
+
+/// That a worker is known now, and how to use it.
+fn told_of(key: &PublicKey, KnownWorker { address, name }: &KnownWorker) -> String {
+    let pinned = format!("tcp://{address}#{key}");
+    // The name stands for one word of a command line.
+    let on = match name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+        true if !name.is_empty() && !name.starts_with('-') => name.clone(),
+        _ => key.to_string(),
+    };
+    format!(
+        "added {} {pinned}\n\
+         run tests there: cargo distest run --on {on}\n\
+         in each run:     DISTEST_WORKERS={pinned}, or the same under `[fleet] workers` in \
+         ~/.config/distest/config.toml\n",
+        ls::plain(name),
+    )
 }
 
 fn remove(worker: &str) -> Result<String, Failure> {

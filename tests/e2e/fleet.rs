@@ -44,10 +44,14 @@ fn invitation(worker: &Scratch, args: &[&str]) -> String {
 }
 
 fn run_on(scratch: &Scratch, address: &str) -> Finished {
+    run_by(scratch, &["--worker", address])
+}
+
+/// Runs `paths` on none but the workers that these arguments name.
+fn run_by(scratch: &Scratch, args: &[&str]) -> Finished {
     let fixture = Fixture::named("paths");
     scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
-    let args = ["--local-slots", "0", "--worker", address];
-    Client::run_human(scratch, &fixture).args(args).finish()
+    Client::run_human(scratch, &fixture).args(["--local-slots", "0"]).args(args).finish()
 }
 
 fn passed(finished: &Finished) {
@@ -87,7 +91,9 @@ fn introduces(scratch: &Scratch) {
     let text = invitation(&other, &["--permit", "run"]);
     let added = call(scratch, &["workers", "add", &text]);
     assert_eq!(added.code(), 0, "{}", added.stderr);
-    assert_eq!(added.stdout.trim(), format!("added w1 {}", worker.address));
+    let told: Vec<_> = added.stdout.lines().collect();
+    assert_eq!(told[0], format!("added w1 {}", worker.address));
+    assert!(told[1].ends_with("cargo distest run --on w1"), "{told:?}");
     assert!(read(&other, "authorized_keys").contains(" run "), "the worker knows us");
     // Another invitation adds to what we may do.
     let text = invitation(&other, &["--permit", "view"]);
@@ -96,9 +102,13 @@ fn introduces(scratch: &Scratch) {
     says(&worker, "may now run,view");
     // No key in the address any more.
     passed(&run_on(scratch, without_pin(&worker.address)));
+    // Nor any address.
+    passed(&run_by(scratch, &["--on", "w1"]));
+    run_by(scratch, &["--on", "w7"]).complains(97, &["--on asks for \"w7\""]);
     let removed = call(scratch, &["workers", "rm", "w1"]);
     assert!(removed.stdout.starts_with("removed ed25519:"), "{}", removed.stdout);
     run_on(scratch, without_pin(&worker.address)).complains(97, &["not known here"]);
+    run_by(scratch, &["--on", "w1"]).complains(97, &["no worker is known", "workers add"]);
 }
 
 fn by_alias(scratch: &Scratch) {

@@ -101,7 +101,8 @@ pub fn resolve(
         history: history_settings(history, env, facts),
         profile,
     };
-    let workers_given = !settings.fleet.workers.is_empty();
+    // Whom `--on` names may be known without an address.
+    let workers_given = !settings.fleet.workers.is_empty() || settings.fleet.on.is_some();
     constraints::check(&settings.constraints, workers_given, settings.fleet.local_slots)?;
     let without_key = identity::without_key(&mut settings.fleet);
     let keyless = without_key.is_some();
