@@ -183,6 +183,8 @@ pub enum FleetEnd {
     NeverWas,
     /// All workers were lost.
     Lost,
+    /// All that were not lost take no more tests, and end.
+    Left,
     /// Workers are there.
     Stands,
 }
@@ -569,7 +571,8 @@ impl Dispatch {
             }
             Report::Finished(finished) => self.finish(worker, finished, inputs).await,
             Report::Draining {} => {
-                if let Some(connected) = self.workers.get(&worker) {
+                if let Some(connected) = self.workers.get_mut(&worker) {
+                    connected.leaves();
                     let text = format!("worker {} takes no more tests", connected.name());
                     self.tell(RunEvent::Warning { text, hint: None }).await;
                     inputs.push(Input::Leaving { worker });
@@ -997,6 +1000,7 @@ impl Dispatch {
         let fleet = match (self.waited_for, self.workers.is_empty()) {
             (0, _) => FleetEnd::NeverWas,
             (_, true) => FleetEnd::Lost,
+            (_, false) if self.workers.values().all(Connected::is_leaving) => FleetEnd::Left,
             (_, false) => FleetEnd::Stands,
         };
         let (paces, mut times) = (self.scheduler.paces(), self.times);

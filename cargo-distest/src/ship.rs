@@ -90,7 +90,7 @@ pub enum ShipError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The connection failed.
-    #[error("could not reach the worker: {0}")]
+    #[error("could not reach the worker: {}", distest_worker::link::why(.0))]
     Connection(#[from] RpcError),
     /// A file is no longer what was hashed: take it again.
     #[error("could not ship {}: it has changed since it was hashed", .path.display())]

@@ -47,6 +47,7 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use tarpc::ServerError;
+use tarpc::client::RpcError;
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel, serve};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -105,6 +106,17 @@ pub fn context(timeout: Duration) -> Context {
     let mut context = tarpc::context::current();
     context.deadline = Instant::now() + timeout.min(DEADLINE_MAX);
     context
+}
+
+/// Why a call was not answered, in words for people.
+pub fn why(error: &RpcError) -> String {
+    match error {
+        RpcError::Shutdown => "the connection has ended".to_owned(),
+        RpcError::Send(why) => format!("the question could not be sent: {why}"),
+        RpcError::Channel(why) => format!("the connection broke: {why}"),
+        RpcError::DeadlineExceeded => "nothing came in time".to_owned(),
+        RpcError::Server(ServerError { detail, .. }) => detail.clone(),
+    }
 }
 
 /// The client's end: what to call the worker with. `callbacks` serves the worker's calls:

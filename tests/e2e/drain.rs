@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("drain::not_by_a_key_that_may_only_run", not_permitted),
         case("drain::the_second_sigterm_kills", second_signal),
         case("drain::the_last_worker_finishes_what_it_has", last_worker),
+        case("drain::the_last_worker_is_killed_by_the_second_sigterm", last_worker_killed),
         case("drain::an_idle_worker_ends_at_once", idle),
     ]
 }
@@ -199,10 +200,26 @@ fn last_worker(scratch: &Scratch) {
     drop(gate);
     let finished = running.finish();
     // The others are left, and nobody takes them.
-    let transcript = finished.transcript(97);
+    let transcript = finished.transcript(98);
     let held: Vec<_> = transcript.attempts.iter().filter(|it| it.name == "a_holds").collect();
     assert!(matches!(held[..], [one] if one.result.passed()), "{held:#?}");
     assert!(transcript.attempts.iter().all(|it| it.result.passed()), "{transcript:#?}");
+}
+
+/// Told twice, it doesn't finish what it has, and nobody else is there for it.
+fn last_worker_killed(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let mut workers = [Worker::start(scratch, "w1", 1)];
+    let running = subject.run(scratch, &workers);
+    let (_gate, _) = subject.holds(&workers);
+    workers[0].process.signal(Signal::SIGTERM);
+    says(&workers[0], "finishing what runs");
+    workers[0].process.signal(Signal::SIGTERM);
+    assert!(workers[0].process.wait(DEADLINE).expect("it ends").success());
+    let finished = running.finish();
+    let transcript = finished.transcript(98);
+    assert_eq!(transcript.summary.lost, 13);
+    assert!(!finished.stderr.contains("shutdown"), "in our words: {}", finished.stderr);
 }
 
 fn idle(scratch: &Scratch) {

@@ -117,7 +117,7 @@ fn somebody_comes(scratch: &Scratch) {
     });
     assert!(there.is_empty(), "{there:#?}");
     drop(gate);
-    let transcript = running.finish().transcript(97);
+    let transcript = running.finish().transcript(98);
     let theirs = of(&transcript, "w1");
     assert!(theirs.iter().all(|attempt| attempt.result.passed()), "{theirs:#?}");
     assert_eq!(theirs.last().expect("it held").name, "a_holds", "nothing after it: {theirs:#?}");

@@ -61,6 +61,7 @@ pub(super) struct Connected {
     tree: watch::Receiver<Option<Arc<Tree>>>,
     outcomes: mpsc::Sender<Outcome>,
     was_short: bool,
+    leaving: bool,
 }
 
 impl Connected {
@@ -75,7 +76,7 @@ impl Connected {
         let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {
             let _ = told.try_send(Outcome::Shipped { worker, bytes, blobs });
         });
-        Self { connection, shipper, tree, outcomes, was_short: false }
+        Self { connection, shipper, tree, outcomes, was_short: false, leaving: false }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -86,6 +87,15 @@ impl Connected {
     /// word is enough.
     pub(super) fn is_first_shortage(&mut self) -> bool {
         !std::mem::replace(&mut self.was_short, true)
+    }
+
+    /// It finishes what runs and takes nothing more.
+    pub(super) fn leaves(&mut self) {
+        self.leaving = true;
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     pub(super) fn slots(&self) -> u32 {
@@ -139,9 +149,10 @@ impl Connected {
             let outcome = match placed {
                 Ok(Placed::There { sent }) => Outcome::Ready { worker, binary, sent },
                 Ok(Placed::Lacks(bytes)) => Outcome::Lacks { worker, binary, bytes },
-                Err(ShipError::Connection(error)) => {
-                    Outcome::Gone { worker, reason: format!("it did not answer: {error}") }
-                }
+                Err(ShipError::Connection(error)) => Outcome::Gone {
+                    worker,
+                    reason: format!("it did not answer: {}", link::why(&error)),
+                },
                 Err(ShipError::Refused(refusal)) => {
                     let Refusal { message, hint, .. } = refusal;
                     Outcome::Refused { worker, binary, reason: message, hint }
@@ -162,7 +173,7 @@ impl Connected {
             let reason = match client.lease(link::context(ANSWER), Lease { attempts }).await {
                 Ok(Ok(())) => return,
                 Ok(Err(refusal)) => format!("it refused a lease: {refusal}"),
-                Err(error) => format!("it did not take a lease: {error}"),
+                Err(error) => format!("it did not take a lease: {}", link::why(&error)),
             };
             let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
         });
@@ -176,7 +187,7 @@ impl Connected {
             let outcome = match client.revoke(link::context(ANSWER), attempts).await {
                 Ok(attempts) => Outcome::Revoked { worker, attempts },
                 Err(error) => {
-                    let reason = format!("it did not answer: {error}");
+                    let reason = format!("it did not answer: {}", link::why(&error));
                     Outcome::Gone { worker, reason }
                 }
             };
@@ -218,7 +229,7 @@ impl Connected {
         let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
         tokio::spawn(async move {
             if let Err(error) = client.stop(link::context(ANSWER), how).await {
-                let reason = format!("it did not answer: {error}");
+                let reason = format!("it did not answer: {}", link::why(&error));
                 let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
             }
         });
@@ -245,7 +256,7 @@ impl Connected {
         let mut before = collector.progress();
         let ended = loop {
             if let Ok(closed) = tokio::time::timeout(CLOSED, &mut closed).await {
-                break closed.map_err(|error| error.to_string());
+                break closed.map_err(|error| link::why(&error));
             }
             let now = collector.progress();
             if std::mem::replace(&mut before, now) == now {

@@ -228,7 +228,9 @@ impl Open {
         let ready = worker
             .open(link::context(CONNECT_TIMEOUT), spec)
             .await
-            .map_err(|error| Unusable::new(format!("could not open a session: {error}")))?
+            .map_err(|error| {
+                Unusable::new(format!("could not open a session: {}", link::why(&error)))
+            })?
             .map_err(not_opened)?;
         let round_trip = asked.elapsed();
         let stats = link.stats();

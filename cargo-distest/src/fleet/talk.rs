@@ -127,7 +127,9 @@ pub(super) fn answered<T>(
     match answer {
         Ok(Ok(it)) => Ok(it),
         Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),
-        Err(error) => Err(Unusable::new(format!("it did not answer: {error}")).into()),
+        Err(error) => {
+            Err(Unusable::new(format!("it did not answer: {}", link::why(&error))).into())
+        }
     }
 }
 

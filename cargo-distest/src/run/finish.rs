@@ -35,7 +35,7 @@ pub(super) async fn report(
 fn code_without_worker(fleet: FleetEnd) -> ExitCode {
     match fleet {
         FleetEnd::NeverWas | FleetEnd::Stands => ExitCode::NoWorker,
-        FleetEnd::Lost => ExitCode::FleetLost,
+        FleetEnd::Lost | FleetEnd::Left => ExitCode::FleetLost,
     }
 }
 
@@ -51,6 +51,10 @@ fn without_worker(code: ExitCode, fleet: FleetEnd) -> Failure {
         FleetEnd::Lost => (
             "all workers were lost before the end of the run",
             "what ran until then is in the report",
+        ),
+        FleetEnd::Left => (
+            "the last worker takes no more tests, before the end of the run",
+            "what ran until then is in the report; `cargo distest workers` shows who is there",
         ),
     };
     Failure::new(code, what).hint(hint)
