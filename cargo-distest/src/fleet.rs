@@ -21,6 +21,7 @@ mod notices;
 mod ssh;
 mod stopwatch;
 mod talk;
+mod turns;
 mod visit;
 
 use std::collections::hash_map::RandomState;

@@ -35,7 +35,18 @@ pub struct Advertised {
 pub struct Browser {
     daemon: ServiceDaemon,
     events: Receiver<ServiceEvent>,
+    seen: Seen,
+}
+
+/// Tells whether a key is one that is looked for.
+type Wanted = Box<dyn Fn(&PublicKey) -> bool + Send>;
+
+/// What is announced, within bounds: whose key is looked for is not crowded out by others, nor by
+/// many announcements under another key.
+struct Seen {
+    wanted: Wanted,
     found: BTreeMap<String, Found>,
+    of_keys: BTreeMap<PublicKey, usize>,
 }
 
 /// A worker that says that it is there.
@@ -100,15 +111,16 @@ impl Drop for Advertised {
 }
 
 impl Browser {
-    /// Begins to look.
+    /// Begins to look. Workers with keys that are `wanted` come before others where there are too
+    /// many.
     ///
     /// # Errors
     /// In words.
-    pub fn new() -> Result<Self, String> {
+    pub fn new(wanted: impl Fn(&PublicKey) -> bool + Send + 'static) -> Result<Self, String> {
         let failed = |error: mdns_sd::Error| format!("could not look for workers: {error}");
         let daemon = ServiceDaemon::new().map_err(failed)?;
         let events = daemon.browse(SERVICE).map_err(failed)?;
-        Ok(Self { daemon, events, found: BTreeMap::new() })
+        Ok(Self { daemon, events, seen: Seen::new(wanted) })
     }
 
     /// All that are there now; after something has changed, but at most after `within`.
@@ -116,29 +128,68 @@ impl Browser {
         let end = Instant::now() + within;
         let mut until = end;
         while let Ok(Ok(event)) = timeout_at(until, self.events.recv_async()).await {
-            if self.take(event) {
+            if self.seen.take(event) {
                 until = end.min(Instant::now() + GATHER);
             }
         }
         if self.events.is_disconnected() {
             tokio::time::sleep_until(end).await;
         }
-        self.found.values().cloned().collect()
+        self.seen.found.values().cloned().collect()
+    }
+}
+
+impl Seen {
+    fn new(wanted: impl Fn(&PublicKey) -> bool + Send + 'static) -> Self {
+        Self { wanted: Box::new(wanted), found: BTreeMap::new(), of_keys: BTreeMap::new() }
     }
 
     /// Whether that changed anything.
     fn take(&mut self, event: ServiceEvent) -> bool {
         match event {
             ServiceEvent::ServiceResolved(service) => match found(&service) {
-                Some(found) if self.found.len() < FOUND_MAX => {
-                    self.found.insert(service.fullname, found);
-                    true
-                }
-                _ => false,
+                Some(found) => self.add(service.fullname, found),
+                None => false,
             },
-            ServiceEvent::ServiceRemoved(_, fullname) => self.found.remove(&fullname).is_some(),
+            ServiceEvent::ServiceRemoved(_, fullname) => self.remove(&fullname),
             _ => false,
         }
+    }
+
+    fn add(&mut self, fullname: String, found: Found) -> bool {
+        if self.found.get(&fullname) == Some(&found) {
+            return false;
+        }
+        self.remove(&fullname);
+        if self.found.len() >= FOUND_MAX && !self.make_room_for(&found.key) {
+            return false;
+        }
+        *self.of_keys.entry(found.key).or_default() += 1;
+        self.found.insert(fullname, found);
+        true
+    }
+
+    /// Forgets somebody who is not looked for, or else one of the key that is announced most often,
+    /// unless that is this one.
+    fn make_room_for(&mut self, key: &PublicKey) -> bool {
+        if !(self.wanted)(key) {
+            return false;
+        }
+        let stranger = self.of_keys.keys().find(|key| !(self.wanted)(key));
+        let most = self.of_keys.iter().max_by_key(|(_, count)| **count).map(|(key, _)| key);
+        let Some(from) = stranger.or(most).filter(|from| *from != key) else { return false };
+        let mut of_key = self.found.iter().filter(|(_, found)| found.key == *from);
+        let Some(name) = of_key.next().map(|(name, _)| name.clone()) else { return false };
+        self.remove(&name)
+    }
+
+    fn remove(&mut self, fullname: &str) -> bool {
+        let Some(found) = self.found.remove(fullname) else { return false };
+        if let Some(count) = self.of_keys.get_mut(&found.key) {
+            *count -= 1;
+        }
+        self.of_keys.retain(|_, count| *count > 0);
+        true
     }
 }
 
@@ -163,4 +214,37 @@ fn found(service: &ResolvedService) -> Option<Found> {
     let mut addresses: Vec<_> = usable.map(|ip| SocketAddr::new(ip, service.port)).collect();
     addresses.sort();
     (service.port > 0 && !addresses.is_empty()).then_some(Found { key, name, addresses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::PrivateKey;
+
+    #[test]
+    fn neither_strangers_nor_one_keys_announcements_crowd_out_who_is_looked_for() {
+        let [flooded, quiet] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
+        let stranger = || PrivateKey::generate().unwrap().public();
+        let mut seen = Seen::new(move |key| [flooded, quiet].contains(key));
+        let found = |key| Found {
+            key,
+            name: "w".to_owned(),
+            addresses: vec![SocketAddr::from(([10, 0, 0, 1], 7777))],
+        };
+        for number in 0..FOUND_MAX {
+            assert!(seen.add(format!("stranger {number}"), found(stranger())));
+        }
+        assert!(!seen.add("one more".to_owned(), found(stranger())));
+        for number in 0..2 * FOUND_MAX {
+            seen.add(format!("flood {number}"), found(flooded));
+        }
+        assert!(seen.add("quiet".to_owned(), found(quiet)));
+        assert!(!seen.add("quiet".to_owned(), found(quiet)), "that is no news");
+        seen.add("flood again".to_owned(), found(flooded));
+        assert!(seen.found.contains_key("quiet"));
+        assert_eq!(seen.found.len(), FOUND_MAX);
+        assert_eq!(seen.of_keys.values().sum::<usize>(), FOUND_MAX);
+        assert!(seen.remove("quiet") && !seen.remove("quiet"));
+        assert!(!seen.of_keys.contains_key(&quiet));
+    }
 }

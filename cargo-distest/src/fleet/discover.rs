@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{self, Connection};
+use super::turns::Turns;
 use super::{Fleet, FleetMessage, Spare, Unusable};
 
 /// Between two looks at who is there.
@@ -27,6 +28,10 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 const DIALLED_MAX: usize = 256;
 /// Troubles that are kept until it is clear that nobody can be used.
 const TROUBLES_MAX: usize = 64;
+/// Troubles of one key that are told.
+const TOLD_MAX: usize = 4;
+/// What to do about many.
+const ENOUGH: &str = "somebody may announce it who has not got that key: name the worker's address, or a registry, instead";
 /// Addresses that are tried of one worker.
 pub(super) const ADDRESSES_MAX: usize = 8;
 
@@ -74,7 +79,8 @@ pub(super) async fn registry(fleet: &Fleet, at: RegistryPlace) -> Result<Sight, 
 #[cfg(feature = "mdns")]
 pub(super) async fn mdns(fleet: &Fleet) -> Result<Sight, Unusable> {
     use distest_worker::mdns::Browser;
-    let mut browser = Browser::new().map_err(Unusable::new)?;
+    let keys = fleet.keys().await?.clone();
+    let mut browser = Browser::new(move |key| keys.may_know(key)).map_err(Unusable::new)?;
     let (seen, sight) = watch::channel(BTreeSet::new());
     let looking = async move {
         loop {
@@ -131,16 +137,14 @@ struct Following {
 impl Following {
     async fn follow(self, mut sight: Sight) {
         let mut tasks = JoinSet::new();
-        let mut busy = BTreeSet::new();
-        let mut told = BTreeMap::new();
+        let mut turns = Turns::default();
+        let mut told = Told::default();
         loop {
             let Ok(keys) = self.fleet.keys().await else { return };
-            let found = sight.borrow_and_update().clone();
-            for found in found.into_iter().filter(|found| keys.may_be(found)) {
-                if busy.len() < DIALLED_MAX && !busy.contains(&found) {
-                    busy.insert(found.clone());
-                    tasks.spawn(keep(self.fleet.clone(), Arc::clone(&self.first), found));
-                }
+            let mut known = sight.borrow_and_update().clone();
+            known.retain(|found| keys.may_be(found));
+            for found in turns.next(&known, DIALLED_MAX) {
+                tasks.spawn(keep(self.fleet.clone(), Arc::clone(&self.first), found));
             }
             let ended = tokio::select! {
                 changed = sight.changed() => match changed {
@@ -152,15 +156,61 @@ impl Following {
             let Ok((found, trouble)) = ended else { continue };
             if let Some(Unusable { reason, hint, spare }) = trouble {
                 let address = format!("{} {}", found.name, found.key);
-                let news = told.insert(found.clone(), reason.clone()).as_ref() != Some(&reason);
+                // What is not needed now, or not to be used now, is no trouble yet.
+                let news = match spare {
+                    None => told.of(&found, &reason),
+                    Some(_) => News::Old,
+                };
+                let unusable = match news {
+                    News::Old => None,
+                    News::New => Some(FleetMessage::Unusable {
+                        address: address.clone(),
+                        reason: reason.clone(),
+                        hint,
+                    }),
+                    News::Enough => Some(FleetMessage::Unusable {
+                        address: found.key.to_string(),
+                        reason: "more is announced under this key, and can't be used, either"
+                            .into(),
+                        hint: Some(ENOUGH.to_owned()),
+                    }),
+                };
                 // Nobody counts them once a worker is there.
                 let _ = self.troubles.try_send(format!("{address}: {reason}"));
-                // What is not needed now, or not to be used now, is no trouble yet.
-                if news && spare.is_none() {
-                    self.fleet.say(FleetMessage::Unusable { address, reason, hint }).await;
+                if let Some(unusable) = unusable {
+                    self.fleet.say(unusable).await;
                 }
             }
-            busy.remove(&found);
+            turns.over(&found);
+        }
+    }
+}
+
+/// What was said of those that could not be used.
+#[derive(Default)]
+struct Told {
+    of_keys: BTreeMap<PublicKey, BTreeSet<(Found, String)>>,
+}
+
+/// Whether a trouble is worth a word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum News {
+    New,
+    Old,
+    /// Many of one key were told of: it is said once that there are more.
+    Enough,
+}
+
+impl Told {
+    /// Keys are those that are known, which are bounded.
+    fn of(&mut self, found: &Found, reason: &str) -> News {
+        let told = self.of_keys.entry(found.key).or_default();
+        let full = told.len() > TOLD_MAX;
+        let new = !full && told.insert((found.clone(), reason.to_owned()));
+        match (new, told.len() > TOLD_MAX) {
+            (true, true) => News::Enough,
+            (true, false) => News::New,
+            (false, _) => News::Old,
         }
     }
 }
@@ -289,6 +339,25 @@ mod tests {
         assert!(!sight.has_changed().unwrap());
         tell(&seen, BTreeSet::new());
         assert!(sight.has_changed().unwrap());
+    }
+
+    #[test]
+    fn of_many_troubles_under_one_key_some_are_told_and_that_there_are_more() {
+        let [one, other] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
+        let found = |key, name: usize| Found { key, name: name.to_string(), addresses: vec![] };
+        let mut told = Told::default();
+        for number in 0..100 {
+            let expected = match number {
+                0..TOLD_MAX => News::New,
+                TOLD_MAX => News::Enough,
+                _ => News::Old,
+            };
+            assert_eq!(told.of(&found(one, number), "gone"), expected, "{number}");
+            assert_eq!(told.of(&found(one, number), "gone"), News::Old, "{number}");
+        }
+        assert_eq!(told.of(&found(other, 0), "gone"), News::New);
+        assert_eq!(told.of(&found(other, 0), "it has no room"), News::New);
+        assert_eq!(told.of_keys[&one].len(), TOLD_MAX + 1, "it is bounded");
     }
 
     #[test]

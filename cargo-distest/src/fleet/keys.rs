@@ -74,6 +74,7 @@ impl Keys {
     /// What the worker with this key may be called, as far as is known here.
     pub(super) fn names(&self, key: PublicKey) -> Names {
         let alias = self.known.get(&key).map(|known| known.name.clone());
+        let alias = alias.filter(|alias| !alias.is_empty());
         Names { alias, key: Some(key), ..Names::default() }
     }
 
@@ -83,8 +84,16 @@ impl Keys {
 
     /// Whether a worker that is said to be there could be one that we trust.
     pub(super) fn may_be(&self, found: &Found) -> bool {
-        let own = || self.own_worker.as_deref().and_then(PublicKey::load);
-        self.known.knows(&found.key) || (found.is_here() && own() == Some(found.key))
+        self.known.knows(&found.key) || (found.is_here() && self.is_own(&found.key))
+    }
+
+    /// Whether a worker with this key may be one that we trust, depending on where it is.
+    pub(super) fn may_know(&self, key: &PublicKey) -> bool {
+        self.known.knows(key) || self.is_own(key)
+    }
+
+    fn is_own(&self, key: &PublicKey) -> bool {
+        self.own_worker.as_deref().and_then(PublicKey::load).as_ref() == Some(key)
     }
 
     pub(super) fn into_ours(self) -> PrivateKey {

@@ -1,13 +1,14 @@
 //! Looking at workers, without running anything there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use distest_worker::hello::Hello;
-use distest_worker::identity::PublicKey;
+use distest_worker::identity::{KnownWorker, PublicKey};
 use distest_worker::link;
 use distest_worker::protocol::WorkerStatus;
 use distest_worker::registry::{Asker, RegistryPlace, place};
+use futures::{StreamExt, stream};
 
 use super::Unusable;
 use super::connection::{self, format_place};
@@ -15,6 +16,7 @@ use super::discover::{self, ADDRESSES_MAX, Found};
 use super::greeting::{Greeted, Names};
 use super::keys::Keys;
 use super::talk::{self, Talk, answered};
+use super::turns::Turns;
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// How long to look around in the local network. A question is asked again after 1 s, and the second
@@ -23,8 +25,12 @@ use crate::settings::{FleetSettings, WorkerAddress};
 const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// An answer to a question.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Workers that are visited at a time.
+/// Workers that are asked at a time.
 const VISITED_MAX: usize = 256;
+
+/// Of those of one key that are found and don't answer, and of those with unknown keys, so many are shown.
+const FAILED_SHOWN_MAX: usize = 4;
+const STRANGERS_SHOWN_MAX: usize = 16;
 
 /// Where a worker is that has no address.
 const NO_ADDRESS: &str = "-";
@@ -40,6 +46,9 @@ pub struct Visited {
     pub source: Source,
     /// What it says.
     pub said: Result<Said, Trouble>,
+    /// It can be asked. One that is started for each run, or dials us when there is one, can't: that it says
+    /// nothing is no trouble.
+    pub asked: bool,
 }
 
 /// What a worker says.
@@ -137,7 +146,11 @@ pub async fn examine(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Vi
     let keys = Keys::load(&settings.identity)?;
     let visitor = Visitor { settings, keys: &keys, wanted };
     let named = settings.workers.iter().map(|address| visitor.at_address(address));
-    let known = keys.known().iter().take(VISITED_MAX).map(|(key, known)| {
+    let listens = settings.workers.iter().any(|it| matches!(it, WorkerAddress::Listen(_)));
+    // Of a key alone there is nothing to be seen: whoever has it is found somewhere, or given.
+    let seen = |known: &KnownWorker| place(&known.address).is_some() || !known.name.is_empty();
+    let known = keys.known().iter().filter(|(_, known)| seen(known)).take(VISITED_MAX);
+    let known = known.map(|(key, known)| {
         let (visitor, names) = (&visitor, keys.names(*key));
         let address = known.address.clone();
         async move {
@@ -148,11 +161,10 @@ pub async fn examine(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Vi
                     Visited::new(names, format!("tcp://{address}#{key}"), source, seen)
                 }
                 None => {
-                    let trouble = Trouble {
-                        reason: "it dials this machine".to_owned(),
-                        hint: Some("say where, with --worker listen://IP:PORT".to_owned()),
-                    };
-                    Visited::new(names, NO_ADDRESS.to_owned(), source, Err(trouble))
+                    let hint = "say where, with --worker listen://IP:PORT".to_owned();
+                    let hint = Some(hint).filter(|_| !listens);
+                    let trouble = Trouble { reason: "it dials this machine".to_owned(), hint };
+                    Visited::new(names, NO_ADDRESS.to_owned(), source, Err(trouble)).unasked()
                 }
             }
         }
@@ -188,7 +200,11 @@ impl Visitor<'_> {
         let keys = self.keys;
         let here =
             |names, seen| vec![Visited::new(names, address.to_string(), Source::Address, seen)];
-        let only = |text: &str| here(Names::default(), Err(Unusable::new(text).into()));
+        let later = |text: &str| {
+            let nothing = Err(Unusable::new(text).into());
+            let names = Names::default();
+            vec![Visited::new(names, address.to_string(), Source::Address, nothing).unasked()]
+        };
         match address {
             WorkerAddress::Tcp { host, port, key } => {
                 let names = key.map(|key| keys.names(key)).unwrap_or_default();
@@ -202,8 +218,8 @@ impl Visitor<'_> {
                 };
                 here(Names::default(), seen)
             }
-            WorkerAddress::Ssh { .. } => only("not asked: it is started for each run"),
-            WorkerAddress::Listen(_) => only("workers dial this address while a run lasts"),
+            WorkerAddress::Ssh { .. } => later("not asked: it is started for each run"),
+            WorkerAddress::Listen(_) => later("workers dial this address while a run lasts"),
             WorkerAddress::Registry { host, port, key } => {
                 let at = RegistryPlace { place: format_place(host, *port), key: *key };
                 let listed = async { Asker::dial(&at, keys.ours()).await?.list().await };
@@ -213,54 +229,68 @@ impl Visitor<'_> {
                 }
             }
             #[cfg(feature = "mdns")]
-            WorkerAddress::Mdns => match distest_worker::mdns::Browser::new() {
-                Ok(mut browser) => {
-                    let end = tokio::time::Instant::now() + LOOK_AROUND;
-                    let mut found = Vec::new();
-                    while tokio::time::Instant::now() < end {
-                        let left = end.saturating_duration_since(tokio::time::Instant::now());
-                        found = browser.look(left).await;
+            WorkerAddress::Mdns => {
+                let wanted = keys.clone();
+                match distest_worker::mdns::Browser::new(move |key| wanted.may_know(key)) {
+                    Ok(mut browser) => {
+                        let end = tokio::time::Instant::now() + LOOK_AROUND;
+                        let mut found = Vec::new();
+                        while tokio::time::Instant::now() < end {
+                            let left = end.saturating_duration_since(tokio::time::Instant::now());
+                            found = browser.look(left).await;
+                        }
+                        self.all(discover::of_mdns(found), Source::Mdns).await
                     }
-                    self.all(discover::of_mdns(found), Source::Mdns).await
+                    Err(why) => here(Names::default(), Err(Unusable::new(why).into())),
                 }
-                Err(why) => only(&why),
-            },
+            }
             #[cfg(not(feature = "mdns"))]
-            WorkerAddress::Mdns => only("this program was built without mDNS"),
+            WorkerAddress::Mdns => {
+                let why = "this program was built without mDNS";
+                here(Names::default(), Err(Unusable::new(why).into()))
+            }
         }
     }
 
+    /// All that are found: those that may be known are asked, of the others some are shown.
     async fn all(&self, found: BTreeSet<Found>, source: Source) -> Vec<Visited> {
         let keys = self.keys;
-        let visits = found.into_iter().take(VISITED_MAX).map(|found| async move {
-            let Found { key, name, addresses } = &found;
-            let mut seen: Result<(Names, Said), Trouble> =
-                Err(Unusable::new("its key is not known here")
-                    .hint(format!(
-                        "{key}: run `distest-worker invite` there and `cargo distest workers add \
-                     INVITATION` here"
-                    ))
-                    .into());
-            let at =
-                |(host, port): &(String, u16)| format!("tcp://{}#{key}", format_place(host, *port));
-            // The likeliest, unless another one answers.
-            let mut address = addresses.first().map_or_else(|| NO_ADDRESS.to_owned(), at);
-            if keys.may_be(&found) {
-                for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
-                    let told = self.ask(&place.0, place.1, Some(*key)).await;
-                    let answered = told.is_ok();
-                    if answered || number == 0 {
-                        (address, seen) = (at(place), told);
-                    }
-                    if answered {
-                        break;
-                    }
-                }
-            }
-            let names = Names { own: name.clone(), ..keys.names(*key) };
-            Visited::new(names, address, source, seen)
+        let (known, strangers): (BTreeSet<_>, BTreeSet<_>) =
+            found.into_iter().partition(|found| keys.may_be(found));
+        let known = Turns::default().next(&known, usize::MAX);
+        let asking = known.into_iter().map(|found| self.ask_found(found, source));
+        let asked: Vec<_> = stream::iter(asking).buffered(VISITED_MAX).collect().await;
+        let strangers = strangers.into_iter().map(|found| {
+            let key = found.key;
+            let unknown = Unusable::new("its key is not known here").hint(format!(
+                "{key}: run `distest-worker invite` there and `cargo distest workers add \
+                 INVITATION` here"
+            ));
+            let address = found.addresses.first();
+            let address = address.map_or_else(|| NO_ADDRESS.to_owned(), |at| at_key(at, key));
+            let names = Names { own: found.name, ..keys.names(key) };
+            Visited::new(names, address, source, Err(unknown.into())).unasked()
         });
-        futures::future::join_all(visits).await
+        some_of(asked.into_iter().chain(strangers), source)
+    }
+
+    async fn ask_found(&self, found: Found, source: Source) -> Visited {
+        let Found { key, name, addresses } = &found;
+        let mut seen = Err(Unusable::new("it has no address").into());
+        // The likeliest, unless another one answers.
+        let mut address = NO_ADDRESS.to_owned();
+        for (number, place) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
+            let told = self.ask(&place.0, place.1, Some(*key)).await;
+            let answered = told.is_ok();
+            if answered || number == 0 {
+                (address, seen) = (at_key(place, *key), told);
+            }
+            if answered {
+                break;
+            }
+        }
+        let names = Names { own: name.clone(), ..self.keys.names(*key) };
+        Visited::new(names, address, source, seen)
     }
 
     async fn ask(
@@ -296,6 +326,35 @@ impl Visitor<'_> {
     }
 }
 
+/// All that answer, and some of the others: anybody can say that there are more.
+fn some_of(visited: impl Iterator<Item = Visited>, source: Source) -> Vec<Visited> {
+    let (mut of_keys, mut strangers, mut left_out) = (BTreeMap::new(), 0, 0);
+    let mut shown = Vec::new();
+    for it in visited {
+        let count = match it.asked {
+            true => of_keys.entry(it.names.key).or_insert(0),
+            false => &mut strangers,
+        };
+        let max = if it.asked { FAILED_SHOWN_MAX } else { STRANGERS_SHOWN_MAX };
+        *count += usize::from(it.said.is_err());
+        match it.said.is_ok() || *count <= max {
+            true => shown.push(it),
+            false => left_out += 1,
+        }
+    }
+    if left_out > 0 {
+        let reason = format!("{left_out} more are said to be there, and can't be used, either");
+        let nothing = Err(Unusable::new(reason).into());
+        let rest = Visited::new(Names::default(), NO_ADDRESS.to_owned(), source, nothing);
+        shown.push(rest.unasked());
+    }
+    shown
+}
+
+fn at_key((host, port): &(String, u16), key: PublicKey) -> String {
+    format!("tcp://{}#{key}", format_place(host, *port))
+}
+
 impl Visited {
     /// With the names that it says, if it says something.
     fn new(
@@ -305,16 +364,20 @@ impl Visited {
         seen: Result<(Names, Said), Trouble>,
     ) -> Self {
         match seen {
-            Ok((names, said)) => Self { names, address, source, said: Ok(said) },
-            Err(trouble) => Self { names, address, source, said: Err(trouble) },
+            Ok((names, said)) => Self { names, address, source, said: Ok(said), asked: true },
+            Err(trouble) => Self { names, address, source, said: Err(trouble), asked: true },
         }
+    }
+
+    fn unasked(self) -> Self {
+        Self { asked: false, ..self }
     }
 
     /// Whether workers dial this machine there, or it is known as one that does and not seen
     /// otherwise.
     pub fn dials(&self) -> bool {
         let listens = || matches!(self.address.parse(), Ok(WorkerAddress::Listen(_)));
-        self.said.is_err() && (self.address == NO_ADDRESS || listens())
+        !self.asked && (self.source == Source::Known || listens())
     }
 
     fn instance(&self) -> Option<String> {
@@ -345,7 +408,7 @@ mod tests {
             });
             let said = said.ok_or_else(|| Unusable::new("nobody listens there").into());
             let names = Names { key: Some(key), ..Names::default() };
-            Visited { names, address: String::new(), source, said }
+            Visited { names, address: String::new(), source, said, asked: true }
         };
         let visited = once_each(vec![
             seen(other, Source::Address, None),
@@ -357,6 +420,39 @@ mod tests {
         let left: Vec<_> = visited.iter().map(|it| (it.names.key, it.source)).collect();
         let expected = [(other, Source::Address), (moved, Source::Mdns), (other, Source::Known)];
         assert_eq!(left, expected.map(|(key, source)| (Some(key), source)));
+    }
+
+    #[test]
+    fn of_a_flood_some_are_shown_and_all_that_answer() {
+        let [known, quiet] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
+        let visited = |key, asked, answers| Visited {
+            names: Names { key: Some(key), ..Names::default() },
+            address: String::new(),
+            source: Source::Mdns,
+            said: match answers {
+                true => Ok(Said {
+                    hello: Hello::default(),
+                    status: Ok(WorkerStatus::default()),
+                    clock: None,
+                    lacks: Vec::new(),
+                }),
+                false => Err(Unusable::new("nobody listens there").into()),
+            },
+            asked,
+        };
+        let mut all: Vec<_> = (0..700).map(|_| visited(known, true, false)).collect();
+        all.push(visited(known, true, true));
+        all.push(visited(quiet, true, false));
+        all.extend((0..500).map(|_| visited(quiet, false, false)));
+        let shown = some_of(all.into_iter(), Source::Mdns);
+        let count =
+            |wanted: &dyn Fn(&Visited) -> bool| shown.iter().filter(|it| wanted(it)).count();
+        assert_eq!(count(&|it| it.said.is_ok()), 1);
+        assert_eq!(count(&|it| it.asked), FAILED_SHOWN_MAX + 2);
+        assert_eq!(shown.len(), FAILED_SHOWN_MAX + 2 + STRANGERS_SHOWN_MAX + 1);
+        let left_out = 700 - FAILED_SHOWN_MAX + 500 - STRANGERS_SHOWN_MAX;
+        let Err(rest) = &shown.last().unwrap().said else { panic!("it says how many more") };
+        assert!(rest.reason.starts_with(&left_out.to_string()), "{}", rest.reason);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn is_meant(visited: &Visited, names: &[String], labels: &[String]) -
 }
 
 fn json_of(visited: &Visited) -> Value {
-    let Visited { names, address, source, said } = visited;
+    let Visited { names, address, source, said, asked: _ } = visited;
     let mut value = json!({
         "name": names.shown(),
         "alias": names.other(),
@@ -132,7 +132,7 @@ fn line(cells: &[String; 9], widths: &[usize; 9]) -> String {
 
 fn cells(visited: &Visited) -> [String; 9] {
     let none = || "-".to_owned();
-    let Visited { names, address, source, said } = visited;
+    let Visited { names, address, source, said, asked: _ } = visited;
     let name = match (names.shown(), names.other()) {
         ("", _) => none(),
         (name, Some(alias)) => format!("{} ({})", plain(name), plain(alias)),
@@ -166,6 +166,8 @@ fn notes(visited: &Visited) -> Vec<String> {
         [told].into_iter().chain(hint).collect::<Vec<_>>()
     };
     let status = match &visited.said {
+        // What is started for each run is no trouble.
+        Err(trouble) if !visited.asked && trouble.hint.is_none() => return of_trouble("", trouble),
         Err(trouble) => return of_trouble("can't be used: ", trouble),
         Ok(Said { status: Err(trouble), .. }) => return of_trouble("", trouble),
         Ok(Said { status: Ok(status), .. }) => status,
@@ -254,6 +256,7 @@ mod tests {
             address: address.to_owned(),
             source,
             said,
+            asked: true,
         };
         let said = |hello: &Hello, status| {
             Ok(Said { hello: hello.clone(), status, clock: None, lacks: Vec::new() })

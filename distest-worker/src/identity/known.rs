@@ -12,7 +12,7 @@ use super::key::PublicKey;
 pub struct KnownWorker {
     /// Where it was when it became known: `HOST:PORT`, or `-`.
     pub address: String,
-    /// What people call it.
+    /// What people call it; empty if only its key is known.
     pub name: String,
 }
 
@@ -47,7 +47,9 @@ impl KnownWorkers {
                 while let Some(word) = next() {
                     name.push(word);
                 }
-                workers.insert(key, KnownWorker { address, name: one_line(&name.join(" ")) });
+                // Whose key alone is known is called nothing.
+                let name = if name.is_empty() { String::new() } else { one_line(&name.join(" ")) };
+                workers.insert(key, KnownWorker { address, name });
             }
         }
         (Self { workers }, wrong)
@@ -147,6 +149,7 @@ mod tests {
         let [a, b] = [(); 2].map(|()| PrivateKey::generate().unwrap().public());
         let (workers, wrong) = KnownWorkers::parse(&format!("{a},{b}"));
         assert!(wrong.is_empty() && workers.trust(&a, "h:1") && workers.trust(&b, "h:1"));
+        assert_eq!(workers.get(&a).unwrap().name, "");
         let (workers, wrong) = KnownWorkers::parse(&format!("{a} {b}\nnonsense"));
         assert_eq!((workers.iter().count(), wrong.len()), (2, 1));
     }

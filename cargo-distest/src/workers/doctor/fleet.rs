@@ -43,7 +43,8 @@ pub(super) async fn workers(settings: &FleetSettings, built: &Built) -> Vec<Find
 
 /// Whether the local network shows its workers.
 fn local_network(visited: &[Visited]) -> Finding {
-    let found = visited.iter().filter(|it| it.source == Source::Mdns).count();
+    let found = visited.iter().filter(|it| it.source == Source::Mdns && it.names.key.is_some());
+    let found = found.count();
     if found > 0 {
         return fine("mdns", format!("{found} workers say that they are there"));
     }
@@ -77,13 +78,18 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
     let about = format!("worker {name}");
     let Said { hello, status, clock, lacks } = match &visited.said {
         Ok(said) => said,
-        // Whether one comes shows when a run lets it.
-        Err(Trouble { reason, hint }) if visited.dials() => {
-            let hint = hint.as_deref();
-            return vec![could(&about, reason.clone(), hint.unwrap_or(START_JOINER))];
-        }
         Err(Trouble { reason, hint }) => {
-            return vec![Finding { hint: hint.clone(), ..wrong(&about, reason.clone()) }];
+            let reason = reason.clone();
+            let finding = match (visited.asked, visited.dials(), hint) {
+                (true, _, hint) => Finding { hint: hint.clone(), ..wrong(&about, reason) },
+                // Whoever is known need not be there.
+                (false, true, _) if visited.source == Source::Known => fine(&about, reason),
+                // Whether one comes shows when a run lets it.
+                (false, true, _) => could(&about, reason, START_JOINER),
+                (false, false, Some(hint)) => could(&about, reason, hint),
+                (false, false, None) => fine(&about, reason),
+            };
+            return vec![finding];
         }
     };
     let mut findings = Vec::new();
@@ -184,7 +190,8 @@ mod tests {
         let names = Names { own: "w1".to_owned(), ..Names::default() };
         let (address, source) = (String::new(), Source::Known);
         let built = Built { glibc: Some((2, 36)), libraries: Vec::new() };
-        let found = worker(&Visited { names, address, source, said: Ok(said) }, &built);
+        let found =
+            worker(&Visited { names, address, source, said: Ok(said), asked: true }, &built);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].text.contains(expected), "{found:?}");
         assert_eq!(found[0].grade == Grade::Fine, expected == "slots", "{found:?}");
@@ -210,6 +217,24 @@ mod tests {
         check(status(|it| it.store_bytes = 95 << 30), "keeps");
         check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "no better sandbox");
         check(status(|it| it.draining = true), "drains");
+    }
+
+    #[test]
+    fn who_can_not_be_asked_now_is_not_wrong() {
+        let built = Built { glibc: None, libraries: Vec::new() };
+        let check = |source, asked, hint: Option<&str>, expected| {
+            let names = Names { own: "w1".to_owned(), ..Names::default() };
+            let hint = hint.map(str::to_owned);
+            let said = Err(Trouble { reason: "it says nothing".to_owned(), hint });
+            let found =
+                worker(&Visited { names, address: "-".to_owned(), source, said, asked }, &built);
+            assert_eq!(found.iter().map(|it| it.grade).collect::<Vec<_>>(), [expected]);
+        };
+        // One that dials this machine; one that is started for each run; a stranger; one that is gone.
+        check(Source::Known, false, Some("say where"), Grade::Fine);
+        check(Source::Address, false, None, Grade::Fine);
+        check(Source::Mdns, false, Some("take an invitation"), Grade::Could);
+        check(Source::Known, true, Some("start it"), Grade::Wrong);
     }
 
     #[test]
