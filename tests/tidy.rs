@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 /// a stage never imports a later one.
 const CLIENT: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("shown", &[]),
     ("failure", &[]),
     ("event", &["model"]),
     ("settings", &["failure", "model", "cli"]),
     ("cli", &["failure", "settings"]),
-    ("ui", &["failure", "settings", "shown"]),
+    ("ui", &["failure", "settings"]),
     ("key", &["cli", "failure"]),
     ("stamp", &[]),
     ("compile", &["failure", "model", "settings", "stamp"]),
@@ -27,11 +26,11 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("plan", &["cost", "model"]),
     ("pace", &["model"]),
     ("shard", &["cost", "model", "plan", "settings"]),
-    ("filter", &["event", "failure", "model", "settings", "shown"]),
+    ("filter", &["event", "failure", "model", "settings"]),
     ("testenv", &["filter", "model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
     ("baked", &["fleet"]),
-    ("workers", &["cli", "clues", "failure", "fleet", "settings", "shown", "testenv"]),
+    ("workers", &["cli", "clues", "failure", "fleet", "settings", "testenv", "ui"]),
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("collect", &["model", "tree"]),
@@ -67,11 +66,11 @@ const CLIENT: &[(&str, &[&str])] = &[
         "runner",
         &[
             "baked", "cli", "collect", "compile", "failure", "fleet", "model", "parcel",
-            "settings", "ship", "shown", "suits", "testenv", "travel", "tree",
+            "settings", "ship", "suits", "testenv", "travel", "tree",
         ],
     ),
     ("results", &["event", "failure", "model", "settings"]),
-    ("report", &["event", "failure", "model", "results", "settings", "shown", "ui"]),
+    ("report", &["event", "failure", "model", "results", "settings", "ui"]),
     ("history", &["batch", "cost", "event", "failure", "model", "pace", "results", "settings"]),
 ];
 
@@ -99,6 +98,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("link", &["packed", "protocol"]),
     ("session", &["protocol"]),
     ("share", &[]),
+    ("shown", &[]),
     ("evict", &["digest"]),
     ("proof", &[]),
     ("store", &["digest", "evict", "packed", "proof", "protocol"]),
@@ -114,7 +114,7 @@ const WORKER: &[(&str, &[&str])] = &[
             "share", "store", "tools", "upgrade", "zygote",
         ],
     ),
-    ("log", &[]),
+    ("log", &["shown"]),
     ("probe", &["sandbox", "zygote"]),
     (
         "serve",
@@ -168,7 +168,6 @@ const PURE: &[(&str, &[&str])] = &[
         "cargo-distest",
         &[
             "model",
-            "shown",
             "event",
             "clues",
             "suits",
@@ -186,7 +185,7 @@ const PURE: &[(&str, &[&str])] = &[
             "testenv",
         ],
     ),
-    ("distest-worker", &["session", "share", "evict"]),
+    ("distest-worker", &["session", "share", "evict", "shown"]),
 ];
 
 /// What only the edge touches.

@@ -68,7 +68,9 @@ pub enum Command {
     /// Run a command on workers, outside of their sandboxes: `exec --all -- uname -a`.
     ///
     /// Needs the permission `exec` there. Output comes as it is written, with the worker's name
-    /// before each line if there are several; ends with 0 if the command did so everywhere.
+    /// before each line if there are several; ends with 0 if the command did so everywhere. What
+    /// would control a terminal is written out there and before names; one worker's output comes as
+    /// it is into a file or a pipe.
     Exec(ExecArgs),
     /// Copy a file or a folder to a worker or from it: `cp report.txt NAME:/tmp/`.
     ///

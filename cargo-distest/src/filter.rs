@@ -22,7 +22,7 @@ use crate::event::SkipReason;
 use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryKind, ListedCase, TestBinary, TestName};
 use crate::settings::{RunIgnored, SelectSettings};
-use crate::shown;
+use distest_worker::shown;
 
 /// Decides, test case by test case, what runs.
 #[derive(Debug)]

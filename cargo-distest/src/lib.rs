@@ -33,7 +33,6 @@ pub mod scheduler;
 pub mod settings;
 pub mod shard;
 pub mod ship;
-pub mod shown;
 #[cfg(test)]
 mod sim;
 pub mod stamp;

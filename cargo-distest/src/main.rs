@@ -1,6 +1,6 @@
 //! `cargo distest`'s executable: parses the command line and hands it on.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use cargo_distest::cli::{self, Cli, Command, RunnerArgs};
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             let say = |text: &str| print(text.as_bytes()) == failure::ExitCode::Passed;
             perform(workers::workers(&args, say))
         }
-        Command::Exec(args) => perform(workers::exec(&args, |stream, bytes| match stream {
+        Command::Exec(args) => perform(workers::exec(&args, terminals(), |stream, bytes| match stream {
             // Whoever doesn't read any more has heard enough.
             Stream::Stdout => _ = print(bytes),
             Stream::Stderr => _ = std::io::stderr().write_all(bytes),
@@ -75,6 +75,11 @@ fn tell_usage(error: &clap::Error) -> ExitCode {
     // A closed pipe is no reason to complain about.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::ExitCode::Usage.number()))
+}
+
+fn terminals() -> workers::Terminals {
+    let (stdout, stderr) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+    workers::Terminals { stdout, stderr }
 }
 
 fn print(bytes: &[u8]) -> failure::ExitCode {

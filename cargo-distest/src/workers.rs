@@ -24,7 +24,7 @@ use crate::settings::{
 
 pub use self::cp::cp;
 pub use self::doctor::doctor;
-pub use self::exec::exec;
+pub use self::exec::{Terminals, exec};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);

@@ -34,6 +34,7 @@ pub mod serve;
 pub mod server;
 pub mod session;
 pub mod share;
+pub mod shown;
 pub mod store;
 pub mod tls;
 pub mod tools;

@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::shown;
+
 /// Whether this process writes JSON. A log is one for the whole process, as its stderr is.
 static JSON: AtomicBool = AtomicBool::new(false);
 
@@ -60,10 +62,11 @@ impl Format {
             Self::Text => {
                 let Line { message, peer, client, run } = line;
                 let about = [("", peer), ("", client), ("run ", run)];
-                let about = about
-                    .into_iter()
-                    .filter_map(|(what, which)| Some(format!("{what}{}: ", which.as_deref()?)));
-                about.collect::<String>() + message
+                let about = about.into_iter().filter_map(|(what, which)| {
+                    Some(format!("{what}{}: ", shown::word(which.as_deref()?)))
+                });
+                // Only what begins a line here begins one in the log.
+                about.collect::<String>() + &shown::lines(message).replace('\n', "\n  ")
             }
         }
     }
@@ -101,7 +104,14 @@ mod tests {
             Format::Json.write(&line, 1.5),
             r#"{"time":1.5,"message":"over\n\"ok\"","peer":"[::1]:5","client":"alice","run":"r-1"}"#
         );
-        assert_eq!(Format::Text.write(&line, 1.5), "[::1]:5: alice: run r-1: over\n\"ok\"");
+        assert_eq!(Format::Text.write(&line, 1.5), "[::1]:5: alice: run r-1: over\n  \"ok\"");
+        let run = Some("\u{202e}r\n\x1b[2J".to_owned());
+        let line = Line { run, message: "gone \x07".to_owned(), ..Line::default() };
+        assert_eq!(
+            Format::Text.write(&line, 0.0),
+            r"run \u{202e}r\n\u{1b}[2J: gone \u{7}",
+            "what others say does nothing to a terminal"
+        );
         let line = Line::from("ready".to_owned());
         assert_eq!(Format::Json.write(&line, 0.0), r#"{"time":0.0,"message":"ready"}"#);
         assert_eq!(Format::Text.write(&line, 0.0), "ready");

@@ -56,11 +56,20 @@ fn sorted(text: &str) -> Vec<&str> {
 
 fn on_all(scratch: &Scratch) {
     let workers = Worker::fleet(scratch, 2, 1);
-    let script = "echo one; printf two; echo wrong >&2";
+    let script = "echo one; printf 'two\\rover'; echo wrong >&2";
     let finished = exec(scratch, &workers, &["--all", "--", "sh", "-c", script]).finish();
     assert_eq!(finished.code(), 0, "{}", finished.stderr);
-    assert_eq!(sorted(&finished.stdout), ["w1 | one", "w1 | two", "w2 | one", "w2 | two"]);
+    let lines = ["w1 | one", "w1 | over", "w1 | two", "w2 | one", "w2 | over", "w2 | two"];
+    assert_eq!(sorted(&finished.stdout), lines, "nothing lies over a name");
     assert_eq!(sorted(&finished.stderr), ["w1 | wrong", "w2 | wrong"]);
+    // As it is, from one.
+    let finished = exec(scratch, &workers, &["--on", "w1", "--", "sh", "-c", script]).finish();
+    assert_eq!(finished.stdout, "one\ntwo\rover");
+    // Who can't be reached is not passed over in silence.
+    let gone = exec(scratch, &workers, &["--all", "--worker", "tcp://127.0.0.1:9"]);
+    let gone = gone.args(["--worker", &workers[0].address, "--", "echo", "there"]).finish();
+    assert_eq!((gone.code(), gone.stdout.as_str()), (0, "there\n"), "{}", gone.stderr);
+    assert!(gone.stderr.contains("left out tcp://127.0.0.1:9: nobody listens"), "{}", gone.stderr);
 }
 
 fn on_one(scratch: &Scratch) {

@@ -55,6 +55,8 @@ pub struct ExecuteArgs {
     pub global_timeout: Option<Duration>,
     /// One test at a time, output as it is written; standard input too, if exactly one test is
     /// selected.
+    ///
+    /// Nothing is changed in that output: what controls a terminal gets there, also from a worker.
     #[arg(long, alias = "nocapture")]
     pub no_capture: bool,
 }

@@ -27,7 +27,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::model::{AttemptResult, Step, TestCase, TestIndex, Verdict, WorkerId};
 use crate::results::{Summary, TestState};
 use crate::settings::{MessageFormat, OutputWhen, ReportSettings, ShowProgress, StatusLevel};
-use crate::shown;
+use distest_worker::shown;
 
 /// Shows a run on the terminal, or on whatever stderr is.
 pub struct Terminal {

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use distest_worker::shown;
+
 use crate::event::{CancelReason, CapturedOutput};
 
 /// Which escape sequences survive [`clean`].
@@ -47,8 +49,8 @@ pub(super) fn parts(output: &CapturedOutput, bytes_max: usize) -> Vec<Part<'_>> 
 }
 
 /// Text that does nothing to a terminal and is legal in XML 1.0: escape sequences other than
-/// `escapes` are removed, a carriage return ends a line, and any other control character, and
-/// whatever isn't UTF-8, becomes U+FFFD.
+/// `escapes` are removed, a carriage return ends a line, what turns text around is written out, and
+/// any other control character, and whatever isn't UTF-8, becomes U+FFFD.
 pub(super) fn clean(raw: &[u8], escapes: Escapes) -> String {
     let text = String::from_utf8_lossy(raw);
     let mut clean = String::with_capacity(text.len());
@@ -64,6 +66,10 @@ pub(super) fn clean(raw: &[u8], escapes: Escapes) -> String {
             Some('\u{9b}') => rest = control_sequence(rest, escapes, &mut clean),
             Some('\r') if rest.starts_with('\n') => {}
             Some('\r') => clean.push('\n'),
+            // It would turn around what is read.
+            Some(other) if shown::acts(other) && !other.is_control() => {
+                clean.extend(other.escape_unicode());
+            }
             _ => clean.push(char::REPLACEMENT_CHARACTER),
         }
     }
@@ -122,7 +128,7 @@ pub(super) fn because(reason: CancelReason) -> &'static str {
 
 fn needs_care(c: char) -> bool {
     // U+FFFE and U+FFFF are no characters, and not allowed in XML.
-    (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{fffe}' | '\u{ffff}')
+    (shown::acts(c) && c != '\n' && c != '\t') || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
 /// Reads what follows an ESC (ECMA-48); returns what follows the sequence.
@@ -196,6 +202,12 @@ mod tests {
             "a\u{fffd}b\u{fffd}c\u{fffd}d\ne\nf\tg",
             "a\u{fffd}b\u{fffd}c\u{fffd}d\ne\nf\tg",
         );
+    }
+
+    #[test]
+    fn what_turns_text_around_is_written_out() {
+        let expected = r"a\u{202e}b\u{2066}c";
+        check("a\u{202e}b\u{2066}c".as_bytes(), expected, expected);
     }
 
     proptest! {

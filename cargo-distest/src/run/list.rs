@@ -15,7 +15,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, TestBinary, TestCase};
 use crate::plan;
 use crate::settings::ShowProgress;
-use crate::shown;
+use distest_worker::shown;
 use crate::ui::{Ui, report_warning};
 
 /// Builds, lists and prints the selected tests.

@@ -29,7 +29,7 @@ use crate::fleet::Connection;
 use crate::model::Triple;
 use crate::settings::{Fallback, FleetSettings};
 use crate::ship::ShipError;
-use crate::shown;
+use distest_worker::shown;
 
 /// Frames of a shim that wait to be taken.
 const FRAMES_MAX: usize = 4;

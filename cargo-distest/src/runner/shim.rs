@@ -26,7 +26,7 @@ use super::connect::{self, Server};
 use super::wire::{Call, FromShim, Refused, STDIN_BYTES_MAX, ToShim, Variable};
 use crate::compile::SECRET_VARIABLE;
 use crate::failure::{ExitCode, Failure};
-use crate::shown;
+use distest_worker::shown;
 
 /// Signals that are passed on, by what they mean.
 const PASSED_ON: [(Signal, AttemptSignal); 6] = [

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::Ui;
 use crate::failure::Failure;
-use crate::shown;
+use distest_worker::shown;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();

@@ -6,7 +6,7 @@ use distest_worker::sandbox::level::Level;
 use serde_json::{Value, json};
 
 use crate::fleet::{Said, Trouble, Visited};
-use crate::shown;
+use distest_worker::shown;
 
 /// One JSON object in a line, with every worker.
 pub(super) fn json(visited: &[Visited]) -> String {

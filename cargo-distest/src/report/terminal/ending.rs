@@ -10,7 +10,7 @@ use crate::model::{TestCase, Verdict};
 use crate::report::text::{because, count, seconds};
 use crate::results::{Bound, Summary, TestState};
 use crate::settings::{OutputWhen, ReportSettings, StatusLevel};
-use crate::shown;
+use distest_worker::shown;
 
 /// Everything after the last test.
 pub(super) fn lines(

@@ -10,7 +10,7 @@ use distest_worker::protocol::Exit;
 use crate::model::{AttemptResult, TestCase, Verdict};
 use crate::report::text::signal;
 use crate::results::{Summary, TestState};
-use crate::shown;
+use distest_worker::shown;
 
 /// Puts colours on text, or doesn't.
 #[derive(Clone, Copy, Debug)]

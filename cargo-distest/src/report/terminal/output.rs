@@ -4,7 +4,7 @@ use super::line::{Paint, Tone};
 use crate::event::{AttemptEnded, CapturedOutput};
 use crate::model::{AttemptResult, TestCase};
 use crate::report::text::{Escapes, Part, clean, parts};
-use crate::shown;
+use distest_worker::shown;
 
 /// The most bytes that are shown of one output stream: half from each end.
 const SHOWN_BYTES_MAX: usize = 1 << 20;

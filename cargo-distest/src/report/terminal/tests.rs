@@ -51,18 +51,21 @@ fn what_others_name_turns_nothing_around() {
     s.attempt(a, AttemptResult::Fail, 10, |ended| {
         ended.reason = "it says \u{2066}so".to_owned();
         ended.hints = vec!["see \x1b[2Jthere".to_owned()];
-        // This is the test's own.
-        ended.stdout = output("\u{202e}as it was written\n");
+        ended.stdout = output("\u{202e}turned\n");
     });
     s.verdict(a, Verdict::Fail);
     s.push(RunEvent::Warning { text: "\u{202e}".to_owned(), hint: None });
     let told = stderr(&s, &settings());
-    for line in
-        [r"one x\u{202e}y\nz", r"(it says \u{2066}so)", r"see \u{1b}[2Jthere", r"warning: \u{202e}"]
-    {
+    for line in [
+        r"one x\u{202e}y\nz",
+        r"(it says \u{2066}so)",
+        r"see \u{1b}[2Jthere",
+        r"warning: \u{202e}",
+        r"\u{202e}turned",
+    ] {
         assert!(told.contains(line), "{line}: {told}");
     }
-    assert_eq!(told.matches('\u{202e}').count(), 1);
+    assert!(!told.contains('\u{202e}'));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! What a terminal would act on is written out as Rust writes it (`\n`, `\u{202e}`): control
 //! characters, and those that turn around the direction in which text is read, so that a line shows
-//! what it says. What tests print is not for this module.
+//! what it says.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
