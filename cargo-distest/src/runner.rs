@@ -15,6 +15,7 @@ pub mod agent;
 mod call;
 mod connect;
 mod environment;
+mod folder;
 mod pack;
 mod pool;
 pub mod server;

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
 use super::wire::FromShim;
-use super::{AGENT_WORD, site};
+use super::{AGENT_WORD, folder, site};
 use crate::failure::{ExitCode, Failure};
 use crate::settings::{EMPTY_KEY, Resolved, Settings};
 
@@ -178,25 +178,6 @@ fn private_folder() -> Result<PathBuf, Failure> {
         .map(|runtime| runtime.join("cargo-distest"))
         .or_else(|| Some(cache()?.join("cargo-distest").join("runner")));
     let short = |path: &PathBuf| path.as_os_str().len() + 1 + 16 + 5 <= SOCKET_PATH_BYTES_MAX;
-    let folder = folder
-        .filter(short)
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("cargo-distest-{}", geteuid())));
-    let fail = |error: io::Error| {
-        let what = format!("could not use {} for the agent's socket", folder.display());
-        Failure::new(ExitCode::Setup, what).because(error)
-    };
-    if let Some(parent) = folder.parent() {
-        fs::create_dir_all(parent).map_err(fail)?;
-    }
-    match fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
-        _ => {}
-    }
-    let metadata = fs::symlink_metadata(&folder).map_err(fail)?;
-    if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
-        let why = "others can enter it, or it is another user's";
-        return Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, why))
-            .hint("remove it, or set XDG_RUNTIME_DIR"));
-    }
-    Ok(folder)
+    let folder = folder.filter(short).unwrap_or_else(folder::temporary);
+    folder::private(folder, "set XDG_RUNTIME_DIR")
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use distest_worker::protocol::{Forward, Network, OsText, TreeNode};
 use tokio::sync::Mutex;
 
+use super::folder;
 use super::pack::Packer;
 use super::pool::Pool;
 use super::wire::Call;
@@ -247,8 +248,8 @@ impl Site {
     }
 
     fn outside(cwd: &Path, surroundings: &Surroundings) -> Result<Self, Failure> {
-        let name = format!("cargo-distest-{}", nix::unistd::geteuid());
-        let target_dir = std::env::temp_dir().join(name).join("outside");
+        // Whatever lies in there is ours, then.
+        let target_dir = folder::private(folder::temporary(), "set TMPDIR")?.join("outside");
         let copies = copies(&target_dir);
         let roots = may_be_hidden(cwd).then_some(cwd).into_iter().chain([&*target_dir]);
         Ok(Self {
