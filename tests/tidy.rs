@@ -14,7 +14,6 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("settings", &["failure", "model", "cli"]),
     ("cli", &["failure", "settings"]),
     ("ui", &["failure", "settings"]),
-    ("key", &["cli", "failure"]),
     ("stamp", &[]),
     ("compile", &["failure", "model", "settings", "stamp"]),
     ("parse", &["model"]),
@@ -29,6 +28,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("filter", &["event", "failure", "model", "settings"]),
     ("testenv", &["filter", "model"]),
     ("fleet", &["collect", "model", "settings", "testenv"]),
+    ("key", &["cli", "failure", "fleet", "settings"]),
     ("baked", &["fleet"]),
     ("workers", &["cli", "clues", "failure", "fleet", "settings", "testenv", "ui"]),
     ("parcel", &["failure", "model", "tree"]),
@@ -144,6 +144,7 @@ const WORKER: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "accept",
             "identity",
             "invitation",
             "log",

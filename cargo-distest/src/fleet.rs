@@ -51,7 +51,7 @@ pub use greeting::Names;
 pub use hands::{Happened, run};
 pub use known::add_known;
 pub use notices::{Notice, Notices};
-pub use talk::{Meant, all, named};
+pub use talk::{Meant, all, named, only};
 pub use visit::{Clock, Said, Source, Trouble, Visited, Wanted, examine, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.

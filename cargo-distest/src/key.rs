@@ -6,6 +6,8 @@ use distest_worker::identity::{Folder, IdentityError, PrivateKey};
 
 use crate::cli::KeyCommand;
 use crate::failure::{ExitCode, Failure};
+use crate::fleet;
+use crate::settings::IdentitySettings;
 
 /// Does it; answers what goes to stdout.
 ///
@@ -14,7 +16,12 @@ use crate::failure::{ExitCode, Failure};
 pub fn key(command: &KeyCommand) -> Result<String, Failure> {
     match command {
         KeyCommand::Show => {
-            let key = PrivateKey::load_or_make(&own_key()?).map_err(failed)?;
+            let cwd = std::env::current_dir().unwrap_or_default();
+            let identity = IdentitySettings::of_environment(&|name| std::env::var(name).ok(), &cwd);
+            let key = fleet::own_key(&identity).map_err(|(reason, hint)| Failure {
+                hint,
+                ..Failure::new(ExitCode::Setup, reason)
+            })?;
             Ok(format!("{}\n", key.public()))
         }
         KeyCommand::New { out } => {

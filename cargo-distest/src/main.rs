@@ -43,11 +43,13 @@ fn main() -> ExitCode {
             let say = |text: &str| print(text.as_bytes()) == failure::ExitCode::Passed;
             perform(workers::workers(&args, say))
         }
-        Command::Exec(args) => perform(workers::exec(&args, terminals(), |stream, bytes| match stream {
-            // Whoever doesn't read any more has heard enough.
-            Stream::Stdout => _ = print(bytes),
-            Stream::Stderr => _ = std::io::stderr().write_all(bytes),
-        })),
+        Command::Exec(args) => {
+            perform(workers::exec(&args, terminals(), |stream, bytes| match stream {
+                // Whoever doesn't read any more has heard enough.
+                Stream::Stdout => _ = print(bytes),
+                Stream::Stderr => _ = std::io::stderr().write_all(bytes),
+            }))
+        }
         Command::Cp(args) => perform(workers::cp(&args)),
         Command::Doctor(args) => perform(workers::doctor(&args, |text| _ = print(text.as_bytes()))),
         Command::Key(command) => match key::key(&command) {

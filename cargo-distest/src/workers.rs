@@ -18,9 +18,10 @@ use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersF
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, Meant, Trouble};
 use crate::settings::{
-    self, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, WorkerAddress,
-    user_config_path,
+    self, Color, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, ShowProgress,
+    WorkerAddress, user_config_path,
 };
+use crate::ui::{Ui, report_warning};
 
 pub use self::cp::cp;
 pub use self::doctor::doctor;
@@ -85,9 +86,10 @@ async fn list(
         let mut visited = fleet::visit(&settings)
             .await
             .map_err(|Trouble { reason, hint }| setup((reason, hint)))?;
+        let all = visited.len();
         visited.retain(|it| ls::is_meant(it, on, labels));
         let text = match format {
-            WorkersFormat::Human => ls::human(&visited),
+            WorkersFormat::Human => ls::human(&visited, all - visited.len()),
             WorkersFormat::Json => ls::json(&visited),
         };
         let read = print(&format!("{}{text}", if clears { CLEAR } else { "" }));
@@ -115,16 +117,23 @@ fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failu
     Ok(settings::resolve(&args, &environment, &files, &facts)?.settings)
 }
 
-/// The workers of these names, or all that are there.
+/// The workers of these names, or all that are there: then whoever can't be reached is told of.
 async fn meant(
     settings: &FleetSettings,
     names: &[String],
     all: bool,
 ) -> Result<Vec<Meant>, Trouble> {
-    match all {
-        true => fleet::all(settings).await,
-        false => fleet::named(settings, names).await,
+    if !all {
+        return fleet::named(settings, names).await;
     }
+    let (there, left_out) = fleet::all(settings).await?;
+    let ui = Ui::new(Color::Auto, ShowProgress::None);
+    for (name, Trouble { reason, hint }) in left_out {
+        let text = format!("left out {}: {}", ls::plain(&name), ls::plain(&reason));
+        report_warning(&ui, &text, hint.as_deref());
+    }
+    ui.flush();
+    Ok(there)
 }
 
 async fn add(

@@ -1,4 +1,4 @@
-//! What to do when a listener can't accept.
+//! What to do when a listener can't listen, or accept.
 
 use std::io;
 use std::time::Duration;
@@ -7,6 +7,20 @@ use tokio::time::sleep;
 
 /// How long to wait before the next try.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// What helps where nobody could listen at an address, if that is known.
+pub fn listen_hint(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            Some("something else listens there: end it, or take another port (0 picks a free one)")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            Some("name an address of this machine's, or 0.0.0.0 for all that it has")
+        }
+        io::ErrorKind::PermissionDenied => Some("ports below 1024 are root's: take another one"),
+        _ => None,
+    }
+}
 
 /// What keeps a listener from accepting, most likely that there are no descriptors left.
 #[derive(Default)]

@@ -20,6 +20,7 @@ pub use self::found::FoundArgs;
 pub use self::listen::ListenAt;
 pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
+use crate::accept::listen_hint;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
 use crate::log::{Format, Line};
@@ -96,6 +97,9 @@ pub struct JoinArgs {
     /// Clients: HOST:PORT[#KEY], or an invitation of `cargo distest workers invite`
     #[arg(required = true, value_name = "ADDR")]
     pub addresses: Vec<JoinTarget>,
+    /// How what happens is written to stderr: for people, or as a JSON object a line
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
     /// Whom it serves.
     #[command(flatten)]
     pub keys: KeyArgs,
@@ -124,7 +128,7 @@ pub struct InviteArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub valid: u32,
     /// Where the client dials [default: where the worker listens]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub address: Option<String>,
     /// Which worker of this user on this machine
     #[arg(long)]
@@ -239,7 +243,8 @@ async fn perform(command: WorkerCommand) -> Result<After, String> {
             ready(&format!("{CHECKED} {level}"))?;
         }
         WorkerCommand::Serve(args) => return serve(args).await,
-        WorkerCommand::Join(JoinArgs { addresses, keys, common }) => {
+        WorkerCommand::Join(JoinArgs { addresses, log_format, keys, common }) => {
+            log_format.begin();
             let worker = worker(common, &keys)?;
             worker.serves_one_client().then(|| say(ONE_CLIENT));
             let reception = reception(keys, worker)?;
@@ -307,7 +312,7 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     // For as long as the worker.
     let mut answering = tokio::task::JoinSet::new();
     if let Some(at) = metrics {
-        let could_not = |error| format!("could not listen at {at} for metrics: {error}");
+        let could_not = |error| could_not_listen(&format!("at {at} for metrics"), &error);
         let metrics = Metrics::at(at, Arc::clone(reception.worker())).await;
         let metrics = metrics.map_err(could_not)?;
         let bound = metrics.address().map_err(could_not)?;
@@ -332,6 +337,12 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     Ok(successor.map_or(After::Nothing, |successor| After::Upgrade(Box::new(successor))))
 }
 
+/// With what to do where that is known.
+fn could_not_listen(place: &str, error: &io::Error) -> String {
+    let hint = listen_hint(error).map(|hint| format!("\nhint: {hint}"));
+    format!("could not listen {place}: {error}{}", hint.unwrap_or_default())
+}
+
 /// What to listen with.
 enum Place {
     At(SocketAddr),
@@ -342,7 +353,7 @@ async fn listening(place: Place, reception: Arc<Reception>) -> Result<Listening,
     match place {
         Place::At(address) => Listening::at(address, reception)
             .await
-            .map_err(|error| format!("could not listen at {address}: {error}")),
+            .map_err(|error| could_not_listen(&format!("at {address}"), &error)),
         Place::Handed(listener) => {
             Listening::on(listener, reception).map_err(|error| format!("could not listen: {error}"))
         }
@@ -515,6 +526,17 @@ fn raise_descriptor_limit() {
 fn level(text: &str) -> Result<Level, String> {
     let found = Level::ALL.into_iter().find(|level| level.name() == text);
     found.ok_or_else(|| format!("expected one of {}", Level::ALL.map(Level::name).join(", ")))
+}
+
+/// A place as it stands in an invitation.
+///
+/// # Errors
+/// In words: it is none.
+pub fn host_and_port(text: &str) -> Result<String, String> {
+    match crate::registry::place(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("expected HOST:PORT, such as build-1:7777 or [::1]:7777".to_owned()),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("log::json_names_the_run_and_the_client", json_log),
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
+        case("doctor::known_keys_without_a_place_are_no_finding", known_without_place),
         case("doctor::uses_the_compiler_that_cargo_would", compiler),
         case("doctor::waits_for_nobody_who_dials", dials),
         case_if("doctor::starts_workers_behind_ssh", sshd::possible, behind_ssh),
@@ -128,6 +129,27 @@ fn healthy(scratch: &Scratch) {
     assert!(found.iter().all(|it| !it["text"].to_string().contains("clock")), "{found:#?}");
     assert!(found.iter().any(|it| it["about"] == "worker w1"), "{found:#?}");
     assert!(found.iter().all(|it| it["grade"] != "wrong"), "{found:#?}");
+}
+
+fn known_without_place(scratch: &Scratch) {
+    let other = Scratch::new();
+    let [joiner, pod] = [scratch, &other].map(|scratch| {
+        let shown = Client::call(scratch, scratch.path(), &["key", "show"]).finish().stdout;
+        shown.trim().to_owned()
+    });
+    scratch.write("config/distest/known_workers", &format!("{joiner} - j1\n"));
+    let call = |args: &[&str]| {
+        Client::call(scratch, scratch.path(), args).env("DISTEST_KNOWN_WORKERS", &pod).finish()
+    };
+    let told = call(&["doctor", "--worker", "listen://127.0.0.1:7"]);
+    assert_eq!(told.code(), 0, "{}", told.stdout);
+    assert!(told.stdout.contains("ok     worker j1: it dials this machine"), "{}", told.stdout);
+    assert!(!told.stdout.contains("unnamed"), "{}", told.stdout);
+    let listed = call(&["workers"]).stdout;
+    assert!(listed.contains("j1") && listed.contains("listen://IP:PORT"), "{listed}");
+    assert!(!listed.contains("unnamed") && listed.lines().count() == 4, "{listed}");
+    let other = call(&["workers", "--on", "nix"]).stdout;
+    assert!(other.contains("leave out --on"), "{other}");
 }
 
 fn compiler(scratch: &Scratch) {

@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("invitation::is_the_workers_own_users_to_give", not_for_others),
         case("join::a_worker_dials_and_is_used", join),
         case("join::an_unknown_worker_is_refused", join_unknown),
+        case("join::places_that_are_none_or_taken", odd_places),
         case("join::a_worker_reconnects", reconnects),
         case("join::those_that_fall_silent_hold_up_nobody", silent),
         case("join::an_invited_worker_is_used", join_invited),
@@ -196,6 +197,33 @@ fn join(scratch: &Scratch) {
     call(scratch, &["key", "show"]);
     let _joiner = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
     passed(&run_on(scratch, &format!("listen://127.0.0.1:{port}")));
+}
+
+/// What can't be listened at or dialled is told before anybody waits.
+fn odd_places(scratch: &Scratch) {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let at = taken.local_addr().expect("it is bound").to_string();
+    for args in [
+        &["worker", "serve", "--listen", &at][..],
+        &["worker", "registry", "--listen", &at],
+        &["workers", "invite", "--listen", &at],
+    ] {
+        call(scratch, args).complains(96, &["in use", "hint: something else listens there"]);
+    }
+    let listen = format!("listen://{at}");
+    let args = ["exec", "--worker", &listen, "--all", "--", "true"];
+    call(scratch, &args).complains(97, &[&at, "something else listens there"]);
+    for odd in ["h", "a b:1", "h:0", ":1"] {
+        call(scratch, &["worker", "invite", "--address", odd]).complains(2, &["HOST:PORT"]);
+        let args = ["workers", "invite", "--listen", "127.0.0.1:0", "--address", odd];
+        call(scratch, &args).complains(2, &["HOST:PORT"]);
+    }
+    // Nobody finds the worker to ask for an invitation.
+    let (state, store) = (scratch.join("x".repeat(120)), scratch.join("store"));
+    let worker = Worker::start_changed(scratch, "w1", 1, &store, Executable::Worker, |command| {
+        command.env("XDG_STATE_HOME", &state);
+    });
+    says(&worker, "hint: set XDG_STATE_HOME");
 }
 
 fn join_unknown(scratch: &Scratch) {

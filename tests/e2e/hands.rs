@@ -153,7 +153,7 @@ fn copies(scratch: &Scratch) {
     assert_eq!(std::fs::read_dir(&there).expect("ours").count(), 1, "no other file");
     cp(scratch, &worker, "w1:/no/such", "x").complains(1, &["could not read /no/such there"]);
     cp(scratch, &worker, "source", "w1:/no/such").complains(1, &["could not write /no/such"]);
-    cp(scratch, &worker, "source", "w2:/tmp/x").complains(1, &["no worker is called w2"]);
+    cp(scratch, &worker, "source", "w2:/tmp/x").complains(97, &["no worker is called w2"]);
     cp(scratch, &worker, "source", "other").complains(2, &["NAME:/PATH"]);
     assert!(!scratch.join("x").exists());
 }
@@ -478,5 +478,5 @@ fn nobody(scratch: &Scratch) {
     let workers = Worker::fleet(scratch, 1, 1);
     let finished = exec(scratch, &workers, &["--on", "w7", "--", "true"]).finish();
     finished.complains(97, &["no worker is called w7"]);
-    told(&["--", "true"]).complains(2, &["--on"]);
+    told(&["--", "true"]).complains(2, &["--on", "--all"]);
 }

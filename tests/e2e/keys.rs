@@ -188,4 +188,12 @@ fn command(scratch: &Scratch) {
     call(&["key", "new"]).complains(96, &["already"]);
     let mode = fs::metadata(scratch.join("config/distest/key")).expect("it was made");
     assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    // One for a CI service, and what it is to workers.
+    let of_ci = call(&["key", "new", "--out", "ci"]).stdout;
+    let shown = |value: &str| {
+        Client::call(scratch, scratch.path(), &["key", "show"]).env("DISTEST_KEY", value).finish()
+    };
+    assert_eq!(shown("ci").stdout, of_ci);
+    assert_ne!(of_ci.trim(), key);
+    shown("").complains(96, &["DISTEST_KEY is empty"]);
 }

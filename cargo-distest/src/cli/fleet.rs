@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use distest_worker::cli::host_and_port;
 use distest_worker::invitation::Invitation;
 
 use crate::settings::WorkerAddress;
@@ -18,7 +19,8 @@ pub enum KeyCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Print the public key, which a worker's authorized_keys needs.
+    /// Print the public key, which a worker's authorized_keys needs: this user's own, or that of
+    /// DISTEST_KEY.
     Show,
 }
 
@@ -57,9 +59,10 @@ pub struct ListWorkersArgs {
 
 /// Workers that something is done to: `workers upgrade`, `workers gc`.
 #[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["names", "all"]))]
 pub struct AdministeredArgs {
     /// Their names, keys or addresses
-    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// All workers that are there.
     #[arg(long)]
@@ -82,9 +85,10 @@ pub enum WorkersFormat {
 
 /// `cargo distest exec`.
 #[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["on", "all"]))]
 pub struct ExecArgs {
     /// The workers to run it on; may be repeated
-    #[arg(long, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(long, value_name = "NAME")]
     pub on: Vec<String>,
     /// Run it on all workers that are there.
     #[arg(long)]
@@ -163,7 +167,7 @@ pub enum WorkersCommand {
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
         /// Where the worker dials [default: where this listens]
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
         address: Option<String>,
         /// Minutes for which the invitation is good
         #[arg(long, value_name = "MINUTES", default_value_t = 15)]

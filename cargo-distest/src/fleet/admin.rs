@@ -43,7 +43,7 @@ pub enum Upgraded {
 /// # Errors
 /// It can't be found, or doesn't do it.
 pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Trouble> {
-    let talk = talk::to(settings, name).await?;
+    let talk = talk::only(settings, name).await?.reach(settings).await?;
     answered(talk.worker.drain(link::context(ANSWER)).await)?;
     Ok(talk.hello.name.clone())
 }

@@ -122,7 +122,10 @@ pub(super) async fn reach(
     port: u16,
     key: Option<PublicKey>,
 ) -> Result<Secured<TcpStream>, Unusable> {
-    let start_hint = format!("start it with: distest-worker serve --listen {host}:{port}");
+    let start_hint = format!(
+        "start it with: distest-worker serve --listen {host}:{port}; one that finishes what runs \
+         (drain) takes no connection any more, and has to be started again when it has ended"
+    );
     let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {

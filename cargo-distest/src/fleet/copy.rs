@@ -16,7 +16,7 @@ use distest_worker::protocol::{
 use nix::fcntl::OFlag;
 
 use super::Unusable;
-use super::talk::{self, Talk, answered};
+use super::talk::{Meant, Talk, answered};
 use super::visit::Trouble;
 use crate::settings::FleetSettings;
 
@@ -35,7 +35,7 @@ const ENTRIES_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 /// In words. Of a folder, what was copied before stays.
 pub async fn put(
     settings: &FleetSettings,
-    worker: &str,
+    worker: Meant,
     from: &Path,
     to: &Path,
 ) -> Result<(), Trouble> {
@@ -45,7 +45,7 @@ pub async fn put(
         true => Some(walk(from, async |path, after| local_page(&path, &after)).await?),
         false => None,
     };
-    let talk = talk::to(settings, worker).await?;
+    let talk = worker.reach(settings).await?;
     let is_folder = names_folder(to) || {
         let asked = talk.worker.list_folder(link::context(PIECE), to.into(), "".into()).await;
         // What can't be looked at shows when it is written.
@@ -71,11 +71,11 @@ pub async fn put(
 /// In words. Of a folder, what was copied before stays.
 pub async fn get(
     settings: &FleetSettings,
-    worker: &str,
+    worker: Meant,
     from: &Path,
     to: &Path,
 ) -> Result<(), Trouble> {
-    let talk = talk::to(settings, worker).await?;
+    let talk = worker.reach(settings).await?;
     let to = &into(to, names_folder(to) || to.is_dir(), from);
     let page =
         answered(talk.worker.list_folder(link::context(PIECE), from.into(), "".into()).await)?;

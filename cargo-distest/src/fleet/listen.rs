@@ -1,9 +1,10 @@
 //! Workers that dial us: `--worker listen://IP:PORT`, `distest-worker join`.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use distest_worker::accept::accept_again;
+use distest_worker::accept::{accept_again, listen_hint};
 use distest_worker::serve::HalfOpen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -21,9 +22,8 @@ use crate::model::Step;
 /// join as long as the run lasts.
 pub(super) async fn listen(fleet: &Fleet, address: SocketAddr) -> Result<(), Unusable> {
     fleet.keys().await?;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| Unusable::new(format!("could not listen: {error}")))?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|error| could_not_listen(address, &error))?;
     let first = Arc::new(Notify::new());
     // Goes on as long as the run.
     tokio::spawn(accept(fleet.clone(), listener, Arc::clone(&first)));
@@ -32,6 +32,11 @@ pub(super) async fn listen(fleet: &Fleet, address: SocketAddr) -> Result<(), Unu
         Unusable::new(format!("no worker has joined within {} s", wait.as_secs_f64()))
             .hint("start one with: distest-worker join HOST:PORT, with this machine's address")
     })
+}
+
+pub(super) fn could_not_listen(place: SocketAddr, error: &io::Error) -> Unusable {
+    let hint = listen_hint(error).map(str::to_owned);
+    Unusable { hint, ..Unusable::new(format!("could not listen at {place}: {error}")) }
 }
 
 async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {

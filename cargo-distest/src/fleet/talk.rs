@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::connection::{self, GREETING_TIME};
 use super::greeting::{Greeted, Names};
 use super::keys::{Keys, Place};
+use super::listen::could_not_listen;
 use super::ssh::{self, Target};
 use super::stopwatch::Stopwatch;
 use super::visit::{Trouble, Visited, visit};
@@ -163,23 +164,34 @@ impl Meant {
     }
 }
 
-/// All workers that are there: those that listen, those behind ssh, and those that dial soon.
+/// All workers that are there: those that listen, those behind ssh, and those that dial soon. And
+/// those that are given or known and can't be reached, with the reason.
 ///
 /// # Errors
-/// None is.
-pub async fn all(settings: &FleetSettings) -> Result<Vec<Meant>, Trouble> {
+/// None is there.
+pub async fn all(
+    settings: &FleetSettings,
+) -> Result<(Vec<Meant>, Vec<(String, Trouble)>), Trouble> {
     let keys = Keys::load(&settings.identity)?;
     let (visited, joined) =
         tokio::join!(visit(settings), joiners(settings, &keys, JOINERS_WITHIN, |_| Take::Another));
-    let listening = visited?.into_iter().filter(|it| it.said.is_ok()).map(Meant::from);
-    let mut there: Vec<_> = listening.chain(behind_ssh(settings, None)).collect();
+    let (listening, others): (Vec<_>, Vec<_>) =
+        visited?.into_iter().partition(|it| it.said.is_ok());
+    let mut there: Vec<_> = listening.into_iter().map(Meant::from).collect();
+    there.extend(behind_ssh(settings, None));
     there.extend(joined?.into_iter().map(Meant::from));
+    // Whoever could not be asked is started, or dials, or nobody whom we know.
+    let left_out = others.into_iter().filter(|it| it.asked).filter_map(|it| {
+        let name = Some(it.names.shown()).filter(|name| !name.is_empty());
+        Some((name.unwrap_or(&it.address).to_owned(), it.said.err()?))
+    });
+    let left_out: Vec<_> = left_out.collect();
     if there.is_empty() {
         return Err(Unusable::new("no worker is there")
             .hint("`cargo distest workers` shows which there are, and why one can't be used")
             .into());
     }
-    Ok(there)
+    Ok((there, left_out))
 }
 
 /// The workers that these names or addresses mean.
@@ -224,11 +236,11 @@ pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Mea
 /// The only worker that is called so.
 ///
 /// # Errors
-/// Nobody is, several are, or it doesn't answer.
-pub(super) async fn to(settings: &FleetSettings, name: &str) -> Result<Talk, Trouble> {
+/// Nobody is, or several are.
+pub async fn only(settings: &FleetSettings, name: &str) -> Result<Meant, Trouble> {
     let mut meant = named(settings, &[name.to_owned()]).await?;
     match (meant.pop(), meant.pop()) {
-        (Some(it), None) => it.reach(settings).await,
+        (Some(it), None) => Ok(it),
         (Some(_), Some(_)) => Err(Unusable::new(format!("several workers are called {name}"))
             .hint("name it by its address: `cargo distest workers` shows it")
             .into()),
@@ -337,9 +349,8 @@ async fn joiners(
     let (greeted, mut greetings) = mpsc::channel(JOINERS_MAX);
     let mut listening = JoinSet::new();
     for place in places {
-        let listener = TcpListener::bind(place)
-            .await
-            .map_err(|error| Unusable::new(format!("could not listen at {place}: {error}")))?;
+        let listener =
+            TcpListener::bind(place).await.map_err(|error| could_not_listen(place, &error))?;
         listening.spawn(greet_all(listener, keys.clone(), greeted.clone()));
     }
     drop(greeted);

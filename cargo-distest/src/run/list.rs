@@ -15,8 +15,8 @@ use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, TestBinary, TestCase};
 use crate::plan;
 use crate::settings::ShowProgress;
-use distest_worker::shown;
 use crate::ui::{Ui, report_warning};
+use distest_worker::shown;
 
 /// Builds, lists and prints the selected tests.
 ///

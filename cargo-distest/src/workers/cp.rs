@@ -10,28 +10,33 @@ use crate::fleet;
 /// Copies it.
 ///
 /// # Errors
-/// [`ExitCode::Usage`] if not exactly one end is a worker's, [`ExitCode::CommandFailed`] if it
-/// can't be copied.
+/// [`ExitCode::Usage`] if not exactly one end is a worker's, [`ExitCode::NoWorker`] if nobody is
+/// called so, [`ExitCode::CommandFailed`] if it can't be copied.
 pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
     let CpArgs { worker, from, to } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
     let settings = fleet_settings(worker, &cwd)?;
-    let copied = match (there(from), there(to)) {
-        (None, Some((name, path))) => {
-            fleet::put(&settings, name, Path::new(from), Path::new(path)).await
+    let ends = (there(from), there(to));
+    let ((None, Some((name, _))) | (Some((name, _)), None)) = ends else {
+        let what = format!("could not copy {from} to {to}: one of them must be a worker's");
+        let hint = "write NAME:/PATH for a file of a worker's, and ./a:b for one here";
+        return Err(Failure::new(ExitCode::Usage, what).hint(hint));
+    };
+    let what = || format!("could not copy {from} to {to}");
+    let worker = fleet::only(&settings, name).await;
+    let worker = worker.map_err(|trouble| failed(ExitCode::NoWorker, what(), trouble))?;
+    let copied = match ends {
+        (_, Some((_, path))) => {
+            fleet::put(&settings, worker, Path::new(from), Path::new(path)).await
         }
-        (Some((name, path)), None) => {
-            fleet::get(&settings, name, Path::new(path), Path::new(to)).await
-        }
-        _ => {
-            let what = format!("could not copy {from} to {to}: one of them must be a worker's");
-            let hint = "write NAME:/PATH for a file of a worker's, and ./a:b for one here";
-            return Err(Failure::new(ExitCode::Usage, what).hint(hint));
+        (from, None) => {
+            let path = from.map_or("", |(_, path)| path);
+            fleet::get(&settings, worker, Path::new(path), Path::new(to)).await
         }
     };
-    copied.map(|()| ExitCode::Passed).map_err(|trouble| {
-        failed(ExitCode::CommandFailed, format!("could not copy {from} to {to}"), trouble)
-    })
+    copied
+        .map(|()| ExitCode::Passed)
+        .map_err(|trouble| failed(ExitCode::CommandFailed, what(), trouble))
 }
 
 /// `NAME:PATH`.

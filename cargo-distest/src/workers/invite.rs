@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use distest_worker::accept::listen_hint;
 use distest_worker::identity::{
     KnownWorker, KnownWorkers, Permission, Permissions, PrivateKey, PublicKey,
 };
@@ -29,7 +30,10 @@ pub(super) async fn invite(
     let failed = |why: String| {
         Failure::new(ExitCode::Setup, format!("could not invite a worker to {listen}")).because(why)
     };
-    let listener = TcpListener::bind(listen).await.map_err(|error| failed(error.to_string()))?;
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let hint = listen_hint(&error).map(str::to_owned);
+        Failure { hint, ..failed(error.to_string()) }
+    })?;
     let bound = listener.local_addr().map_err(|error| failed(error.to_string()))?;
     let address = match address {
         Some(address) => address,

@@ -101,8 +101,15 @@ fn level(hello: &Hello) -> Option<Level> {
 const HEADINGS: [&str; 9] =
     ["NAME", "USED", "SLOTS", "TARGET", "SANDBOX", "VERSION", "STORE", "LABELS", "ADDRESS"];
 
-/// A table for people, with what is to be said of each worker below its line.
-pub(super) fn human(visited: &[Visited]) -> String {
+/// A table for people, with what is to be said of each worker below its line. So many others were
+/// not looked for.
+pub(super) fn human(visited: &[Visited], others: usize) -> String {
+    if visited.is_empty() && others > 0 {
+        return format!(
+            "no worker has these names and labels: leave out --on and --label to see all \
+             ({others})\n"
+        );
+    }
     if visited.is_empty() {
         return "no workers: name some with --worker, DISTEST_WORKERS or in the configuration, or \
                 take an invitation with `cargo distest workers add`\n"
@@ -271,7 +278,7 @@ mod tests {
 
     #[test]
     fn people_see_a_table() {
-        insta::assert_snapshot!(human(&visited()));
+        insta::assert_snapshot!(human(&visited(), 0));
     }
 
     #[test]
@@ -305,6 +312,9 @@ mod tests {
         for labels in [&["gpu=yes"][..], &["gpu=none", "os"]] {
             assert!(found(&[], labels).is_empty(), "{labels:?}");
         }
-        assert!(human(&all).contains("other (mine)"));
+        assert!(
+            human(&[], 3).contains("--label to see all (3)") && human(&[], 0).contains("--worker")
+        );
+        assert!(human(&all, 0).contains("other (mine)"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ready, say, told};
+use super::{could_not_listen, ready, say, told};
 use crate::identity::{Folder, Gate, PrivateKey};
 use crate::registry::Registry;
 use crate::serve;
@@ -39,7 +39,7 @@ pub(super) async fn registry(args: RegistryArgs) -> Result<(), String> {
     let key = PrivateKey::load_or_make(&path).map_err(told)?;
     let gate = authorized_keys.map(|path| Gate::new(Some(path), None));
     gate.iter().flat_map(Gate::news).for_each(|text| say(&text));
-    let could_not = |error| format!("could not listen at {listen}: {error}");
+    let could_not = |error| could_not_listen(&format!("at {listen}"), &error);
     let registry = Registry::at(listen, key, gate).await.map_err(could_not)?;
     let address = serve::reachable(registry.address().map_err(could_not)?);
     ready(&format!("ready {name} registry://{address}#{}", registry.key()))?;

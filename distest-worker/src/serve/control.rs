@@ -20,6 +20,8 @@ use crate::message;
 
 /// How long either side may take to say its word.
 const TIME: Duration = Duration::from_secs(5);
+/// A Unix socket's path has at most 107 bytes on Linux.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The most bytes of one message.
 const MESSAGE_BYTES_MAX: u32 = 64 * 1024;
 
@@ -67,7 +69,13 @@ impl Control {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         let path = folder.join(format!("{}.sock", std::process::id()));
         let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path)?;
+        let listener = UnixListener::bind(&path).map_err(|error| {
+            let hint = "set XDG_STATE_HOME, here and for `invite`, to a folder with a shorter path";
+            match path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+                true => io::Error::other(format!("{} is too long\nhint: {hint}", path.display())),
+                false => error,
+            }
+        })?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         let (reception, answering) = (Arc::clone(reception), Mutex::default());
         Ok(Self { listener, path, reception, answering })
