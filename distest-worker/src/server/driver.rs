@@ -62,6 +62,29 @@ const TELL_TIME: Duration = LINGER.saturating_add(Duration::from_secs(1));
 /// How long what runs may take when a session is ended.
 const END_TIME: Duration = Duration::from_secs(5);
 
+/// Whether a session may be opened so. Asked before anything is done for it.
+pub(super) fn may_open(spec: &SessionSpec) -> Result<(), Refusal> {
+    let bytes = weight::of_session(spec);
+    if bytes <= READY_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("could not open a session: {}", too_much(bytes));
+    let refusal = Refusal::new(RefusalKind::OutOfResources, message);
+    Err(refusal.with_hint(SEND_LESS))
+}
+
+/// Why no more is kept of a session and its binaries.
+fn too_much(bytes: usize) -> String {
+    format!(
+        "the environments of this session and its binaries would take {} MiB, more than {}",
+        bytes.div_ceil(1 << 20),
+        READY_BYTES_MAX >> 20
+    )
+}
+
+/// What helps.
+const SEND_LESS: &str = "send fewer or shorter variables";
+
 /// Drives one connection's session.
 pub(super) struct Driver {
     worker: Arc<WorkerShared>,
@@ -684,12 +707,7 @@ impl Opened {
         }
         let all = self.ready_bytes + bytes - before.map_or(0, |before| before.bytes);
         if all > READY_BYTES_MAX {
-            let why = format!(
-                "the environments of this session and its binaries would take {} MiB, more than {}",
-                all.div_ceil(1 << 20),
-                READY_BYTES_MAX >> 20
-            );
-            return Err(full(why).with_hint("send fewer or shorter variables"));
+            return Err(full(too_much(all)).with_hint(SEND_LESS));
         }
         self.listed.room_for(bytes)?;
         Ok(bytes)

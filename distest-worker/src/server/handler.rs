@@ -11,6 +11,7 @@ use tarpc::server::Serve;
 use tokio::sync::{mpsc, oneshot};
 
 use super::WorkerShared;
+use super::driver;
 use super::files::Files;
 use super::hands::Hands;
 use super::upgrading::{self, Arriving};
@@ -130,6 +131,7 @@ impl Worker for Handler {
 
     async fn open(self, _: Context, spec: SessionSpec) -> Result<SessionReady, Refusal> {
         self.need(if spec.hands { Permission::Exec } else { Permission::Run })?;
+        driver::may_open(&spec)?;
         self.hands.store(spec.hands, Ordering::Relaxed);
         self.files.open(&spec).await?;
         let asked = self.ask(|answer| Request::Open(spec.clone(), answer));

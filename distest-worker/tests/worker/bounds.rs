@@ -58,6 +58,10 @@ async fn what_a_client_says_takes_little_of_a_workers_memory() {
     let large = || vec![("LARGE".into(), "x".repeat(LARGE).into())];
     let (roots, env) = (vec!["/client".into()], large());
     let spec = SessionSpec { roots, env, ..SessionSpec::default() };
+    // Few bytes on the wire, many in memory.
+    let many = SessionSpec { env: vec![("".into(), "".into()); 1_000_000], ..spec.clone() };
+    let refusal = peer.worker.open(link::context(DEADLINE), many).await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::OutOfResources, "{refusal}");
     peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
 
     // The session's environment is there once, however many binaries have it.
