@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::executable::Executable;
@@ -220,20 +221,26 @@ async fn failed(child: &mut Child, stderr: &Stderr) -> Unusable {
         Ok(Ok(status)) => format!("ssh ended with {status}"),
         _ => "ssh brought no answer".to_owned(),
     };
-    let said = stderr.text();
+    let said = stderr.whole().await;
     let reason = if said.is_empty() { status } else { format!("{status}: {said}") };
     Unusable::new(reason).hint("try it by hand: ssh must connect without a password or a question")
 }
 
 /// The last of what ssh, and the worker behind it, wrote to stderr.
-#[derive(Clone, Default)]
-pub(super) struct Stderr(Arc<Mutex<Vec<u8>>>);
+#[derive(Clone)]
+pub(super) struct Stderr {
+    kept: Arc<Mutex<Vec<u8>>>,
+    /// Whoever reads has let go of it: all was read.
+    reading: watch::Receiver<()>,
+}
 
 impl Stderr {
     fn read(mut pipe: ChildStderr) -> Self {
-        let this = Self::default();
-        let kept = Arc::clone(&this.0);
+        let kept = Arc::<Mutex<Vec<u8>>>::default();
+        let (reads, reading) = watch::channel(());
+        let this = Self { kept: Arc::clone(&kept), reading };
         tokio::spawn(async move {
+            let _reads = reads;
             let mut piece = [0; 1024];
             while let Ok(read @ 1..) = pipe.read(&mut piece).await {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -245,6 +252,12 @@ impl Stderr {
         this
     }
 
+    /// All that a process that has ended said, if nobody else holds its stderr open.
+    async fn whole(&self) -> String {
+        let _ = timeout(Duration::from_secs(1), self.reading.clone().changed()).await;
+        self.text()
+    }
+
     /// With what was said there, if anything was.
     pub(super) fn explain(&self, unusable: Unusable) -> Unusable {
         let said = self.text();
@@ -253,7 +266,7 @@ impl Stderr {
 
     /// In one line, safe to print.
     fn text(&self) -> String {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&kept);
         let lines: Vec<String> = text
             .lines()
