@@ -262,10 +262,10 @@ impl Reach {
         let (prepare, hand_out, stirs) = match input {
             Input::Progressed { .. } => (Nobody, Nobody, false),
             Input::Started { worker, .. } => (Nobody, One(*worker), false),
-            Input::Ended { .. } | Input::IllegalInstruction { .. } | Input::BatchEnded { .. } => {
-                (Nobody, All, false)
-            }
-            Input::Revoked { .. } => (Nobody, All, false),
+            Input::Ended { .. }
+            | Input::IllegalInstruction { .. }
+            | Input::BatchEnded { .. }
+            | Input::Revoked { .. } => (Nobody, All, false),
             Input::Lacks { worker, .. } | Input::Arrived { worker, .. } => {
                 (One(*worker), Nobody, false)
             }

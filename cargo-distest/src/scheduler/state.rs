@@ -632,7 +632,6 @@ impl Workers {
             return Taste::Any;
         };
         let rest = waiting.as_secs_f64() / self.power.max(0.01);
-        let seconds = |rest| Duration::try_from_secs_f64(rest).unwrap_or(Duration::MAX);
         if !worker.pace.is_known() && worker.mean.is_none() {
             let matters = longest.as_secs_f64() > rest * LONG_SHARE;
             let trial = Taste::Trial { tiny: longest / TINY_PART, short: longest / SHORT_PART };
@@ -642,7 +641,7 @@ impl Workers {
         if speed * f64::from(self.slots) > self.power * SLOW_SHARE {
             return Taste::Any;
         }
-        Taste::Timely(seconds(rest * speed))
+        Taste::Timely(Duration::try_from_secs_f64(rest * speed).unwrap_or(Duration::MAX))
     }
 
     /// The fastest worker for tests of `binary` of which will certainly be heard: it runs something
