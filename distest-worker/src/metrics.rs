@@ -86,7 +86,7 @@ where
         request.extend_from_slice(&piece[..read]);
     }
     let (status, body) = match is_for_metrics(&request) {
-        true => ("200 OK", text(&worker.status(), &worker.counted())),
+        true => ("200 OK", text(&worker.status(), worker.evicted(), worker.counted())),
         false => ("404 Not Found", "ask for /metrics\n".to_owned()),
     };
     let length = body.len();
@@ -107,12 +107,12 @@ fn is_for_metrics(request: &[u8]) -> bool {
 }
 
 /// As OpenMetrics writes it.
-fn text(status: &WorkerStatus, counted: &Counted) -> String {
+fn text(status: &WorkerStatus, evicted: u64, counted: Counted) -> String {
     let mut text = String::new();
     let flag = |holds: bool| u64::from(holds);
     let gauges = [
-        ("slots", "Attempts that run at once at most.", u64::from(status.slots)),
-        ("slots_used", "Attempts that run now.", status.used.into()),
+        ("slots", "Places for attempts that run.", u64::from(status.slots)),
+        ("slots_used", "Those that are taken.", status.used.into()),
         ("draining", "1 if it takes nothing more.", flag(status.draining)),
         ("paused", "1 if it takes nothing for now.", flag(!status.paused.is_empty())),
         ("store_bytes", "Bytes of received files that are kept.", status.store_bytes),
@@ -124,11 +124,14 @@ fn text(status: &WorkerStatus, counted: &Counted) -> String {
         head(&mut text, name, "gauge", help, unit);
         _ = writeln!(text, "distest_{name} {value}");
     }
+    let Counted { started, finished, stopped, lost, refused } = counted;
     let counters = [
-        ("attempts", "Attempts that came to their end.", counted.finished),
-        ("attempts_lost", "Attempts that came to none.", counted.lost),
-        ("store_evictions", "Received files that were removed to make room.", counted.evicted),
-        ("connections_refused", "Connections that nobody let in.", counted.refused),
+        ("attempts_started", "Attempts that got a slot.", started),
+        ("attempts", "Those that ended by themselves, or by their timeout.", finished),
+        ("attempts_stopped", "Those that were ended as nobody wanted them any more.", stopped),
+        ("attempts_lost", "Those that came to no end by a fault of this worker's.", lost),
+        ("store_evictions", "Received files that were removed to make room.", evicted),
+        ("connections_refused", "Connections that nobody let in.", refused),
     ];
     for (name, help, value) in counters {
         head(&mut text, name, "counter", help, "");
@@ -176,12 +179,27 @@ mod tests {
             queued: 5,
         };
         let status = WorkerStatus { slots: 4, sessions: vec![session], ..Default::default() };
-        let text = text(&status, &Counted { finished: 7, ..Default::default() });
+        let text = text(&status, 0, Counted { finished: 7, ..Default::default() });
         let line = "distest_queued{session=\"0\",client=\"a\\\"} 1evil 2 \\\\\",run=\"r\"} 5";
         assert!(text.lines().any(|it| it == line), "{text}");
         assert!(text.contains("\ndistest_attempts_total 7\n") && text.ends_with("# EOF\n"));
         let plain = |line: &str| line.starts_with("# ") || line.starts_with("distest_");
         assert!(text.lines().all(plain), "{text}");
+    }
+
+    /// What the manual says of each.
+    #[test]
+    fn every_metric_is_explained() {
+        let manual = include_str!("../../docs/monitoring.md");
+        let text = text(&WorkerStatus::default(), 0, Counted::default());
+        let metrics = text.lines().filter_map(|line| line.strip_prefix("# TYPE distest_"));
+        for metric in metrics {
+            let row = match metric.split_once(' ').unwrap() {
+                (name, "counter") => format!("| `{name}_total` | counter |"),
+                (name, kind) => format!("| `{name}` | {kind} |"),
+            };
+            assert!(manual.contains(&row), "no {row}");
+        }
     }
 
     #[test]

@@ -19,10 +19,10 @@ mod machine_slot;
 mod outbox;
 mod permits;
 mod sessions;
+mod tally;
 mod upgrading;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,11 +41,13 @@ use self::files::Files;
 use self::handler::Handler;
 use self::permits::Permits;
 use self::sessions::Sessions;
+pub(crate) use self::tally::Counted;
+use self::tally::Tally;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer, PublicKey};
 use crate::link::{self, LinkEnd};
 use crate::memory::Memory;
-use crate::protocol::{Labels, Refusal, RefusalKind, Report, WorkerStatus};
+use crate::protocol::{Labels, Refusal, RefusalKind, WorkerStatus};
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 use crate::store::Store;
@@ -83,7 +85,7 @@ pub struct WorkerShared {
     /// Whom alone it serves, if it hides one client's files from another's tests in no sandbox.
     only: OnceLock<Mutex<Option<PublicKey>>>,
     sessions: Sessions,
-    counters: Counters,
+    tally: Tally,
     /// If it can be given another executable.
     upgrades: OnceLock<Upgrades>,
     /// See [`Hello::instance`].
@@ -99,27 +101,6 @@ enum Stage {
     Draining,
     /// All sessions end now.
     ShuttingDown,
-}
-
-/// What is counted.
-#[derive(Debug, Default)]
-struct Counters {
-    finished: AtomicU64,
-    lost: AtomicU64,
-    refused: AtomicU64,
-}
-
-/// What has happened at a worker since it started.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counted {
-    /// Attempts that came to their end.
-    pub(crate) finished: u64,
-    /// Attempts that came to none.
-    pub(crate) lost: u64,
-    /// Connections that were not let in.
-    pub(crate) refused: u64,
-    /// Blobs that were removed to make room.
-    pub(crate) evicted: u64,
 }
 
 /// How a connection ended.
@@ -164,7 +145,7 @@ impl WorkerShared {
             paused: watch::Sender::new(None),
             only: OnceLock::new(),
             sessions,
-            counters: Counters::default(),
+            tally: Tally::default(),
             upgrades: OnceLock::new(),
             instance,
         })
@@ -291,24 +272,17 @@ impl WorkerShared {
 
     /// What has happened since it started.
     pub(crate) fn counted(&self) -> Counted {
-        let Counters { finished, lost, refused } = &self.counters;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let evicted = self.config.store.as_ref().map_or(0, Store::evicted);
-        Counted { finished: count(finished), lost: count(lost), refused: count(refused), evicted }
+        self.tally.counted()
+    }
+
+    /// Blobs that were removed to make room.
+    pub(crate) fn evicted(&self) -> u64 {
+        self.config.store.as_ref().map_or(0, Store::evicted)
     }
 
     /// A connection was not let in.
     pub(crate) fn count_refused(&self) {
-        self.counters.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count(&self, report: &Report) {
-        let counter = match report {
-            Report::Finished(_) => &self.counters.finished,
-            Report::Lost { .. } => &self.counters.lost,
-            _ => return,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.tally.refuse();
     }
 
     /// What goes on here.

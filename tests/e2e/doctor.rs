@@ -14,8 +14,10 @@ use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::sshd::{self, Sshd};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::drain::Subject;
 use crate::faults::can_mount;
 use crate::travel::package;
 use crate::{case, case_if};
@@ -23,6 +25,7 @@ use crate::{case, case_if};
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("metrics::count_what_happens", metrics),
+        case("metrics::count_one_end_of_each_attempt", ends),
         case("log::json_names_the_run_and_the_client", json_log),
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
@@ -44,31 +47,64 @@ fn ask(socket: &str, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn metrics(scratch: &Scratch) {
+/// A worker with metrics, and where they are.
+fn watched(scratch: &Scratch, slots: u32) -> (Worker, String) {
     let store = scratch.join("store");
-    let worker = Worker::start_changed(scratch, "w1", 2, &store, Executable::Worker, |command| {
-        command.args(["--metrics", "127.0.0.1:0"]);
-    });
+    let metrics = |command: &mut Command| _ = command.args(["--metrics", "127.0.0.1:0"]);
+    let worker = Worker::start_changed(scratch, "w1", slots, &store, Executable::Worker, metrics);
     let log = worker.log();
     let url = log.lines().find_map(|line| line.strip_prefix("metrics are at http://"));
     let socket = url.expect("it says where").trim_end_matches("/metrics").to_owned();
+    (worker, socket)
+}
+
+fn look(socket: &str) -> String {
+    ask(socket, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+fn counted(text: &str, name: &str) -> usize {
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("distest_{name}_total ")));
+    line.unwrap_or_else(|| panic!("no {name}: {text}")).parse().expect("a number")
+}
+
+fn ends(scratch: &Scratch) {
+    let (worker, socket) = watched(scratch, 1);
+    let workers = [worker];
+    let subject = Subject::new(scratch);
+    let running = subject.run(scratch, &workers);
+    let (_gate, _) = subject.holds(&workers);
+    let text = look(&socket);
+    let [started, finished] = ["attempts_started", "attempts"].map(|name| counted(&text, name));
+    assert_eq!(started, finished + 1, "the one that holds: {text}");
+    running.signal(Signal::SIGKILL);
+    let untold = what_stays(DEADLINE, || {
+        let text = look(&socket);
+        if text.contains("\ndistest_sessions 0\n") { vec![] } else { vec![text] }
+    });
+    assert!(untold.is_empty(), "{untold:?}");
+    let text = look(&socket);
+    let names = ["attempts_started", "attempts", "attempts_stopped", "attempts_lost"];
+    // What waited was never started.
+    assert_eq!(names.map(|name| counted(&text, name)), [started, finished, 1, 0], "{text}");
+}
+
+fn metrics(scratch: &Scratch) {
+    let (worker, socket) = watched(scratch, 2);
     let fixture = Fixture::named("paths");
     let run = Client::run(scratch, &fixture).only_on(std::slice::from_ref(&worker));
     let tests = run.finish().transcript(0).attempts.len();
     // Somebody whom it doesn't know.
     assert!(!ask(worker.socket(), b"GET / HTTP/1.0\r\n\r\n").contains("HTTP"));
-    let look = || ask(&socket, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     let uncounted = what_stays(DEADLINE, || {
-        let text = look();
+        let text = look(&socket);
         if text.contains("distest_connections_refused_total 1") { vec![] } else { vec![text] }
     });
     assert!(uncounted.is_empty(), "{uncounted:?}");
-    let text = look();
+    let text = look(&socket);
     assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("# EOF\n"), "{text}");
     assert!(text.contains("\ndistest_slots 2\n"), "{text}");
-    let counted = text.lines().find_map(|line| line.strip_prefix("distest_attempts_total "));
-    let counted: usize = counted.expect("a counter").parse().expect("a number");
-    assert!(counted >= tests, "{counted} of {tests}");
+    assert_eq!(counted(&text, "attempts"), counted(&text, "attempts_started"), "{text}");
+    assert!(counted(&text, "attempts") >= tests, "of {tests}: {text}");
     assert!(text.contains("\ndistest_store_evictions_total 0\n"), "{text}");
     assert!(ask(&socket, b"GET /other HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
     assert_eq!(ask(&socket, &[b'x'; 100_000]), "", "no answer to a request without end");

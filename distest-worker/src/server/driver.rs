@@ -21,6 +21,7 @@ use super::layers::Layers;
 use super::outbox::{self, Outbox};
 use super::permits::{Permit, Sharer};
 use super::sessions::Listed;
+use super::tally::Started;
 use super::{Admission, WorkerShared};
 use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
 use crate::link::{Link, LinkEnd};
@@ -124,6 +125,8 @@ struct Opened {
     binaries: BTreeMap<BinaryKey, Prepared>,
     /// What is kept of how it was opened and of binaries.
     ready_bytes: usize,
+    /// Attempts that have a slot.
+    started: BTreeMap<AttemptId, Started>,
     /// Places held by attempts, by their number.
     permits: BTreeMap<u32, Permit>,
     /// What attempts wrote whose report is due.
@@ -401,6 +404,7 @@ impl Driver {
             layers: Layers::new(spec.writes),
             binaries: BTreeMap::new(),
             ready_bytes,
+            started: BTreeMap::new(),
             permits: BTreeMap::new(),
             outputs: BTreeMap::new(),
             stdin: BTreeMap::new(),
@@ -601,6 +605,7 @@ impl Driver {
                         returned.extend(opened.permits.remove(&permit));
                     }
                     Effect::Spawn { slot, permit, attempt } => {
+                        opened.started.insert(attempt.id, self.worker.tally.start());
                         opened.kills.insert(slot, self.worker.memory.look().kills);
                         inputs.extend(opened.spawn(self.worker.config(), slot, permit, *attempt));
                     }
@@ -609,7 +614,6 @@ impl Driver {
                     // Who speaks an older version wouldn't understand it.
                     Effect::Report(Report::Draining {}) if self.admission.speaks.minor < 1 => {}
                     Effect::Report(report) => {
-                        self.worker.count(&report);
                         opened.report(report, &self.outbox, &mut self.telling);
                     }
                     Effect::WakeAt(tick) => self.wake = self.began.checked_add(tick.0),
@@ -822,6 +826,10 @@ impl Opened {
             | Report::Progress { .. }
             | Report::Draining {} => return outbox.report(report),
         };
+        // What only waited has not been started.
+        if let Some(started) = self.started.remove(&attempt) {
+            started.ended(&report);
+        }
         self.layers.forget(attempt);
         let met = self.forwarding.end(attempt);
         // Whoever waits to give it input learns from the dropped answer that it is over.
