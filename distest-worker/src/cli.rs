@@ -469,7 +469,7 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
     };
     let worker = serve::share(config, wish)
         .map_err(|error| format!("could not find this program's own executable: {error}"))?;
-    if let Some(shortfall) = &serve::shortfall(&worker) {
+    if let Some(shortfall) = &worker.host().shortfall {
         warn(&format!("clients' paths are recreated by {} only", worker.host().level), shortfall);
     }
     if let Err(lack) = &worker.host().private_network {

@@ -90,6 +90,9 @@ pub struct Hello {
     /// Which process of a worker this is, whatever address it was reached at: random. Empty if it
     /// doesn't say.
     pub instance: String,
+    /// Why a worker gives the client that it greets no session for tests, as it would answer if asked
+    /// for one now. None from one that would, or doesn't say.
+    pub refusal: Option<Refusal>,
 }
 
 /// Why there is no connection.
@@ -216,6 +219,7 @@ impl Hello {
             forwards: false,
             proofs: false,
             instance: String::new(),
+            refusal: None,
         }
     }
 }
@@ -240,6 +244,7 @@ impl Default for Hello {
             forwards: false,
             proofs: false,
             instance: String::new(),
+            refusal: None,
         }
     }
 }

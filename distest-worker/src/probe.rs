@@ -47,10 +47,11 @@ pub fn probe(host: &mut Host, zygote: &ZygoteProgram, scratch: &Path, most: Leve
             Err(failure) => failures.push((level, failure)),
         }
     }
-    host.shortfall = shortfall(&failures).map(|Shortfall { reason, hint }| {
-        let reason = format!("{reason}{}", consequences(host.level, can_fence()));
-        Shortfall { reason, hint }
-    });
+    let consequences = consequences(host.level, can_fence());
+    host.shortfall = shortfall(&failures).or_else(|| chosen(most, consequences));
+    if let Some(Shortfall { reason, .. }) = &mut host.shortfall {
+        reason.push_str(consequences);
+    }
     host.private_network = network.unwrap_or_else(|| private_network(zygote));
 }
 
@@ -197,11 +198,11 @@ fn shortfall(failures: &[(Level, Failure)]) -> Option<Shortfall> {
     Some(Shortfall { reason: format!("{level}: {reason}"), hint })
 }
 
-/// What comes of a level that was chosen, and not for want of a better one.
-pub fn consequences_of(level: Level) -> Option<Shortfall> {
-    let told = consequences(level, can_fence()).trim_start_matches("; ");
-    let reason = (!told.is_empty()).then(|| told.to_owned())?;
-    Some(Shortfall { reason, hint: None })
+/// What to tell of a level that was chosen, and not for want of a better one, if something comes of it.
+fn chosen(most: Level, consequences: &str) -> Option<Shortfall> {
+    let reason = format!("nothing better is tried with --sandbox {}", most.name());
+    let hint = Some("start the worker without --sandbox".to_owned());
+    (!consequences.is_empty()).then_some(Shortfall { reason, hint })
 }
 
 /// What comes of a level beside that paths are recreated otherwise.
@@ -315,8 +316,10 @@ mod tests {
         for level in Level::ALL {
             let told = |can_fence| consequences(level, can_fence);
             assert_eq!(told(true).contains("leak detection: partial"), !level.has_pid_namespace());
-            let chosen = consequences_of(level).map(|it| it.reason).unwrap_or_default();
-            assert_eq!(chosen, told(can_fence()).trim_start_matches("; "));
+            let chosen = chosen(level, told(true));
+            assert_eq!(chosen.is_some(), !told(true).is_empty(), "{level:?}");
+            let hints = chosen.is_none_or(|it| it.hint.is_some_and(|it| it.contains("--sandbox")));
+            assert!(hints, "{level:?}");
             assert_eq!(told(false).contains("can signal"), level == Level::Mounts);
             assert_eq!(told(true).contains("all that is this user's"), !level.is_enclosed());
         }

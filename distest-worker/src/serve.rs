@@ -26,8 +26,8 @@ pub(crate) use self::signals::{Asked, Signals};
 use crate::accept::{AcceptObstacle, accept_again};
 use crate::invitation::InvitationError;
 use crate::log::Line;
-use crate::probe::{consequences_of, probe};
-use crate::sandbox::host::{Host, Shortfall};
+use crate::probe::probe;
+use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
 pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use crate::tls::TlsError;
@@ -75,12 +75,6 @@ pub fn share(config: WorkerConfig, wish: SandboxWish) -> io::Result<Arc<WorkerSh
         worker.serve_one_client();
     }
     Ok(worker)
-}
-
-/// What is wanting in a worker's sandboxes, for whatever reason: also if it was told to make none.
-pub fn shortfall(worker: &WorkerShared) -> Option<Shortfall> {
-    let host = worker.host();
-    host.shortfall.clone().or_else(|| consequences_of(host.level))
 }
 
 /// An address that others can dial, for one that means all of this machine's.

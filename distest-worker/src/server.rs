@@ -38,13 +38,13 @@ pub use self::environment::FROM_WORKER;
 /// Slots of a worker at most, and numbers that the slots of a machine can have.
 pub const SLOTS_MAX: u32 = 4096;
 use self::files::Files;
-use self::handler::Handler;
+use self::handler::{Handler, need};
 use self::permits::Permits;
 use self::sessions::Sessions;
 pub(crate) use self::tally::Counted;
 use self::tally::Tally;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
-use crate::identity::{Gate, Peer, PublicKey};
+use crate::identity::{Gate, Peer, Permission, PublicKey};
 use crate::link::{self, LinkEnd};
 use crate::memory::Memory;
 use crate::protocol::{Labels, Refusal, RefusalKind, WorkerStatus};
@@ -361,6 +361,13 @@ impl WorkerShared {
             ..Hello::new(Role::Worker, &*self.config.name)
         }
     }
+
+    /// The same for somebody whom it knows.
+    fn hello_to(&self, peer: &Peer) -> Hello {
+        let may_run = need(&peer.permissions, Permission::Run);
+        let refusal = may_run.and_then(|()| self.may_serve(peer.key.as_ref())).err();
+        Hello { refusal, ..self.hello() }
+    }
 }
 
 /// A random name for this process; empty if the system has no randomness.
@@ -393,7 +400,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let greeting = async {
-        let theirs = hello::exchange(&mut stream, &worker.hello(), HELLO_TIMEOUT).await?;
+        let ours = worker.hello_to(&peer);
+        let theirs = hello::exchange(&mut stream, &ours, HELLO_TIMEOUT).await?;
         hello::accept(&mut stream).await?;
         Ok(theirs.protocol)
     };

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use distest_tests::DEADLINE;
 use distest_tests::client::{Client, Finished, Running};
+use distest_tests::fixture::Fixture;
 use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::transcript::{Attempt, AttemptResult, Transcript};
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("workers::shows_who_is_there_and_who_is_not", shows),
         case("workers::shows_who_uses_a_worker", shows_use),
         case("workers::shows_only_what_a_key_may_see", shows_by_permission),
+        case("workers::tells_whom_a_worker_does_not_serve", serves_another),
         case("workers::watches", watches),
         case("drain::sigterm_finishes_what_runs", |scratch| {
             drained(scratch, |worker, _| worker.process.signal(Signal::SIGTERM));
@@ -283,6 +285,47 @@ fn shows_by_permission(scratch: &Scratch) {
     assert_eq!((&shown["usable"], &shown["slots"]), (&true.into(), &1.into()));
     assert!(shown["status_reason"].as_str().expect("a text").contains("permission `view`"));
     assert!(shown.get("sessions").is_none() && shown.get("used").is_none(), "{shown:#}");
+    authorize(&other, scratch, "view");
+    let shown = &look(scratch, &["--worker", &worker.address])[0];
+    assert_eq!(shown["usable"], Value::from(false));
+    assert!(shown["reason"].as_str().expect("a text").contains("permission `run`"));
+}
+
+/// One that hides nothing from tests has served somebody else.
+fn serves_another(scratch: &Scratch) {
+    let other = Scratch::new();
+    let store = other.join("store");
+    let worker = Worker::start_changed(&other, "w1", 2, &store, Executable::Worker, |command| {
+        command.args(["--sandbox", "variables"]);
+    });
+    authorize(&other, scratch, "run,view");
+    let look_at = |format: &str| {
+        let args = ["workers", "--format", format, "--worker", &worker.address];
+        call(scratch, &args).stdout
+    };
+    let doctor = |code: i32| {
+        let told = call(scratch, &["doctor", "--worker", &worker.address]);
+        assert_eq!(told.code(), code, "{}{}", told.stdout, told.stderr);
+        told.stdout
+    };
+    assert_eq!(workers(&look_at("json"))[0]["usable"], Value::from(true));
+    let told = doctor(0);
+    // What the level means, and what would raise it.
+    assert!(told.contains("could  worker w1: its sandboxes have level variables: "), "{told}");
+    assert!(told.contains("compiled into a test leads nowhere"), "{told}");
+    assert!(told.contains("hint: start the worker without --sandbox"), "{told}");
+    let fixture = Fixture::named("paths");
+    Client::run(&other, &fixture).only_on(std::slice::from_ref(&worker)).finish();
+    let shown = &workers(&look_at("json"))[0];
+    assert_eq!(shown["usable"], Value::from(false), "{shown:#}");
+    assert!(shown["reason"].as_str().expect("a text").contains("it has served another client"));
+    assert!(shown["hint"].as_str().expect("a text").contains("--trust-clients"), "{shown:#}");
+    assert_eq!(shown["slots"], Value::from(2), "it says what it is all the same");
+    let table = look_at("human");
+    assert!(table.contains("can't be used: could not open a session"), "{table}");
+    let told = doctor(96);
+    assert!(told.contains("WRONG  worker w1: could not open a session"), "{told}");
+    assert!(told.contains("--trust-clients"), "{told}");
 }
 
 fn watches(scratch: &Scratch) {

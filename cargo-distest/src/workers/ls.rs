@@ -1,7 +1,7 @@
 //! The fleet as a table, or as JSON.
 
 use distest_worker::hello::Hello;
-use distest_worker::protocol::WorkerStatus;
+use distest_worker::protocol::{Refusal, WorkerStatus};
 use distest_worker::sandbox::level::Level;
 use serde_json::{Value, json};
 
@@ -48,6 +48,9 @@ fn json_of(visited: &Visited) -> Value {
                 "tools": hello.tools,
             });
             merge(&mut more, status_json(status));
+            if let Some(Refusal { message, hint, .. }) = &hello.refusal {
+                merge(&mut more, json!({ "usable": false, "reason": message, "hint": hint }));
+            }
             more
         }
     };
@@ -172,14 +175,23 @@ fn notes(visited: &Visited) -> Vec<String> {
         let told = format!("{what}{}", plain(&trouble.reason));
         [told].into_iter().chain(hint).collect::<Vec<_>>()
     };
-    let status = match &visited.said {
+    let Said { hello, status, .. } = match &visited.said {
         // What is started for each run is no trouble.
         Err(trouble) if !visited.asked && trouble.hint.is_none() => return of_trouble("", trouble),
         Err(trouble) => return of_trouble("can't be used: ", trouble),
-        Ok(Said { status: Err(trouble), .. }) => return of_trouble("", trouble),
-        Ok(Said { status: Ok(status), .. }) => status,
+        Ok(said) => said,
     };
     let mut notes = Vec::new();
+    if let Some(Refusal { message, hint, .. }) = hello.refusal.clone() {
+        notes.extend(of_trouble("can't be used: ", &Trouble { reason: message, hint }));
+    }
+    let status = match status {
+        Ok(status) => status,
+        Err(trouble) => {
+            notes.extend(of_trouble("", trouble));
+            return notes;
+        }
+    };
     if status.draining {
         notes.push(DRAINS.to_owned());
     }

@@ -76,6 +76,32 @@ impl Level {
         matches!(self, Self::Bubblewrap | Self::Root | Self::Namespaces)
     }
 
+    /// What tests find there, and what of the worker's they can reach.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Variables => {
+                "the client's files lie in a folder of the worker's and variables lead there, so a \
+                 path that is compiled into a test leads nowhere; tests can reach all that is the \
+                 worker's user's"
+            }
+            Self::SamePath => {
+                "the client's files lie at their own paths, in plain sight; tests can reach all \
+                 that is the worker's user's"
+            }
+            Self::Mounts => {
+                "the client's files are at their own paths and the worker's are hidden, without a \
+                 pid namespace"
+            }
+            Self::Bubblewrap => {
+                "the client's files are at their own paths and the worker's are hidden; what tests \
+                 write into the former is not discarded"
+            }
+            Self::Root | Self::Namespaces => {
+                "the client's files are at their own paths and the worker's are hidden"
+            }
+        }
+    }
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {

@@ -81,13 +81,7 @@ impl Handler {
 
     /// Whether this connection's key may do that.
     fn need(&self, permission: Permission) -> Result<(), Refusal> {
-        if self.permissions.allow(permission) {
-            return Ok(());
-        }
-        let word = permission.word();
-        let message = format!("this key does not have the permission `{word}` on this worker");
-        let hint = format!("add `{word}` to its line in the worker's authorized_keys");
-        Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
+        need(&self.permissions, permission)
     }
 
     /// Whether this connection's key may run something in its session.
@@ -116,6 +110,17 @@ impl Handler {
     fn word(&self) {
         let _ = self.requests.send(Request::Word);
     }
+}
+
+/// Whether who has these permissions may do that.
+pub(super) fn need(permissions: &Permissions, permission: Permission) -> Result<(), Refusal> {
+    if permissions.allow(permission) {
+        return Ok(());
+    }
+    let word = permission.word();
+    let message = format!("this key does not have the permission `{word}` on this worker");
+    let hint = format!("add `{word}` to its line in the worker's authorized_keys");
+    Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
 }
 
 /// The answer, or that the session is over.

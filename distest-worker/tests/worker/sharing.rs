@@ -93,10 +93,12 @@ async fn a_worker_that_hides_nothing_serves_one_client() {
         let refused = other.worker.open(link::context(DEADLINE), spec()).await.unwrap();
         let refused = refused.unwrap_err();
         assert_eq!(refused.kind, RefusalKind::Forbidden);
+        assert_eq!(other.hello.refusal.as_ref(), Some(&refused), "it says so before it is asked");
         assert!(refused.hint.unwrap().contains("--trust-clients"));
     }
     // Another connection of the first, at the same time and later.
     session_of(&served, &key).await;
+    assert_eq!(first.hello.refusal, None);
     drop(first);
     session_of(&served, &key).await;
     let other = connect(served.stream_of(&second).await).await;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use distest_worker::compat::elf::glibc_version;
+use distest_worker::protocol::{Refusal, WorkerStatus};
 use distest_worker::sandbox::level::Level;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -93,6 +94,10 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
         }
     };
     let mut findings = Vec::new();
+    if let Some(Refusal { message, hint, .. }) = hello.refusal.clone() {
+        findings.push(Finding { hint, ..wrong(&about, message) });
+    }
+    findings.extend(sandbox(&about, hello.sandbox_level, status.as_ref().ok()));
     let mut found = |text: String, hint: &str| findings.push(could(&about, text, hint));
     let ours = env!("CARGO_PKG_VERSION");
     if hello.software != ours {
@@ -124,11 +129,6 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
                 let why = if status.draining { "it drains" } else { &status.paused };
                 found(format!("takes no tests: {why}"), "wait, or restart it");
             }
-            if !status.sandbox_reason.is_empty() {
-                let text = format!("has no better sandbox: {}", status.sandbox_reason);
-                let hint = status.sandbox_hint.as_deref();
-                found(text, hint.unwrap_or("tests may find other paths there"));
-            }
             let full = status.store_bytes_max / 100 * STORE_FULL_PERCENT;
             if full > 0 && status.store_bytes > full {
                 let (kept, most) = (status.store_bytes, status.store_bytes_max);
@@ -155,6 +155,23 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
     findings
 }
 
+/// What a level of sandbox means that could be better, and what would raise it.
+fn sandbox(about: &str, level: u32, status: Option<&WorkerStatus>) -> Option<Finding> {
+    let level = Level::from_number(level);
+    let (why, hint) = match status {
+        Some(status) => (status.sandbox_reason.as_str(), status.sandbox_hint.as_deref()),
+        None => ("", None),
+    };
+    if level.is_enclosed() && why.is_empty() {
+        return None;
+    }
+    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+    let text = format!("its sandboxes have level {}: {}{why}", level.name(), level.meaning());
+    let hint =
+        hint.unwrap_or("a worker says at its start what stands in the way of a better level");
+    Some(could(about, text, hint))
+}
+
 /// What to say of a clock that differs by more than can be explained.
 fn skew(Clock { ahead_ms, uncertain_ms }: Clock) -> Option<String> {
     let off = ahead_ms.unsigned_abs();
@@ -166,7 +183,6 @@ fn skew(Clock { ahead_ms, uncertain_ms }: Clock) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use distest_worker::hello::Hello;
-    use distest_worker::protocol::WorkerStatus;
 
     use super::super::Grade;
     use super::*;
@@ -176,6 +192,7 @@ mod tests {
         let hello = Hello {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             name: "w1".to_owned(),
+            sandbox_level: Level::Namespaces.number(),
             ..Hello::default()
         };
         let status = WorkerStatus {
@@ -215,7 +232,8 @@ mod tests {
         check(status(|it| it.disk_free_bytes = Some(5 << 20)), "5 MiB left");
         check(status(|it| it.descriptors_max = 256), "may open 256 files");
         check(status(|it| it.store_bytes = 95 << 30), "keeps");
-        check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "no better sandbox");
+        check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "(no namespaces)");
+        check(|it| it.hello.sandbox_level = 0, "level variables: the client's files lie in");
         check(status(|it| it.draining = true), "drains");
     }
 
