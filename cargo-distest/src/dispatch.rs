@@ -7,6 +7,7 @@ mod gather;
 mod hints;
 pub(crate) mod judge;
 mod local;
+mod place;
 mod refusals;
 mod times;
 mod way;

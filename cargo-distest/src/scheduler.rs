@@ -234,7 +234,8 @@ pub enum Input {
         /// Which.
         worker: WorkerId,
     },
-    /// Answers [`Effect::NeedWorker`]: there will be none.
+    /// Answers [`Effect::NeedWorker`]: there will be none. The run ends when all is done that those
+    /// who are there take.
     NoWorker,
     /// Start nothing more.
     Cancel {
@@ -399,7 +400,7 @@ pub enum Effect {
         /// Which.
         test: TestIndex,
     },
-    /// There are tests that no worker will take. Answered by [`Input::Joined`] or
+    /// There are tests that no worker will take; what others take goes on meanwhile. Answered by [`Input::Joined`] or
     /// [`Input::NoWorker`].
     NeedWorker,
     /// Every test has its verdict and none will be added. The last effect.
@@ -458,8 +459,11 @@ struct Phase {
     all_added: bool,
     open: bool,
     no_more_workers: bool,
-    /// [`Effect::NeedWorker`] is unanswered.
+    /// [`Effect::NeedWorker`] was told, and nobody has joined since.
     asked_for_worker: bool,
+    /// [`Effect::NeedWorker`] was answered by [`Input::NoWorker`]: the run ends when all is done that
+    /// those who are there take.
+    nobody_comes: bool,
     /// Who may have to be made ready for something: what binaries are wanted, or which worker has
     /// them, may have changed.
     prepare: Whom,
@@ -514,6 +518,7 @@ impl Scheduler {
             Input::Open => self.phase.open = true,
             Input::Joined { worker, slots, round_trip, traits } => {
                 self.phase.asked_for_worker = false;
+                self.phase.nobody_comes = false;
                 self.workers.insert(worker, slots, round_trip, traits);
             }
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
@@ -568,6 +573,7 @@ impl Scheduler {
             Input::Cancel { reason, how } => self.cancel(reason, how, effects),
         }
         self.hand_out(reach.hand_out, effects);
+        self.give_up(effects);
         self.finish(effects);
         debug_assert_eq!(self.check(), Ok(()));
     }
@@ -665,7 +671,7 @@ impl Scheduler {
         let story = &mut self.stories[test.0 as usize];
         if will_retry {
             story.number += 1;
-            story.failed_before = true;
+            story.failed_before = Some(result);
             self.avoid(test, worker);
             if !self.goes_on(attempt) {
                 self.queue_again(test);
@@ -787,12 +793,16 @@ impl Scheduler {
             waiting.extend(self.special.drain());
             waiting.sort_unstable();
             for test in waiting {
-                // What was lost and is queued again did begin, and came to no end.
-                let Story { losses, failed_alone, .. } = &self.stories[test.0 as usize];
-                match (failed_alone, *losses > 0) {
-                    (Some(_), _) => self.heard_witness(test, false, effects),
-                    (None, true) => self.decide(test, Verdict::Lost, effects),
-                    (None, false) => self.decide(test, Verdict::Skipped, effects),
+                // What failed and would have had another try has failed; what was lost and is queued
+                // again did begin, and came to no end.
+                let story = &self.stories[test.0 as usize];
+                match (&story.failed_alone, story.failed_before, story.losses > 0) {
+                    (Some(_), _, _) => self.heard_witness(test, false, effects),
+                    (None, Some(result), _) => {
+                        self.decide(test, story.verdict_after(result), effects);
+                    }
+                    (None, None, true) => self.decide(test, Verdict::Lost, effects),
+                    (None, None, false) => self.decide(test, Verdict::Skipped, effects),
                 }
             }
         }
@@ -881,8 +891,8 @@ impl Scheduler {
             effects.push(Effect::Prepare { worker, binary, bytes_max });
         }
         let needed = self.phase.no_more_workers && !self.phase.asked_for_worker;
-        let homeless = |binary: &BinaryKey| !self.workers.may_take(*binary);
-        if needed && (wanted.iter().any(homeless) || self.unplaceable().is_some()) {
+        let refused = |binary: &BinaryKey| !self.workers.may_take(*binary);
+        if needed && (wanted.iter().any(refused) || self.homeless().is_some()) {
             self.phase.asked_for_worker = true;
             effects.push(Effect::NeedWorker);
         }

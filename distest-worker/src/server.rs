@@ -18,6 +18,7 @@ mod layers;
 mod machine_slot;
 mod outbox;
 mod permits;
+mod pins;
 mod sessions;
 mod tally;
 mod upgrading;

@@ -35,7 +35,7 @@ use crate::digest::{Digest, Hasher};
 use crate::evict::{self, Resident};
 use crate::protocol::{Encoding, Freed, Refusal, RefusalKind};
 
-pub use self::claim::Claim;
+pub use self::claim::{Claim, Hold};
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
 pub use self::owned::Owned;
@@ -305,9 +305,13 @@ impl Store {
 
     fn no_room(&self, digest: Digest, size: u64) -> Refusal {
         let bytes_max = self.inner.bytes_max;
+        let why = match size > bytes_max {
+            true => "it alone is more",
+            false => "the rest is needed just now",
+        };
         let message = format!(
             "could not make room for blob {digest} of {size} bytes: the store is bounded to \
-             {bytes_max} bytes, all in use"
+             {bytes_max} bytes, and {why}"
         );
         Refusal::new(RefusalKind::OutOfResources, message)
             .with_hint("give the worker a larger --store-max")

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use distest_tests::client::Client;
@@ -10,7 +11,7 @@ use distest_tests::fixture::Fixture;
 use distest_tests::proxy::Proxy;
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::Transcript;
-use distest_tests::worker::Worker;
+use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 
 use crate::drain::authorize;
@@ -21,12 +22,16 @@ use crate::{case, case_if};
 const CONTROL_BYTES_MAX: u64 = 48 * 1024;
 /// Size of a data file of the project: more than that, too.
 const DATA_BYTES: usize = 512 * 1024;
+/// Holds a test binary of 16 MiB more than usual, and no second one.
+const SMALL_STORE_BYTES: u64 = 30 << 20;
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("ship::second_run_sends_no_blob", second_run),
         case("ship::store_survives_a_restart", store_survives),
         case("ship::what_a_colleague_has_sent_is_proved_not_sent", proved),
+        case("ship::a_store_that_holds_one_binary_at_a_time_is_enough", small_store),
+        case("ship::what_fits_nowhere_does_not_end_what_fits", too_large_for_the_store),
         case_if("list::second_run_executes_none_embedded", can_trace, |scratch| {
             second_run_lists_nothing(scratch, &[]);
         }),
@@ -67,6 +72,52 @@ fn proved(scratch: &Scratch) {
     assert!(second.0 < 2 * CONTROL_BYTES_MAX, "the second client sent {} bytes", second.0);
     assert_eq!(second.1.summary.shipped_bytes, 0, "bytes of blobs of the second client");
     check_nothing_shipped(&first, &counted_run(&colleague, &fixture, &worker));
+}
+
+/// Each of its binaries fits into the worker's store, and no two do.
+fn small_store(scratch: &Scratch) {
+    let (worker, folder) = (worker_with_small_store(scratch), large_binaries(scratch, &[16; 4]));
+    let run = || Client::call(scratch, &folder, &["run", "--offline"]).json();
+    let run = || run().only_on(std::slice::from_ref(&worker)).finish().transcript(0);
+    assert_eq!(run().summary.passed, 4);
+    // Most of what the first run sent has made room for the rest.
+    assert_eq!(run().summary.passed, 4);
+}
+
+fn too_large_for_the_store(scratch: &Scratch) {
+    let (worker, folder) = (worker_with_small_store(scratch), large_binaries(scratch, &[1, 40, 1]));
+    let client = Client::call(scratch, &folder, &["run", "--offline"]);
+    let finished = client.only_on(&[worker]).finish();
+    let texts = ["subject::t1", "--store-max", "no worker takes the tests that are left"];
+    finished.complains(97, &texts);
+    for line in ["3 tests run", "2 passed", "1 skipped"] {
+        assert!(finished.stderr.contains(line), "{line}: {}", finished.stderr);
+    }
+}
+
+fn worker_with_small_store(scratch: &Scratch) -> Worker {
+    let store = scratch.join("small-store");
+    Worker::start_changed(scratch, "small", 2, &store, Executable::Worker, |command| {
+        command.args(["--store-max", &SMALL_STORE_BYTES.to_string()]);
+    })
+}
+
+/// A package with one test in each of its test binaries, which are so many MiB larger than others.
+fn large_binaries(scratch: &Scratch, sizes: &[u64]) -> PathBuf {
+    scratch.write(
+        "subject/Cargo.toml",
+        "[package]\nname = 'subject'\nversion = '0.1.0'\nedition = '2024'\n[workspace]\n",
+    );
+    scratch.write("subject/src/lib.rs", "");
+    for (number, mib) in sizes.iter().enumerate() {
+        let bytes = mib << 20;
+        let code = format!(
+            "static ONES: [u8; {bytes}] = [1; {bytes}];\n\
+             #[test]\nfn holds() {{ assert_eq!(std::hint::black_box(&ONES)[{bytes} - 1], 1); }}\n"
+        );
+        scratch.write(&format!("subject/tests/t{number}.rs"), &code);
+    }
+    scratch.join("subject")
 }
 
 /// A project with few files, one of which nothing can pack: sent again it would be seen.

@@ -1,21 +1,20 @@
 //! What is asked of one worker, each in a task of its own, answered by an [`Outcome`].
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use distest_worker::hello::Hello;
 use distest_worker::link;
 use distest_worker::protocol::{
-    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, RefusalKind, StdinChunk,
-    Stop, TestTime,
+    AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, StdinChunk, Stop, TestTime,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 use super::Runnable;
+use super::place::{Placed, Placing};
 use crate::baked;
 use crate::fleet::{Connection, PathsThere};
 use crate::model::{TestBinary, WorkerId};
@@ -31,9 +30,6 @@ const ANSWER: Duration = Duration::from_secs(10);
 const CLOSED: Duration = Duration::from_secs(130);
 /// Bytes of our standard input that are handed on at a time.
 const STDIN_BYTES: usize = 16 * 1024;
-
-/// Bytes that say how much gets there each second; fewer may travel for nothing.
-const TELLING_BYTES: u64 = 1 << 20;
 
 /// What came of a request.
 #[derive(Debug)]
@@ -57,8 +53,7 @@ pub(super) enum Outcome {
 /// A worker of this run.
 pub(super) struct Connected {
     connection: Connection,
-    shipper: Shipper,
-    tree: watch::Receiver<Option<Arc<Tree>>>,
+    placing: Placing,
     outcomes: mpsc::Sender<Outcome>,
     was_short: bool,
     leaving: bool,
@@ -76,7 +71,8 @@ impl Connected {
         let shipper = shipper.with_progress(move |Shipped { bytes, blobs }| {
             let _ = told.try_send(Outcome::Shipped { worker, bytes, blobs });
         });
-        Self { connection, shipper, tree, outcomes, was_short: false, leaving: false }
+        let placing = Placing::new(shipper, tree, connection.embedded);
+        Self { connection, placing, outcomes, was_short: false, leaving: false }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -131,7 +127,7 @@ impl Connected {
     /// [`Outcome::Gone`].
     pub(super) fn prepare(&self, runnable: Arc<Runnable>, bytes_max: u64) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
-        let (shipper, mut tree) = (self.shipper.clone(), self.tree.clone());
+        let placing = self.placing.clone();
         let outcomes = self.outcomes.clone();
         let (hello, paths) =
             (Arc::clone(&self.connection.hello), Arc::clone(&self.connection.paths));
@@ -145,8 +141,7 @@ impl Connected {
                 let _ = outcomes.send(Outcome::Refused { worker, binary, reason, hint }).await;
                 return;
             }
-            let placed = place(&shipper, &runnable, &mut tree, embedded, bytes_max).await;
-            let outcome = match placed {
+            let outcome = match placing.place(&runnable, bytes_max).await {
                 Ok(Placed::There { sent }) => Outcome::Ready { worker, binary, sent },
                 Ok(Placed::Lacks(bytes)) => Outcome::Lacks { worker, binary, bytes },
                 Err(ShipError::Connection(error)) => Outcome::Gone {
@@ -284,46 +279,4 @@ async fn obstacle(
     }
     let asked = tokio::task::spawn_blocking(move || baked::obstacle(&binary.executable, &paths));
     asked.await.unwrap_or_else(|error| Some((format!("could not look into it: {error}"), None)))
-}
-
-/// What became of a binary.
-enum Placed {
-    /// It is there; if much had to be sent: how much, in what time.
-    There { sent: Option<(u64, Duration)> },
-    /// So many bytes are missing, which is too much.
-    Lacks(u64),
-}
-
-/// Gets a binary and then the tree to where the tests will find them.
-async fn place(
-    shipper: &Shipper,
-    runnable: &Runnable,
-    tree: &mut watch::Receiver<Option<Arc<Tree>>>,
-    embedded: bool,
-    bytes_max: u64,
-) -> Result<Placed, ShipError> {
-    if embedded {
-        shipper.binary(&runnable.parcel.in_place(), &BTreeMap::new()).await?;
-        return Ok(Placed::There { sent: None });
-    }
-    let packed = runnable.parcel.pack().await.map_err(|failure| {
-        ShipError::Refused(Refusal::new(RefusalKind::Invalid, failure.to_string()))
-    })?;
-    if bytes_max < u64::MAX {
-        let lacks = shipper.lacks(&packed.spec).await?;
-        if lacks > bytes_max {
-            return Ok(Placed::Lacks(lacks));
-        }
-    }
-    // What others send there meanwhile goes the same way.
-    let (before, began) = (shipper.arrived(), Instant::now());
-    shipper.binary(&packed.spec, &packed.files).await?;
-    let sent = Some((shipper.arrived() - before, began.elapsed()));
-    let sent = sent.filter(|(bytes, _)| *bytes >= TELLING_BYTES);
-    // The sender lives as long as the run: if it is gone, so is the answer's reader.
-    let laid = tree.wait_for(Option::is_some).await;
-    if let Some(tree) = laid.ok().and_then(|tree| tree.clone()) {
-        shipper.tree(&tree).await?;
-    }
-    Ok(Placed::There { sent })
 }

@@ -7,7 +7,7 @@ use distest_worker::protocol::{AttemptId, Stop};
 use super::placement::Whom;
 use super::special::LOSSES_ALONE_MAX;
 use super::state::{Live, Role};
-use super::{Effect, Mutation, Scheduler};
+use super::{Effect, Mutation, Phase, Scheduler};
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, WorkerId};
 
@@ -142,18 +142,37 @@ impl Scheduler {
         }
     }
 
-    /// No worker will come: because none suits a test, or because none is left.
+    /// No worker will come. Nothing more is begun if none is there, or if one of the tests is to run
+    /// where nobody is.
     pub(super) fn no_worker(&mut self, effects: &mut Vec<Effect>) {
+        self.phase.nobody_comes = true;
+        let at_once = self.workers.len() == 0 || self.has(Mutation::GiveUpAtOnce);
+        if at_once || self.unplaceable().is_some() {
+            self.end_without_worker(effects);
+        }
+    }
+
+    /// Ends a run in which all is done but what nobody takes, now or later.
+    pub(super) fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        let Phase { nobody_comes, all_added, cancelled, .. } = self.phase;
+        let waits = self.queue.len() + self.special.len() > 0;
+        if !nobody_comes || cancelled.is_some() || self.workers.outstanding() > 0 || !waits {
+            return;
+        }
+        let takes = |binary| self.workers.may_take(binary);
+        let somebody_takes = || self.queue.binaries().any(takes) || self.placeable().is_some();
+        if self.workers.len() == 0 || all_added && !somebody_takes() {
+            self.end_without_worker(effects);
+        }
+    }
+
+    fn end_without_worker(&mut self, effects: &mut Vec<Effect>) {
         match self.unplaceable().filter(|_| self.workers.len() > 0) {
             Some(test) => {
                 effects.push(Effect::Unplaceable { test });
                 self.cancel(CancelReason::Unplaceable, Stop::Kill, effects);
             }
-            // What a leaving worker still runs comes to its end.
-            None => {
-                let how = if self.workers.leave_last() { Stop::Drain } else { Stop::Kill };
-                self.cancel(CancelReason::FleetLost, how, effects);
-            }
+            None => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),
         }
     }
 }

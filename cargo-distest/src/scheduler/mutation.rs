@@ -35,6 +35,8 @@ pub(crate) enum Mutation {
     WaitForNobody,
     /// A worker to which it isn't worth sending a binary counts as ready for it.
     TakeLackForReady,
+    /// What nobody takes ends the run at once, and with it what others run.
+    GiveUpAtOnce,
     /// The client takes a worker for lost as soon as its connection is gone.
     LoseAtOnce,
     /// The worker never arms its fence.
@@ -47,7 +49,7 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -62,6 +64,7 @@ impl Mutation {
         Self::LeaseWhenShort,
         Self::WaitForNobody,
         Self::TakeLackForReady,
+        Self::GiveUpAtOnce,
         Self::LoseAtOnce,
         Self::ForgetFence,
         Self::FenceByAnyWord,

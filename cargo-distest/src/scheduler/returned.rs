@@ -108,7 +108,7 @@ impl Scheduler {
             return self.decide(test, verdict, effects);
         }
         if outcome == InBatch::Failed {
-            story.failed_before = true;
+            story.failed_before = Some(AttemptResult::Fail);
             story.number += 1;
             story.batched += 1;
         }
@@ -192,7 +192,9 @@ impl Story {
     /// The verdict, if the last attempt ended like this.
     pub(super) fn verdict_after(&self, result: AttemptResult) -> Verdict {
         match result {
-            AttemptResult::Pass | AttemptResult::Leak if self.failed_before => Verdict::Flaky,
+            AttemptResult::Pass | AttemptResult::Leak if self.failed_before.is_some() => {
+                Verdict::Flaky
+            }
             AttemptResult::Pass | AttemptResult::Leak => Verdict::Pass,
             AttemptResult::Timeout => Verdict::Timeout,
             AttemptResult::Crashed => Verdict::Crashed,

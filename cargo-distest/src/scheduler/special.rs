@@ -10,7 +10,7 @@ use distest_worker::protocol::BinaryKey;
 
 use super::company::Company;
 use super::needs::{Group, GroupIndex, Needs};
-use super::state::{Depth, Live, Story};
+use super::state::{Depth, Live, Story, Worker, Workers};
 use super::{Effect, Grant, Mutation, Scheduler};
 use crate::model::{TestIndex, WorkerId};
 use crate::plan::Rank;
@@ -180,12 +180,28 @@ impl Scheduler {
         self.special.insert(&self.stories[test.0 as usize], rank, test);
     }
 
-    /// A waiting test that no worker here will ever take because of its needs.
+    /// A waiting test that is to run where no worker is.
     pub(super) fn unplaceable(&self) -> Option<TestIndex> {
         self.special.tests().find(|test| {
-            let story = &self.stories[test.0 as usize];
-            !self.workers.may_suit(story.binary, story.needs.as_deref(), None)
+            let needs = self.stories[test.0 as usize].needs.as_deref();
+            let met = |worker: &Worker| needs.is_none_or(|needs| needs.met_by(worker.traits()));
+            !self.workers.all().any(|(_, worker)| met(worker))
         })
+    }
+
+    /// A waiting test that no worker here will ever take.
+    pub(super) fn homeless(&self) -> Option<TestIndex> {
+        self.special.tests().find(|test| !self.may_be_placed(*test))
+    }
+
+    /// A waiting test that a worker here may yet take.
+    pub(super) fn placeable(&self) -> Option<TestIndex> {
+        self.special.tests().find(|test| self.may_be_placed(*test))
+    }
+
+    fn may_be_placed(&self, test: TestIndex) -> bool {
+        let story = &self.stories[test.0 as usize];
+        self.workers.may_suit(story.binary, story.needs.as_deref(), None)
     }
 
     /// Gives what waits here a place, if there is one, or reserves one.
@@ -288,12 +304,12 @@ pub(super) struct Wish<'a> {
 
 impl Wish<'_> {
     /// The group's bound on this worker leaves room for one more.
-    fn may_join(&self, worker: &super::state::Worker) -> bool {
+    fn may_join(&self, worker: &Worker) -> bool {
         self.per_worker.is_none_or(|max| worker.of_group(self.group) < max)
     }
 }
 
-impl super::state::Workers {
+impl Workers {
     /// Where a wish can be met, now or after what is there: the emptiest such worker, and what it
     /// takes there.
     pub(super) fn suitable(&self, wish: &Wish<'_>, depth: Depth) -> Option<(WorkerId, u32)> {
@@ -328,7 +344,7 @@ impl super::state::Workers {
         if self.reserved_by(wish.test).is_some() || self.reserved() >= most {
             return;
         }
-        let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
+        let suits = |worker: &Worker| worker.suits(wish.binary, wish.needs);
         let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
         let best = self
             .all()
@@ -353,7 +369,7 @@ impl super::state::Workers {
         if wish.only_elsewhere && self.may_suit(wish.binary, wish.needs, wish.avoid) {
             return true;
         }
-        let suits = |worker: &super::state::Worker| worker.suits(wish.binary, wish.needs);
+        let suits = |worker: &Worker| worker.suits(wish.binary, wish.needs);
         self.all().any(|(id, worker)| suits(worker) && Some(*id) != wish.avoid)
     }
 

@@ -40,7 +40,8 @@ pub(super) struct Story {
     pub(super) number: u32,
     /// Attempts in batches, which no rule counts.
     pub(super) batched: u32,
-    pub(super) failed_before: bool,
+    /// How it failed last, if it did and got another try.
+    pub(super) failed_before: Option<AttemptResult>,
     pub(super) losses: u32,
     /// What it asks of its surroundings.
     pub(super) needs: Option<Arc<Needs>>,
@@ -83,7 +84,7 @@ impl Story {
             rank,
             number: 1,
             batched: 0,
-            failed_before: false,
+            failed_before: None,
             losses: 0,
             company: None,
             failed_alone: None,
@@ -866,12 +867,6 @@ impl Workers {
             (Standing::Short, false) => worker.standing = Standing::Good,
             (_, true | false) => {}
         });
-    }
-
-    /// Whether any that takes nothing more still has something.
-    pub(super) fn leave_last(&self) -> bool {
-        let leaves = |worker: &Worker| worker.standing == Standing::Leaving;
-        self.by_id.values().any(|worker| leaves(worker) && !worker.live.is_empty())
     }
 
     /// Tests for which workers are kept.

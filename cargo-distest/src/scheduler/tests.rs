@@ -299,6 +299,39 @@ fn a_test_that_no_worker_takes_asks_for_one_and_is_told_if_none_comes() {
     assert_eq!(script.said.last(), Some(&Effect::Done));
 }
 
+#[test]
+fn what_no_worker_takes_is_given_up_when_all_else_is_done() {
+    let mut script = Script::new(Rules { retries: 1, ..RULES });
+    let tasks = [(0, B0), (1, B0), (2, B1)];
+    let tasks = tasks.map(|(test, binary)| task(test, binary, Urgency::New, 0));
+    script.say(Input::Added(tasks.to_vec()));
+    script.say(Input::AllAdded).say(Input::Open);
+    script.join(W0, 1, B0);
+    script.say(Input::Refused { worker: W0, binary: B1 }).say(Input::NoMoreWorkers);
+    assert!(script.said.contains(&Effect::NeedWorker));
+    script.say(Input::NoWorker);
+    assert_eq!(script.verdicts(), []);
+    assert_eq!(script.ended(W0, 0, AttemptResult::Pass).verdicts(), [(0, Verdict::Pass)]);
+    script.ended(W0, 1, AttemptResult::Fail);
+    assert_eq!(script.granted(), [(0, 1)], "it has another try");
+    script.ended(W0, 2, AttemptResult::Fail);
+    assert_eq!(script.verdicts(), [(1, Verdict::Fail), (2, Verdict::Skipped)]);
+    assert_eq!(script.scheduler.cancelled(), Some(CancelReason::FleetLost));
+    assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+#[test]
+fn who_failed_and_gets_no_other_try_has_failed() {
+    let mut script = Script::new(Rules { retries: 1, ..RULES });
+    script.say(Input::Added(vec![task(0, B0, Urgency::New, 0)]));
+    script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
+    script.say(Input::Leaving { worker: W0 }).say(Input::NoMoreWorkers);
+    script.ended(W0, 0, AttemptResult::Crashed);
+    assert!(script.said.contains(&Effect::NeedWorker));
+    script.say(Input::NoWorker);
+    assert_eq!(script.verdicts(), [(0, Verdict::Crashed)]);
+}
+
 /// Random numbers from a seed: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 /// generators, 2014).
 struct Random(u64);

@@ -518,10 +518,7 @@ impl World {
                 self.judge.attempt_ended(&self.scenario, attempt, test, result)
             }
             Effect::Verdict { test, verdict } => self.judge.verdict(test, verdict),
-            Effect::Cancelling { .. } => {
-                self.judge.cancelled();
-                Ok(())
-            }
+            Effect::Cancelling { reason, running } => self.judge.cancelled(reason, running),
             Effect::TookDown { attempt, .. } => {
                 self.judge.blamed(attempt);
                 Ok(())

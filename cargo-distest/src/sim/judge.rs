@@ -6,6 +6,7 @@ use distest_worker::protocol::AttemptId;
 
 use super::scenario::{Nature, Scenario};
 use super::world::ConnId;
+use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict};
 use crate::scheduler::{LOSSES_ALONE_MAX, LOSSES_MAX, Needs};
 
@@ -49,8 +50,15 @@ impl Judge {
         self.ended.entry((test, attempt)).or_default().insert(result);
     }
 
-    pub(super) fn cancelled(&mut self) {
+    /// Tests that nobody takes are no reason to end what others run.
+    pub(super) fn cancelled(&mut self, reason: CancelReason, running: u32) -> Result<(), String> {
         self.cancelled = true;
+        match (reason, running) {
+            (CancelReason::FleetLost, 1..) => {
+                Err(format!("the run ends for lack of a worker while {running} attempts run"))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn hedged(&mut self, test: TestIndex) {

@@ -1,9 +1,9 @@
 //! The files of a connection: blobs that come in, the sandbox that they are laid out in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Mutex as AsyncMutex;
@@ -18,7 +18,9 @@ use crate::protocol::{
 };
 use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
-use crate::store::{Claim, Owned, Pin, Store, Times, Upload, not_here};
+use crate::store::{Claim, Owned, Store, Times, Upload, not_here};
+
+use super::pins::{Pinned, Pins};
 
 /// Blobs that one connection sends at a time.
 const UPLOADS_MAX: usize = 64;
@@ -55,8 +57,8 @@ pub(super) struct Files {
     in_place: bool,
     host: Arc<Host>,
     uploads: Mutex<BTreeMap<Digest, Incoming>>,
-    /// Blobs that the client counts on are not evicted while it is there.
-    pins: Mutex<Vec<Pin>>,
+    /// Blobs that the client counts on are not evicted before they are laid out.
+    pins: Mutex<Pins>,
     sandbox: OnceLock<Arc<Sandbox>>,
     /// What is known of how long its tests take, where that is kept, and of which project they are.
     times: Option<Times>,
@@ -141,10 +143,13 @@ impl Files {
     }
 
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
-        let (store, owned) = (self.store()?, self.owned()?);
-        self.claim()?.file((digests.len() * size_of::<Digest>()) as u64, None)?;
-        let (pin, missing) = blocking(move || (store.pin(&digests), owned.missing(&digests))).await;
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
+        let (owned, claim) = (self.owned()?, self.claim()?);
+        let asked = blocking(move || {
+            let pinned = Pinned::new(&claim, &digests)?;
+            Ok((pinned, owned.missing(&digests)))
+        });
+        let (pinned, missing) = asked.await?;
+        self.pins().add(pinned);
         Ok(missing)
     }
 
@@ -216,6 +221,10 @@ impl Files {
             reply
         })
         .await;
+        let no_room = |refusal: &Refusal| refusal.kind == RefusalKind::OutOfResources;
+        if reply.as_ref().is_err_and(no_room) {
+            self.pins().yield_to(digest);
+        }
         if last || reply != Ok(PutReply::More) {
             self.forget(digest, &incoming);
         }
@@ -234,17 +243,20 @@ impl Files {
 
     pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
         let (claim, owned, sandbox) = (self.claim()?, self.owned()?, self.sandbox()?);
-        blocking(move || {
+        let laid = blocking(move || {
             let digests = entries.iter().filter_map(|entry| match &entry.node {
-                TreeNode::File { digest, .. } => Some(digest),
+                TreeNode::File { digest, .. } => Some(*digest),
                 TreeNode::Folder { .. } | TreeNode::Link { .. } => None,
             });
-            match owned.lacks(digests) {
+            let digests: BTreeSet<Digest> = digests.collect();
+            match owned.lacks(&digests) {
                 Some(digest) => Err(not_here(digest)),
-                None => sandbox.lay(&claim, &entries),
+                None => sandbox.lay(&claim, &entries).map(|()| digests),
             }
-        })
-        .await
+        });
+        let laid = laid.await?;
+        self.pins().laid(&laid);
+        Ok(())
     }
 
     /// Lays out a binary's files and folders.
@@ -265,6 +277,10 @@ impl Files {
     pub(super) fn sandbox(&self) -> Result<Arc<Sandbox>, Refusal> {
         let closed = || Refusal::new(RefusalKind::Closed, "no session is open");
         self.sandbox.get().cloned().ok_or_else(closed)
+    }
+
+    fn pins(&self) -> MutexGuard<'_, Pins> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store(&self) -> Result<Store, Refusal> {

@@ -2,7 +2,7 @@
 //!
 //! All connections of a key count together. Who needs no key could fill the disk anyway.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Store, on_disk};
 use crate::protocol::{Refusal, RefusalKind};
@@ -10,6 +10,12 @@ use crate::protocol::{Refusal, RefusalKind};
 /// All that a client has laid out takes at most this many times what the store may keep: several
 /// of its runs may be under way.
 const TIMES_STORE_MAX: u64 = 4;
+
+/// Room for a file that comes and goes. Given back when it is dropped.
+pub struct Hold {
+    claim: Arc<Claim>,
+    size: u64,
+}
 
 /// Room on the disk for one connection. Given back when it is dropped.
 pub struct Claim {
@@ -53,18 +59,40 @@ impl Claim {
         *held = held.saturating_sub(less).saturating_add(more);
         Ok(())
     }
-}
 
-impl Drop for Claim {
-    fn drop(&mut self) {
+    /// Gives back so much of the room that this connection has.
+    fn give_back(&self, bytes: u64) {
         let Some(key) = &self.key else { return };
-        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = bytes.min(*held);
+        *held -= bytes;
         let mut claims = self.store.inner.claims.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(all) = claims.get_mut(key) {
-            *all = all.saturating_sub(held);
+            *all = all.saturating_sub(bytes);
             if *all == 0 {
                 claims.remove(key);
             }
         }
+    }
+
+    /// Takes room for a file of so many bytes until what is returned is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    pub fn hold(self: &Arc<Self>, size: u64) -> Result<Hold, Refusal> {
+        self.file(size, None)?;
+        Ok(Hold { claim: Arc::clone(self), size })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.claim.give_back(on_disk(self.size));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.give_back(u64::MAX);
     }
 }
