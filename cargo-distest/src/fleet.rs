@@ -13,14 +13,17 @@ mod embedded;
 mod forward;
 mod greeting;
 mod hands;
+mod joiners;
 mod keys;
 mod known;
 mod listen;
+mod meant;
 mod members;
 mod notices;
 mod ssh;
 mod stopwatch;
 mod talk;
+mod trouble;
 mod turns;
 mod visit;
 
@@ -50,9 +53,11 @@ pub use copy::{get, put};
 pub use greeting::Names;
 pub use hands::{Happened, run};
 pub use known::add_known;
+pub use meant::{Meant, all, named, only};
 pub use notices::{Notice, Notices};
-pub use talk::{Meant, all, named, only};
-pub use visit::{Clock, Said, Source, Trouble, Visited, Wanted, examine, visit};
+pub use trouble::Trouble;
+use trouble::{Spare, Unusable};
+pub use visit::{Clock, Said, Source, Visited, Wanted, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -336,42 +341,6 @@ pub fn run_name() -> String {
 /// Why there is none, and what to do.
 pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Option<String>)> {
     Keys::load(identity).map(Keys::into_ours).map_err(|it| (it.reason, it.hint))
-}
-
-/// Why an address yields no worker.
-#[derive(Clone, Debug)]
-struct Unusable {
-    reason: String,
-    hint: Option<String>,
-    /// It could be used, but not now.
-    spare: Option<Spare>,
-}
-
-/// For how long a worker is of no use that could be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Spare {
-    /// It may take us later.
-    ForNow,
-    /// There are enough workers, or it is one of them.
-    UntilOneLeaves,
-}
-
-impl Unusable {
-    fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), hint: None, spare: None }
-    }
-
-    fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
-
-    fn spare(spare: Spare, reason: impl Into<String>) -> Self {
-        Self { spare: Some(spare), ..Self::new(reason) }
-    }
-
-    fn into_message(self, address: String) -> FleetMessage {
-        FleetMessage::Unusable { address, reason: self.reason, hint: self.hint }
-    }
 }
 
 /// Slots that the embedded worker gets beside the given workers.

@@ -16,7 +16,7 @@ use distest_worker::invitation::{self, Granted, Host, Invitation};
 
 use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersFormat};
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, Meant, Trouble};
+use crate::fleet::{self, Meant, Trouble, Wanted};
 use crate::settings::{
     self, Color, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, ShowProgress,
     WorkerAddress, user_config_path,
@@ -81,9 +81,10 @@ async fn list(
 ) -> Result<ExitCode, Failure> {
     let ListWorkersArgs { worker, on, labels, watch, format } = args;
     let settings = fleet_settings(worker, cwd)?;
+    let wanted = Wanted { joiners: true, ..Wanted::default() };
     let clears = *watch && *format == WorkersFormat::Human && std::io::stdout().is_terminal();
     loop {
-        let mut visited = fleet::visit(&settings)
+        let mut visited = fleet::visit(&settings, &wanted)
             .await
             .map_err(|Trouble { reason, hint }| setup((reason, hint)))?;
         let all = visited.len();

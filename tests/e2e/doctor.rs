@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::drain::Subject;
 use crate::faults::can_mount;
+use crate::fleet::free_port;
 use crate::travel::package;
 use crate::{case, case_if};
 
@@ -31,7 +32,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("doctor::finds_what_is_wrong", ill),
         case("doctor::known_keys_without_a_place_are_no_finding", known_without_place),
         case("doctor::uses_the_compiler_that_cargo_would", compiler),
-        case("doctor::waits_for_nobody_who_dials", dials),
+        case("doctor::tells_that_nobody_has_dialled", dials),
         case_if("doctor::starts_workers_behind_ssh", sshd::possible, behind_ssh),
         case_if("doctor::finds_libraries_that_a_worker_lacks", library, lacks),
     ]
@@ -177,10 +178,16 @@ fn known_without_place(scratch: &Scratch) {
     let call = |args: &[&str]| {
         Client::call(scratch, scratch.path(), args).env("DISTEST_KNOWN_WORKERS", &pod).finish()
     };
-    let told = call(&["doctor", "--worker", "listen://127.0.0.1:7"]);
-    assert_eq!(told.code(), 0, "{}", told.stdout);
-    assert!(told.stdout.contains("ok     worker j1: it dials this machine"), "{}", told.stdout);
-    assert!(!told.stdout.contains("unnamed"), "{}", told.stdout);
+    let listen = format!("listen://127.0.0.1:{}", free_port());
+    for (args, why) in [
+        (&["doctor"][..], "it dials this machine, and nothing says where"),
+        (&["doctor", "--worker", &listen], "it has not dialled this machine within"),
+    ] {
+        let told = call(args);
+        assert_eq!(told.code(), 0, "{}", told.stdout);
+        assert!(told.stdout.contains(&format!("could  worker j1: {why}")), "{}", told.stdout);
+        assert!(!told.stdout.contains("unnamed"), "{}", told.stdout);
+    }
     let listed = call(&["workers"]).stdout;
     assert!(listed.contains("j1") && listed.contains("listen://IP:PORT"), "{listed}");
     assert!(!listed.contains("unnamed") && listed.lines().count() == 4, "{listed}");
@@ -219,8 +226,10 @@ fn ill(scratch: &Scratch) {
 }
 
 fn dials(scratch: &Scratch) {
-    let found = findings(scratch, 0, &["--worker", "listen://127.0.0.1:9"]);
-    let dials = finds(&found, "worker listen://127.0.0.1:9", "could");
+    let listen = format!("listen://127.0.0.1:{}", free_port());
+    let found = findings(scratch, 0, &["--worker", &listen]);
+    let dials = finds(&found, &format!("worker {listen}"), "could");
+    assert!(dials["text"].as_str().expect("a text").starts_with("no worker has dialled"));
     assert!(dials["hint"].as_str().expect("what to do").contains("distest-worker join"));
 }
 

@@ -13,9 +13,10 @@ use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::case;
-use crate::drain::says;
+use crate::drain::{look, says};
 
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
@@ -27,6 +28,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("join::a_worker_dials_and_is_used", join),
         case("join::an_unknown_worker_is_refused", join_unknown),
         case("join::places_that_are_none_or_taken", odd_places),
+        case("join::who_dials_is_looked_at", looked_at),
         case("join::a_worker_reconnects", reconnects),
         case("join::those_that_fall_silent_hold_up_nobody", silent),
         case("join::an_invited_worker_is_used", join_invited),
@@ -81,7 +83,7 @@ fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
 }
 
 /// A port of loopback that was free a moment ago.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("it is bound").port()
 }
@@ -197,6 +199,34 @@ fn join(scratch: &Scratch) {
     call(scratch, &["key", "show"]);
     let _joiner = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
     passed(&run_on(scratch, &format!("listen://127.0.0.1:{port}")));
+}
+
+/// By `workers` and `doctor`, as one that listens.
+fn looked_at(scratch: &Scratch) {
+    let other = Scratch::new();
+    let port = free_port();
+    let address = format!("listen://127.0.0.1:{port}");
+    call(scratch, &["key", "show"]);
+    let dialled = format!("127.0.0.1:{port}");
+    let (_joiner, _stranger) =
+        (joiner(scratch, "j1", &dialled), joiner(&other, "stranger", &dialled));
+    let seen = look(scratch, &["--worker", &address]);
+    let [ours, unknown] = &seen[..] else { panic!("{seen:#?}") };
+    assert_eq!((&ours["name"], &ours["usable"]), (&"j1".into(), &true.into()), "{ours:#}");
+    assert_eq!((&ours["slots"], &ours["address"]), (&2.into(), &address.as_str().into()));
+    assert_eq!(unknown["usable"], Value::from(false));
+    assert!(unknown["reason"].to_string().contains("from 127.0.0.1: "), "{unknown:#}");
+    let told = call(scratch, &["doctor", "--worker", &address]);
+    assert_eq!(told.code(), 0, "{}{}", told.stdout, told.stderr);
+    assert!(told.stdout.contains("ok     worker j1: 2 slots"), "{}", told.stdout);
+    let of_unknown = format!("could  worker {address}: who dialled from 127.0.0.1: ");
+    assert!(told.stdout.contains(&of_unknown), "{}", told.stdout);
+    // Somebody else listens there.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let taken = format!("listen://{}", held.local_addr().expect("it is bound"));
+    let told = call(scratch, &["doctor", "--worker", &taken]);
+    assert_eq!(told.code(), 96, "{}", told.stdout);
+    assert!(told.stdout.contains("something else listens there"), "{}", told.stdout);
 }
 
 /// What can't be listened at or dialled is told before anybody waits.

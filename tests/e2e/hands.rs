@@ -17,6 +17,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::drain::authorize;
+use crate::fleet::free_port;
 use crate::{case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -358,11 +359,6 @@ fn joiner(scratch: &Scratch, port: u16, name: &str) -> Owned {
     command.args(["--store".as_ref(), scratch.join(format!("store-{name}")).as_os_str()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Owned::start(&mut command).expect("a program of ours")
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
 }
 
 fn exec_on_joiners(scratch: &Scratch) {

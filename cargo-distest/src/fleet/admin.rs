@@ -13,10 +13,10 @@ use distest_worker::link;
 use distest_worker::protocol::{CHUNK_BYTES_MAX, ExecutablePiece, Freed, UpgradeReply};
 use tokio::time::{Instant, sleep};
 
+use super::meant::{self, Meant};
 use super::ssh::executable::{self, Executable, Machine};
-use super::talk::{self, Meant, Talk, answered};
-use super::visit::Trouble;
-use super::{REDIAL_MAX, Unusable};
+use super::talk::{Talk, answered};
+use super::{REDIAL_MAX, Trouble, Unusable};
 use crate::settings::FleetSettings;
 
 /// An answer to a question.
@@ -43,7 +43,7 @@ pub enum Upgraded {
 /// # Errors
 /// It can't be found, or doesn't do it.
 pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Trouble> {
-    let talk = talk::only(settings, name).await?.reach(settings).await?;
+    let talk = meant::only(settings, name).await?.reach(settings).await?;
     answered(talk.worker.drain(link::context(ANSWER)).await)?;
     Ok(talk.hello.name.clone())
 }

@@ -15,9 +15,9 @@ use distest_worker::protocol::{
 };
 use nix::fcntl::OFlag;
 
-use super::Unusable;
-use super::talk::{Meant, Talk, answered};
-use super::visit::Trouble;
+use super::meant::Meant;
+use super::talk::{Talk, answered};
+use super::{Trouble, Unusable};
 use crate::settings::FleetSettings;
 
 /// How long one piece may take.

@@ -13,9 +13,9 @@ use tarpc::ServerError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::talk::{Meant, Talk, answered};
-use super::visit::Trouble;
-use super::{Unusable, run_name};
+use super::meant::Meant;
+use super::talk::{Talk, answered};
+use super::{Trouble, Unusable, run_name};
 use crate::settings::FleetSettings;
 
 /// An answer to a question.

@@ -3,9 +3,9 @@
 use distest_worker::identity::{KnownWorker, KnownWorkers, PublicKey};
 use distest_worker::registry::place;
 
+use super::Trouble;
 use super::embedded;
 use super::keys::Keys;
-use super::visit::Trouble;
 use crate::settings::{FleetSettings, KeySource, WorkerAddress};
 
 /// Known workers that are looked at for one name.

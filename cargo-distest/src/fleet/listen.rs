@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::connection;
 use super::greeting::Greeted;
+use super::joiners::START_JOINER;
 use super::keys::Place;
 use super::stopwatch::Stopwatch;
 use super::{Fleet, FleetMessage, Unusable};
@@ -30,7 +31,7 @@ pub(super) async fn listen(fleet: &Fleet, address: SocketAddr) -> Result<(), Unu
     let wait = fleet.shared.settings.wait_for;
     timeout(wait, first.notified()).await.map_err(|_| {
         Unusable::new(format!("no worker has joined within {} s", wait.as_secs_f64()))
-            .hint("start one with: distest-worker join HOST:PORT, with this machine's address")
+            .hint(START_JOINER)
     })
 }
 

@@ -10,13 +10,14 @@ use distest_worker::protocol::WorkerStatus;
 use distest_worker::registry::{Asker, RegistryPlace, place};
 use futures::{StreamExt, stream};
 
-use super::Unusable;
 use super::connection::{self, format_place};
 use super::discover::{self, ADDRESSES_MAX, Found};
 use super::greeting::{Greeted, Names};
+use super::joiners::{JOINERS_WITHIN, Joined, START_JOINER, Take, joiners};
 use super::keys::Keys;
 use super::talk::{self, Talk, answered};
 use super::turns::Turns;
+use super::{Trouble, Unusable};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// How long to look around in the local network. A question is asked again after 1 s, and the second
@@ -69,6 +70,8 @@ pub struct Said {
 pub struct Wanted {
     /// Workers behind ssh are started.
     pub starts: bool,
+    /// Those that dial this machine are waited for where the settings say so.
+    pub joiners: bool,
     /// Shared libraries that tests need, at most [`distest_worker::protocol::LIBRARIES_MAX`].
     pub libraries: Vec<String>,
 }
@@ -94,15 +97,6 @@ impl Clock {
         let shown = i64::try_from(shown_ms).ok().filter(|shown| *shown > 0)?;
         Some(Self { ahead_ms: shown.checked_sub(asked + half)?, uncertain_ms: half.unsigned_abs() })
     }
-}
-
-/// Why something could not be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// In words.
-    pub reason: String,
-    /// What to do.
-    pub hint: Option<String>,
 }
 
 /// Who named a worker.
@@ -134,15 +128,7 @@ impl Source {
 ///
 /// # Errors
 /// There is no key to look with.
-pub async fn visit(settings: &FleetSettings) -> Result<Vec<Visited>, Trouble> {
-    examine(settings, &Wanted::default()).await
-}
-
-/// The same, and asks more of them.
-///
-/// # Errors
-/// There is no key to look with.
-pub async fn examine(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Visited>, Trouble> {
+pub async fn visit(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Visited>, Trouble> {
     let keys = Keys::load(&settings.identity)?;
     let visitor = Visitor { settings, keys: &keys, wanted };
     let named = settings.workers.iter().map(|address| visitor.at_address(address));
@@ -161,10 +147,16 @@ pub async fn examine(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Vi
                     Visited::new(names, format!("tcp://{address}#{key}"), source, seen)
                 }
                 None => {
-                    let hint = "say where, with --worker listen://IP:PORT".to_owned();
-                    let hint = Some(hint).filter(|_| !listens);
-                    let trouble = Trouble { reason: "it dials this machine".to_owned(), hint };
-                    Visited::new(names, NO_ADDRESS.to_owned(), source, Err(trouble)).unasked()
+                    let nothing = match (listens, wanted.joiners) {
+                        (false, _) => {
+                            Unusable::new("it dials this machine, and nothing says where")
+                                .hint("say it with --worker listen://IP:PORT")
+                        }
+                        (true, true) => nobody_dialled("it has not"),
+                        (true, false) => Unusable::new("it dials this machine"),
+                    };
+                    let nothing = Err(nothing.into());
+                    Visited::new(names, NO_ADDRESS.to_owned(), source, nothing).unasked()
                 }
             }
         }
@@ -219,6 +211,12 @@ impl Visitor<'_> {
                 here(Names::default(), seen)
             }
             WorkerAddress::Ssh { .. } => later("not asked: it is started for each run"),
+            WorkerAddress::Listen(place) if self.wanted.joiners => {
+                match joiners(&[*place], keys, JOINERS_WITHIN, |_| Take::Another).await {
+                    Ok(joined) => self.joined(joined, address).await,
+                    Err(unusable) => here(Names::default(), Err(unusable.into())),
+                }
+            }
             WorkerAddress::Listen(_) => later("workers dial this address while a run lasts"),
             WorkerAddress::Registry { host, port, key } => {
                 let at = RegistryPlace { place: format_place(host, *port), key: *key };
@@ -293,6 +291,27 @@ impl Visitor<'_> {
         Visited::new(names, address, source, seen)
     }
 
+    /// All that dialled there, and why others were sent away.
+    async fn joined(
+        &self,
+        Joined { came, refused }: Joined,
+        address: &WorkerAddress,
+    ) -> Vec<Visited> {
+        let none = came.is_empty() && refused.is_empty();
+        let visited = |names, seen| Visited::new(names, address.to_string(), Source::Address, seen);
+        let asked = came.into_iter().map(|talk| self.listen_to(talk));
+        let asked = futures::future::join_all(asked).await.into_iter();
+        let mut all: Vec<_> = asked.map(|seen| visited(Names::default(), Ok(seen))).collect();
+        let refused = refused.into_iter().map(|(ip, unusable)| Unusable {
+            reason: format!("who dialled from {ip}: {}", unusable.reason),
+            ..unusable
+        });
+        let nobody = none.then(|| nobody_dialled("no worker has"));
+        let not = refused.chain(nobody);
+        all.extend(not.map(|it| visited(Names::default(), Err(it.into())).unasked()));
+        all
+    }
+
     async fn ask(
         &self,
         host: &str,
@@ -324,6 +343,11 @@ impl Visitor<'_> {
         let said = Said { hello: talk.hello.clone(), status, clock, lacks };
         (talk.names.clone(), said)
     }
+}
+
+fn nobody_dialled(who: &str) -> Unusable {
+    let within = JOINERS_WITHIN.as_secs();
+    Unusable::new(format!("{who} dialled this machine within {within} s")).hint(START_JOINER)
 }
 
 /// All that answer, and some of the others: anybody can say that there are more.
@@ -383,12 +407,6 @@ impl Visited {
     fn instance(&self) -> Option<String> {
         let said = self.said.as_ref().ok()?;
         Some(said.hello.instance.clone()).filter(|instance| !instance.is_empty())
-    }
-}
-
-impl From<Unusable> for Trouble {
-    fn from(unusable: Unusable) -> Self {
-        Self { reason: unusable.reason, hint: unusable.hint }
     }
 }
 

@@ -18,16 +18,13 @@ const STORE_FULL_PERCENT: u64 = 90;
 /// Milliseconds by which clocks may differ.
 const CLOCK_MS_MAX: u64 = 2_000;
 
-const START_JOINER: &str =
-    "start one with: distest-worker join HOST:PORT, with this machine's address";
-
 /// Every worker that is named or known.
 pub(super) async fn workers(settings: &FleetSettings, built: &Built) -> Vec<Finding> {
     if settings.identity.key == KeySource::Nowhere {
         return Vec::new();
     }
-    let wanted = Wanted { starts: true, libraries: built.libraries.clone() };
-    match fleet::examine(settings, &wanted).await {
+    let wanted = Wanted { starts: true, joiners: true, libraries: built.libraries.clone() };
+    match fleet::visit(settings, &wanted).await {
         // The key's finding says why.
         Err(_) => Vec::new(),
         Ok(visited) if visited.is_empty() && settings.workers.is_empty() => {
@@ -81,14 +78,11 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
         Ok(said) => said,
         Err(Trouble { reason, hint }) => {
             let reason = reason.clone();
-            let finding = match (visited.asked, visited.dials(), hint) {
-                (true, _, hint) => Finding { hint: hint.clone(), ..wrong(&about, reason) },
-                // Whoever is known need not be there.
-                (false, true, _) if visited.source == Source::Known => fine(&about, reason),
-                // Whether one comes shows when a run lets it.
-                (false, true, _) => could(&about, reason, START_JOINER),
-                (false, false, Some(hint)) => could(&about, reason, hint),
-                (false, false, None) => fine(&about, reason),
+            let finding = match (visited.asked, hint) {
+                (true, hint) => Finding { hint: hint.clone(), ..wrong(&about, reason) },
+                // Whoever dials need not be there now.
+                (false, Some(hint)) => could(&about, reason, hint),
+                (false, None) => fine(&about, reason),
             };
             return vec![finding];
         }
@@ -249,7 +243,7 @@ mod tests {
             assert_eq!(found.iter().map(|it| it.grade).collect::<Vec<_>>(), [expected]);
         };
         // One that dials this machine; one that is started for each run; a stranger; one that is gone.
-        check(Source::Known, false, Some("say where"), Grade::Fine);
+        check(Source::Known, false, Some("say where"), Grade::Could);
         check(Source::Address, false, None, Grade::Fine);
         check(Source::Mdns, false, Some("take an invitation"), Grade::Could);
         check(Source::Known, true, Some("start it"), Grade::Wrong);
