@@ -154,7 +154,7 @@ fn finds<'a>(findings: &'a [Value], about: &str, grade: &str) -> &'a Value {
 fn healthy(scratch: &Scratch) {
     let worker = Worker::start(scratch, "w1", 2);
     let found = findings(scratch, 0, &["--worker", &worker.address]);
-    for about in ["cargo", "rustc", "configuration", "key", "known workers"] {
+    for about in ["version", "cargo", "rustc", "configuration", "key", "known workers", "mdns"] {
         finds(&found, about, "ok");
     }
     // The scratch folder's mark is set here, and no worker gets it.
@@ -163,9 +163,22 @@ fn healthy(scratch: &Scratch) {
     assert!(variables["hint"].as_str().expect("what to do").contains("env.pass"));
     assert!(found.iter().any(|it| it["about"] == "disk"), "{found:#?}");
     // Both clocks are the same one.
-    assert!(found.iter().all(|it| !it["text"].to_string().contains("clock")), "{found:#?}");
-    assert!(found.iter().any(|it| it["about"] == "worker w1"), "{found:#?}");
+    for looked in
+        ["2 slots for ", "has version ", "its clock and this machine's differ by at most "]
+    {
+        let of_it = |it: &&Value| it["about"] == "worker w1" && it["grade"] == "ok";
+        let text = |it: &&Value| it["text"].as_str().is_some_and(|text| text.starts_with(looked));
+        assert_eq!(found.iter().filter(of_it).filter(text).count(), 1, "{looked}: {found:#?}");
+    }
+    assert!(found.iter().any(|it| it["text"].to_string().contains("sandboxes")), "{found:#?}");
     assert!(found.iter().all(|it| it["grade"] != "wrong"), "{found:#?}");
+    // One that is known, and in no setting, gets no variables either.
+    let (place, key) = worker.address.split_once('#').expect("a worker prints its key");
+    let known = format!("{key} {} w1\n", place.trim_start_matches("tcp://"));
+    scratch.write("config/distest/known_workers", &known);
+    finds(&findings(scratch, 0, &[]), "variables", "could");
+    scratch.write("config/distest/known_workers", "");
+    finds(&findings(scratch, 0, &[]), "variables", "ok");
 }
 
 fn known_without_place(scratch: &Scratch) {

@@ -313,6 +313,7 @@ fn serves_another(scratch: &Scratch) {
     // What the level means, and what would raise it.
     assert!(told.contains("could  worker w1: its sandboxes have level variables: "), "{told}");
     assert!(told.contains("compiled into a test leads nowhere"), "{told}");
+    assert!(told.contains("files and processes included)"), "to its end: {told}");
     assert!(told.contains("hint: start the worker without --sandbox"), "{told}");
     let fixture = Fixture::named("paths");
     Client::run(&other, &fixture).only_on(std::slice::from_ref(&worker)).finish();

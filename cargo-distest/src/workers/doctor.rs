@@ -7,7 +7,7 @@ mod machine;
 use distest_worker::identity::{Folder, KnownWorkers};
 use serde_json::json;
 
-use super::all_settings;
+use super::{all_settings, ls};
 use crate::cli::{DoctorArgs, WorkersFormat};
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::own_key;
@@ -45,7 +45,8 @@ struct Finding {
 pub async fn doctor(args: &DoctorArgs, mut print: impl FnMut(&str)) -> Result<ExitCode, Failure> {
     let DoctorArgs { worker, format } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
-    let mut findings = machine::tools();
+    let mut findings = vec![fine("version", env!("CARGO_PKG_VERSION").to_owned())];
+    findings.extend(machine::tools());
     findings.extend(machine::descriptors());
     findings.extend(machine::disk());
     match all_settings(worker, &cwd) {
@@ -54,13 +55,16 @@ pub async fn doctor(args: &DoctorArgs, mut print: impl FnMut(&str)) -> Result<Ex
         }
         Ok(settings) => {
             findings.push(fine("configuration", "can be read".to_owned()));
-            if !settings.fleet.workers.is_empty() {
-                findings.extend(machine::variables(&settings.travel.pass, std::env::vars_os()));
-            }
             findings.extend(keys(&settings.fleet));
             let (built, finding) = built::look(&machine::cargo());
             findings.extend(finding);
-            findings.extend(fleet::workers(&settings.fleet, &built).await);
+            let visited = fleet::visited(&settings.fleet, &built).await;
+            let elsewhere = !settings.fleet.workers.is_empty() || !visited.is_empty();
+            findings.extend(match elsewhere {
+                true => machine::variables(&settings.travel.pass, std::env::vars_os()),
+                false => Some(fine("variables", "tests run here, with all of them".to_owned())),
+            });
+            findings.extend(fleet::workers(&settings.fleet, &visited, &built));
         }
     }
     match format {
@@ -124,8 +128,8 @@ fn human(findings: &[Finding]) -> String {
             Grade::Could => "could  ",
             Grade::Wrong => "WRONG  ",
         };
-        text += &format!("{mark}{}: {}\n", super::ls::plain(about), super::ls::plain(told));
-        hint.iter().for_each(|hint| text += &format!("       hint: {}\n", super::ls::plain(hint)));
+        text += &format!("{mark}{}: {}\n", ls::plain(about), ls::sentence(told));
+        hint.iter().for_each(|hint| text += &format!("       hint: {}\n", ls::sentence(hint)));
     }
     text
 }

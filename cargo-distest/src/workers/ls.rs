@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 use crate::fleet::{Said, Trouble, Visited};
 use distest_worker::shown;
 
+/// Characters that are shown of a name, and of a reason or a hint.
+const PLAIN_CHARS_MAX: usize = 300;
+const SENTENCE_CHARS_MAX: usize = 1000;
+
 /// One JSON object in a line, with every worker.
 pub(super) fn json(visited: &[Visited]) -> String {
     let workers: Vec<Value> = visited.iter().map(json_of).collect();
@@ -171,8 +175,8 @@ fn cells(visited: &Visited) -> [String; 9] {
 /// What is to be said beside the table.
 fn notes(visited: &Visited) -> Vec<String> {
     let of_trouble = |what: &str, trouble: &Trouble| {
-        let hint = trouble.hint.iter().map(|hint| format!("  hint: {}", plain(hint)));
-        let told = format!("{what}{}", plain(&trouble.reason));
+        let hint = trouble.hint.iter().map(|hint| format!("  hint: {}", sentence(hint)));
+        let told = format!("{what}{}", sentence(&trouble.reason));
         [told].into_iter().chain(hint).collect::<Vec<_>>()
     };
     let Said { hello, status, .. } = match &visited.said {
@@ -217,9 +221,14 @@ fn notes(visited: &Visited) -> Vec<String> {
     notes
 }
 
-/// Foreign text, safe to print.
+/// Foreign text, safe to print: a name, or something else that is short.
 pub(super) fn plain(text: &str) -> String {
-    shown::word(text).chars().take(300).collect()
+    shown::word(text).chars().take(PLAIN_CHARS_MAX).collect()
+}
+
+/// The same for what is said, or is to be done.
+pub(super) fn sentence(text: &str) -> String {
+    shown::word(text).chars().take(SENTENCE_CHARS_MAX).collect()
 }
 
 fn size(bytes: u64) -> String {

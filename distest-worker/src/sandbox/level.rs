@@ -80,13 +80,12 @@ impl Level {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Variables => {
-                "the client's files lie in a folder of the worker's and variables lead there, so a \
-                 path that is compiled into a test leads nowhere; tests can reach all that is the \
-                 worker's user's"
+                "the client's files lie elsewhere, and a path that is compiled into a test leads \
+                 nowhere; nothing of the worker's is hidden"
             }
             Self::SamePath => {
-                "the client's files lie at their own paths, in plain sight; tests can reach all \
-                 that is the worker's user's"
+                "the client's files lie at their own paths, in plain sight; nothing of the \
+                 worker's is hidden"
             }
             Self::Mounts => {
                 "the client's files are at their own paths and the worker's are hidden, without a \

@@ -1,5 +1,6 @@
 //! What the doctor sees of the workers, and of the network that leads to them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use distest_worker::compat::elf::glibc_version;
@@ -18,54 +19,73 @@ const STORE_FULL_PERCENT: u64 = 90;
 /// Milliseconds by which clocks may differ.
 const CLOCK_MS_MAX: u64 = 2_000;
 
-/// Every worker that is named or known.
-pub(super) async fn workers(settings: &FleetSettings, built: &Built) -> Vec<Finding> {
+/// Looks at every worker that is named or known; none if there is no key to look with, which the
+/// key's finding says.
+pub(super) async fn visited(settings: &FleetSettings, built: &Built) -> Vec<Visited> {
     if settings.identity.key == KeySource::Nowhere {
         return Vec::new();
     }
     let wanted = Wanted { starts: true, joiners: true, libraries: built.libraries.clone() };
-    match fleet::visit(settings, &wanted).await {
-        // The key's finding says why.
-        Err(_) => Vec::new(),
-        Ok(visited) if visited.is_empty() && settings.workers.is_empty() => {
-            vec![fine("workers", "none: tests run on this machine".to_owned())]
-        }
-        Ok(visited) => {
-            let mdns = settings.workers.contains(&WorkerAddress::Mdns);
-            let mut findings: Vec<_> = mdns.then(|| local_network(&visited)).into_iter().collect();
-            findings.extend(visited.iter().flat_map(|it| worker(it, built)));
-            findings
-        }
-    }
+    fleet::visit(settings, &wanted).await.unwrap_or_default()
 }
 
-/// Whether the local network shows its workers.
-fn local_network(visited: &[Visited]) -> Finding {
+/// What was seen of them.
+pub(super) fn workers(
+    settings: &FleetSettings,
+    visited: &[Visited],
+    built: &Built,
+) -> Vec<Finding> {
+    let mut findings = vec![mdns(settings.workers.contains(&WorkerAddress::Mdns), visited)];
+    if visited.is_empty() && settings.workers.is_empty() {
+        findings.push(fine("workers", "none: tests run on this machine".to_owned()));
+    }
+    findings.extend(visited.iter().flat_map(|it| worker(it, built)));
+    findings
+}
+
+/// Whether the local network shows its workers, if somebody looked around there.
+fn mdns(looked: bool, visited: &[Visited]) -> Finding {
     let found = visited.iter().filter(|it| it.source == Source::Mdns && it.names.key.is_some());
     let found = found.count();
     if found > 0 {
         return fine("mdns", format!("{found} workers say that they are there"));
     }
-    let takes_part = getifaddrs().into_iter().flatten().any(|interface| {
+    let interfaces: Vec<_> = multicast().into_iter().collect();
+    match (looked, interfaces.is_empty()) {
+        (true, false) => could(
+            "mdns",
+            "no worker in the local network says that it is there".to_owned(),
+            "start workers with `serve --mdns` and let UDP port 5353 through firewalls; where \
+             multicast doesn't get through, use `registry` and `serve --register`",
+        ),
+        (true, true) => could(
+            "mdns",
+            "no network interface of this machine takes multicast".to_owned(),
+            "use `registry` and `serve --register`, or name workers by their addresses",
+        ),
+        (false, _) if !cfg!(feature = "mdns") => {
+            fine("mdns", "this program was built without it".to_owned())
+        }
+        (false, none) => {
+            let takes = match none {
+                true => "no network interface of this machine takes".to_owned(),
+                false => format!("{} takes", interfaces.join(", ")),
+            };
+            fine("mdns", format!("{takes} multicast; --worker mdns looks for workers there"))
+        }
+    }
+}
+
+/// Interfaces by which others may be found.
+fn multicast() -> BTreeSet<String> {
+    let takes_part = getifaddrs().into_iter().flatten().filter(|interface| {
         let flags = InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_UP;
         let address = interface.address.as_ref();
         let v4 = address.and_then(|it| it.as_sockaddr_in()).map(|it| IpAddr::from(it.ip()));
         let v6 = address.and_then(|it| it.as_sockaddr_in6()).map(|it| IpAddr::from(it.ip()));
         interface.flags.contains(flags) && v4.or(v6).is_some_and(|ip| !ip.is_loopback())
     });
-    match takes_part {
-        true => could(
-            "mdns",
-            "no worker in the local network says that it is there".to_owned(),
-            "start workers with `serve --mdns` and let UDP port 5353 through firewalls; where \
-             multicast doesn't get through, use `registry` and `serve --register`",
-        ),
-        false => could(
-            "mdns",
-            "no network interface of this machine takes multicast".to_owned(),
-            "use `registry` and `serve --register`, or name workers by their addresses",
-        ),
-    }
+    takes_part.map(|interface| interface.interface_name).collect()
 }
 
 fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
@@ -87,23 +107,16 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
             return vec![finding];
         }
     };
-    let mut findings = Vec::new();
-    if let Some(Refusal { message, hint, .. }) = hello.refusal.clone() {
-        findings.push(Finding { hint, ..wrong(&about, message) });
-    }
-    findings.extend(sandbox(&about, hello.sandbox_level, status.as_ref().ok()));
-    let mut found = |text: String, hint: &str| findings.push(could(&about, text, hint));
-    let ours = env!("CARGO_PKG_VERSION");
-    if hello.software != ours {
-        let text = format!("has version {}, and {ours} is here", hello.software);
-        found(text, "upgrade the older one");
-    }
-    if let Some(text) = clock.and_then(skew) {
-        found(text, "have both clocks set by NTP: times of files and in output differ");
-    }
+    let mut findings = vec![match hello.refusal.clone() {
+        Some(Refusal { message, hint, .. }) => Finding { hint, ..wrong(&about, message) },
+        None => fine(&about, format!("{} slots for {}", hello.slots, hello.target)),
+    }];
+    findings.push(version(&about, &hello.software));
+    findings.extend(clock.map(|clock| skew(&about, clock)));
+    findings.push(sandbox(&about, hello.sandbox_level, status.as_ref().ok()));
     if !lacks.is_empty() {
         let text = format!("lacks libraries that tests built here need: {}", lacks.join(", "));
-        found(text, "install them there, or have them linked statically");
+        findings.push(could(&about, text, "install them there, or have them linked statically"));
     }
     if let (Some(needed), Some(has)) = (built.glibc, glibc_version(&hello.libc))
         && has < needed
@@ -111,67 +124,83 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
         let (major, minor) = needed;
         let has = &hello.libc;
         let text = format!("has {has}, and tests built here need glibc {major}.{minor}");
-        found(text, "build on the oldest system among your workers, or for a musl target");
+        let hint = "build on the oldest system among your workers, or for a musl target";
+        findings.push(could(&about, text, hint));
     }
     match status {
         Err(Trouble { reason, hint }) => {
             let text = format!("doesn't tell how it is: {reason}");
-            found(text, hint.as_deref().unwrap_or("upgrade it"));
+            findings.push(could(&about, text, hint.as_deref().unwrap_or("upgrade it")));
         }
-        Ok(status) => {
-            if status.draining || !status.paused.is_empty() {
-                let why = if status.draining { "it drains" } else { &status.paused };
-                found(format!("takes no tests: {why}"), "wait, or restart it");
-            }
-            let full = status.store_bytes_max / 100 * STORE_FULL_PERCENT;
-            if full > 0 && status.store_bytes > full {
-                let (kept, most) = (status.store_bytes, status.store_bytes_max);
-                let text = format!("keeps {kept} of at most {most} bytes");
-                found(text, "give it more with --store-max");
-            }
-            if let Some(free) = status.disk_free_bytes.filter(|free| *free < DISK_FREE_MIN) {
-                let text = format!("its disk has {} MiB left for files", free >> 20);
-                found(text, "make room there, or name another folder with --store");
-            }
-            let descriptors = status.descriptors_max;
-            if (1..DESCRIPTORS_MIN).contains(&descriptors) {
-                let text = format!("may open {descriptors} files");
-                found(text, "raise `ulimit -Hn` there (LimitNOFILE= in a systemd unit)");
-            }
-        }
-    }
-    if findings.is_empty() {
-        let level = Level::ALL.into_iter().find(|it| it.number() == hello.sandbox_level);
-        let sandbox = level.map_or("unknown", Level::name);
-        let text = format!("{} slots for {}, sandbox {sandbox}", hello.slots, hello.target);
-        findings.push(fine(&about, text));
+        Ok(status) => findings.extend(lacking(&about, status)),
     }
     findings
 }
 
-/// What a level of sandbox means that could be better, and what would raise it.
-fn sandbox(about: &str, level: u32, status: Option<&WorkerStatus>) -> Option<Finding> {
+/// What a worker says that is wanting.
+fn lacking(about: &str, status: &WorkerStatus) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut found = |text: String, hint: &str| findings.push(could(about, text, hint));
+    if status.draining || !status.paused.is_empty() {
+        let why = if status.draining { "it drains" } else { &status.paused };
+        found(format!("takes no tests: {why}"), "wait, or restart it");
+    }
+    let full = status.store_bytes_max / 100 * STORE_FULL_PERCENT;
+    if full > 0 && status.store_bytes > full {
+        let (kept, most) = (status.store_bytes, status.store_bytes_max);
+        found(format!("keeps {kept} of at most {most} bytes"), "give it more with --store-max");
+    }
+    if let Some(free) = status.disk_free_bytes.filter(|free| *free < DISK_FREE_MIN) {
+        let text = format!("its disk has {} MiB left for files", free >> 20);
+        found(text, "make room there, or name another folder with --store");
+    }
+    let descriptors = status.descriptors_max;
+    if (1..DESCRIPTORS_MIN).contains(&descriptors) {
+        let text = format!("may open {descriptors} files");
+        found(text, "raise `ulimit -Hn` there (LimitNOFILE= in a systemd unit)");
+    }
+    findings
+}
+
+fn version(about: &str, theirs: &str) -> Finding {
+    let ours = env!("CARGO_PKG_VERSION");
+    match theirs == ours {
+        true => fine(about, format!("has version {ours}, as this machine")),
+        false => {
+            let text = format!("has version {theirs}, and {ours} is here");
+            could(about, text, "upgrade the older one")
+        }
+    }
+}
+
+/// What a level of sandbox means, and what would raise it.
+fn sandbox(about: &str, level: u32, status: Option<&WorkerStatus>) -> Finding {
     let level = Level::from_number(level);
     let (why, hint) = match status {
         Some(status) => (status.sandbox_reason.as_str(), status.sandbox_hint.as_deref()),
         None => ("", None),
     };
+    let text = format!("its sandboxes have level {}: {}", level.name(), level.meaning());
     if level.is_enclosed() && why.is_empty() {
-        return None;
+        return fine(about, text);
     }
     let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
-    let text = format!("its sandboxes have level {}: {}{why}", level.name(), level.meaning());
     let hint =
         hint.unwrap_or("a worker says at its start what stands in the way of a better level");
-    Some(could(about, text, hint))
+    could(about, format!("{text}{why}"), hint)
 }
 
-/// What to say of a clock that differs by more than can be explained.
-fn skew(Clock { ahead_ms, uncertain_ms }: Clock) -> Option<String> {
+/// A clock that differs by more than can be explained, or doesn't.
+fn skew(about: &str, Clock { ahead_ms, uncertain_ms }: Clock) -> Finding {
     let off = ahead_ms.unsigned_abs();
+    if off <= CLOCK_MS_MAX.saturating_add(uncertain_ms) {
+        let within = off.saturating_add(uncertain_ms).div_ceil(10) as f64 / 100.0;
+        let text = format!("its clock and this machine's differ by at most {within:.2} s");
+        return fine(about, text);
+    }
     let which = if ahead_ms > 0 { "ahead of" } else { "behind" };
-    (off > CLOCK_MS_MAX.saturating_add(uncertain_ms))
-        .then(|| format!("its clock is {:.1} s {which} this machine's", off as f64 / 1e3))
+    let text = format!("its clock is {:.1} s {which} this machine's", off as f64 / 1e3);
+    could(about, text, "have both clocks set by NTP: times of files and in output differ")
 }
 
 #[cfg(test)]
@@ -201,25 +230,31 @@ mod tests {
         let names = Names { own: "w1".to_owned(), ..Names::default() };
         let (address, source) = (String::new(), Source::Known);
         let built = Built { glibc: Some((2, 36)), libraries: Vec::new() };
-        let found =
-            worker(&Visited { names, address, source, said: Ok(said), asked: true }, &built);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].text.contains(expected), "{found:?}");
-        assert_eq!(found[0].grade == Grade::Fine, expected == "slots", "{found:?}");
-        assert_eq!(found[0].hint.is_some(), expected != "slots");
+        let visited = Visited { names, address, source, said: Ok(said), asked: true };
+        let found = worker(&visited, &built);
+        let (all_right, rest): (Vec<_>, Vec<_>) =
+            found.iter().partition(|it| it.grade == Grade::Fine);
+        assert!(all_right.iter().all(|it| it.hint.is_none()), "{found:?}");
+        let told: Vec<_> = rest.iter().map(|it| (it.text.contains(expected), it.grade)).collect();
+        let hints = rest.iter().all(|it| it.hint.is_some());
+        let one = told == [(true, Grade::Could)] && hints;
+        assert!(if expected.is_empty() { rest.is_empty() } else { one }, "{expected}: {found:?}");
+        let looked = ["slots", "version", "clock", "sandboxes"];
+        let told = looked.map(|it| found.iter().filter(|found| found.text.contains(it)).count());
+        assert!(told.iter().all(|count| *count == 1), "{found:?}");
     }
 
     #[test]
     fn what_is_wrong_with_a_worker_is_said_with_what_to_do() {
-        check(|_| {}, "slots");
+        check(|_| {}, "");
         check(|it| it.hello.software = "0.0.1".to_owned(), "version 0.0.1");
         check(|it| it.lacks = vec!["libpq.so.5".to_owned()], "need: libpq.so.5");
         check(|it| it.hello.libc = "glibc 2.31".to_owned(), "need glibc 2.36");
         let clock = |ahead_ms, uncertain_ms| Some(Clock { ahead_ms, uncertain_ms });
         check(|it| it.clock = clock(90_000, 1), "90.0 s ahead of");
         check(|it| it.clock = clock(-2_100, 50), "2.1 s behind");
-        check(|it| it.clock = clock(2_100, 500), "slots");
-        check(|it| it.clock = clock(i64::MIN, u64::MAX), "slots");
+        check(|it| it.clock = clock(2_100, 500), "");
+        check(|it| it.clock = clock(i64::MIN, u64::MAX), "");
         let status = |change: fn(&mut WorkerStatus)| {
             move |it: &mut Said| change(it.status.as_mut().unwrap())
         };
@@ -227,7 +262,7 @@ mod tests {
         check(status(|it| it.descriptors_max = 256), "may open 256 files");
         check(status(|it| it.store_bytes = 95 << 30), "keeps");
         check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "(no namespaces)");
-        check(|it| it.hello.sandbox_level = 0, "level variables: the client's files lie in");
+        check(|it| it.hello.sandbox_level = 0, "level variables: the client's files lie");
         check(status(|it| it.draining = true), "drains");
     }
 
@@ -251,6 +286,8 @@ mod tests {
 
     #[test]
     fn a_network_that_shows_nobody_is_told() {
-        assert_eq!(local_network(&[]).grade, Grade::Could);
+        assert_eq!(mdns(true, &[]).grade, Grade::Could);
+        let not_looked = mdns(false, &[]);
+        assert!(not_looked.grade == Grade::Fine && not_looked.text.contains("multicast"));
     }
 }
