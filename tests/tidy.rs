@@ -88,7 +88,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("copying", &["protocol", "sandbox"]),
     ("protocol", &["digest", "globs", "hello", "link", "proof", "sandbox", "session"]),
     ("hello", &["packed", "protocol"]),
-    ("identity", &[]),
+    ("identity", &["log"]),
     ("packed", &[]),
     ("memory", &[]),
     ("upgrade", &["digest", "protocol", "sandbox", "store"]),
@@ -114,7 +114,8 @@ const WORKER: &[(&str, &[&str])] = &[
             "share", "store", "tools", "upgrade", "zygote",
         ],
     ),
-    ("log", &["shown"]),
+    ("log", &["repeats", "shown"]),
+    ("repeats", &[]),
     ("probe", &["sandbox", "zygote"]),
     (
         "serve",
@@ -139,7 +140,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ),
     ("polite", &["server"]),
     ("metrics", &["accept", "protocol", "server"]),
-    ("registry", &["accept", "identity", "message", "protocol", "serve", "tls"]),
+    ("registry", &["accept", "identity", "log", "message", "protocol", "serve", "tls"]),
     ("mdns", &["digest", "identity"]),
     (
         "cli",
@@ -186,7 +187,7 @@ const PURE: &[(&str, &[&str])] = &[
             "testenv",
         ],
     ),
-    ("distest-worker", &["session", "share", "evict", "shown"]),
+    ("distest-worker", &["session", "share", "evict", "shown", "repeats"]),
 ];
 
 /// What only the edge touches.

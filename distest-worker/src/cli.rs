@@ -23,13 +23,13 @@ pub use self::registry::RegistryArgs;
 use crate::accept::listen_hint;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
 use crate::invitation::{Host, Invitation};
-use crate::log::{Format, Line};
+use crate::log::{Complaint, Format, Level as Weight, Line, Log};
 use crate::metrics::Metrics;
 use crate::protocol::Labels;
 use crate::sandbox::enclosure::hide_from_others;
 use crate::sandbox::host::{Shortfall, WRITES_BYTES_MAX};
 use crate::sandbox::level::Level;
-use crate::serve::control::{self, Answer, Ask};
+use crate::serve::control::{self, Answer, Ask, At, Which};
 use crate::serve::join::{JoinAddress, join};
 use crate::serve::{
     self, ConnectionEnd, Listening, Reception, SandboxWish, WorkerConfig, WorkerShared,
@@ -37,13 +37,13 @@ use crate::serve::{
 };
 use crate::server::SLOTS_MAX;
 use crate::store::Store;
-use crate::upgrade::{CHECKED, Successor, Upgrades};
+use crate::upgrade::{self, CHECKED, Successor, Upgrades};
 
 /// Blobs that a worker keeps by default.
 const STORE_BYTES: u64 = 10 << 30;
 /// Told when nobody may use a worker that others could reach.
-const NOBODY: &str = "nobody is let in yet, except this user on this machine\n\
-                      hint: `distest-worker invite` prints an invitation for another machine";
+const NOBODY: &str = "nobody is let in yet, except this user on this machine";
+const INVITE: &str = "`distest-worker invite` prints an invitation for another machine";
 /// Exit code of a set-up that doesn't work, as in `cargo distest`.
 const SETUP: u8 = 96;
 
@@ -130,9 +130,15 @@ pub struct InviteArgs {
     /// Where the client dials [default: where the worker listens]
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub address: Option<String>,
-    /// Which worker of this user on this machine
+    /// Which worker of this user on this machine: by its name
     #[arg(long)]
     pub name: Option<String>,
+    /// By where it listens, as it printed when it was ready, or by its port
+    #[arg(long, value_name = "HOST:PORT|PORT")]
+    pub at: Option<At>,
+    /// By its process
+    #[arg(long, value_name = "NUMBER")]
+    pub process: Option<u32>,
 }
 
 /// `stdio`.
@@ -206,20 +212,20 @@ pub fn run(command: WorkerCommand) -> ExitCode {
             runtime.shutdown_background();
             result
         }
-        Err(error) => Err(format!("could not start the runtime: {error}")),
+        Err(error) => Err(format!("could not start the runtime: {error}").into()),
     };
     match result {
         Ok(After::Nothing) => ExitCode::SUCCESS,
         Ok(After::Upgrade(successor)) => {
-            let error = successor.become_it(say);
-            fail(&format!("could not execute this program anew: {error}"))
+            let error = successor.become_it(|why| say(Line::warning(why)));
+            fail(format!("could not execute this program anew: {error}").into())
         }
-        Err(text) => fail(&text),
+        Err(complaint) => fail(complaint),
     }
 }
 
-fn fail(text: &str) -> ExitCode {
-    say(&format!("error: {text}"));
+fn fail(complaint: Complaint) -> ExitCode {
+    say(Line { level: Weight::Error, ..complaint.into() });
     ExitCode::from(SETUP)
 }
 
@@ -229,7 +235,7 @@ enum After {
     Upgrade(Box<Successor>),
 }
 
-async fn perform(command: WorkerCommand) -> Result<After, String> {
+async fn perform(command: WorkerCommand) -> Result<After, Complaint> {
     raise_descriptor_limit();
     hide_from_others();
     match command {
@@ -246,18 +252,22 @@ async fn perform(command: WorkerCommand) -> Result<After, String> {
         WorkerCommand::Join(JoinArgs { addresses, log_format, keys, common }) => {
             log_format.begin();
             let worker = worker(common, &keys)?;
-            worker.serves_one_client().then(|| say(ONE_CLIENT));
+            worker.serves_one_client().then(|| say(one_client()));
             let reception = reception(keys, worker)?;
             join_all(reception, addresses).await?;
         }
-        WorkerCommand::Invite(InviteArgs { permit, valid, address, name }) => {
+        WorkerCommand::Invite(InviteArgs { permit, valid, address, name, at, process }) => {
             let permissions = Permission::ALL.into_iter().filter(|one| permit.allow(*one));
             let valid_s = u64::from(valid) * 60;
             let ask = Ask::Invite { permissions: permissions.collect(), valid_s, address };
-            match control::ask(name.as_deref(), &ask).await? {
+            match control::ask(&Which { name, at, process }, &ask).await? {
                 Answer::Invitation(text) => ready(&text)?,
-                Answer::Refused(why) => return Err(format!("could not make an invitation: {why}")),
-                Answer::Name(_) => return Err("the worker answers what was not asked".to_owned()),
+                Answer::Refused(why) => {
+                    return Err(format!("could not make an invitation: {why}").into());
+                }
+                Answer::Name(_) | Answer::Address(_) => {
+                    return Err("the worker answers what was not asked".into());
+                }
             }
         }
         WorkerCommand::Registry(args) => registry::registry(args).await?,
@@ -268,26 +278,29 @@ async fn perform(command: WorkerCommand) -> Result<After, String> {
                 serve_connection(stream, worker(common, &keys)?).await
             } else {
                 let worker = worker(common, &keys)?;
-                let reception = reception(keys, worker)?;
+                let (reception, log) = (reception(keys, worker)?, Log::stderr());
                 let served = tokio::select! {
                     served = reception.serve_stream(stream, false) => served,
-                    never = reception.watch(say) => match never {},
+                    never = reception.watch(&log) => match never {},
                 };
                 served.map_err(|error| format!("no client on stdin is let in: {error}"))?
             };
             if let ConnectionEnd::NoHello(error) = end {
-                return Err(format!("no client on stdin: {error}"));
+                return Err(format!("no client on stdin: {error}").into());
             }
         }
     }
     Ok(After::Nothing)
 }
 
-async fn serve(args: ServeArgs) -> Result<After, String> {
+async fn serve(args: ServeArgs) -> Result<After, Complaint> {
     let ServeArgs { listen, metrics, log_format, check: _, found, keys, common } = args;
     // Before anything is opened or started that could have or inherit this descriptor.
     let left = listen::left()?;
     let goes_on = left.is_some();
+    if goes_on {
+        upgrade::keep_name();
+    }
     let place = match (left, listen) {
         (Some(socket), _) => Place::Handed(socket),
         (None, ListenAt::Address(address)) => Place::At(address),
@@ -295,7 +308,7 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     };
     log_format.begin();
     let worker = worker(common, &keys)?;
-    worker.serves_one_client().then(|| say(ONE_CLIENT));
+    worker.serves_one_client().then(|| say(one_client()));
     let reception = reception(keys, worker)?;
     if let Some(store) = reception.worker().config().store.clone() {
         let level = reception.worker().host().level;
@@ -307,7 +320,7 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
     let bound = listening.address();
     let bound = bound.map_err(|error| format!("could not listen: {error}"))?;
     let address = serve::reachable(bound);
-    reception.gate().news().iter().for_each(|told| say(told));
+    reception.gate().news().into_iter().for_each(say);
     reception.listens_at(address.to_string());
     // For as long as the worker.
     let mut answering = tokio::task::JoinSet::new();
@@ -316,20 +329,20 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
         let metrics = Metrics::at(at, Arc::clone(reception.worker())).await;
         let metrics = metrics.map_err(could_not)?;
         let bound = metrics.address().map_err(could_not)?;
-        say(&format!("metrics are at http://{bound}/metrics"));
+        say(format!("metrics are at http://{bound}/metrics"));
         answering.spawn(metrics.serve());
     }
     let findable = found.begin(&reception, bound)?;
     let told = ready(&format!("ready {name} tcp://{address}#{}", reception.key()));
     match goes_on {
         // Whoever waited for this line has heard it from the old one, and may be gone.
-        true => say(&format!("goes on as version {}", env!("CARGO_PKG_VERSION"))),
+        true => say(format!("goes on as version {}", env!("CARGO_PKG_VERSION"))),
         false => told?,
     }
     if reception.gate().is_empty() && !address.ip().is_loopback() {
-        say(NOBODY);
+        say(Line::from(NOBODY).hint(INVITE));
     }
-    let successor = listening.serve(|line| line.tell()).await;
+    let successor = listening.serve(&Log::stderr()).await;
     findable.gone().await;
     if successor.is_none() {
         reception.worker().upgrades().into_iter().for_each(Upgrades::end);
@@ -338,9 +351,9 @@ async fn serve(args: ServeArgs) -> Result<After, String> {
 }
 
 /// With what to do where that is known.
-fn could_not_listen(place: &str, error: &io::Error) -> String {
-    let hint = listen_hint(error).map(|hint| format!("\nhint: {hint}"));
-    format!("could not listen {place}: {error}{}", hint.unwrap_or_default())
+fn could_not_listen(place: &str, error: &io::Error) -> Complaint {
+    let why = format!("could not listen {place}: {error}");
+    Complaint { why, hint: listen_hint(error).map(str::to_owned) }
 }
 
 /// What to listen with.
@@ -349,36 +362,35 @@ enum Place {
     Handed(std::net::TcpListener),
 }
 
-async fn listening(place: Place, reception: Arc<Reception>) -> Result<Listening, String> {
+async fn listening(place: Place, reception: Arc<Reception>) -> Result<Listening, Complaint> {
     match place {
         Place::At(address) => Listening::at(address, reception)
             .await
             .map_err(|error| could_not_listen(&format!("at {address}"), &error)),
-        Place::Handed(listener) => {
-            Listening::on(listener, reception).map_err(|error| format!("could not listen: {error}"))
-        }
+        Place::Handed(listener) => Listening::on(listener, reception)
+            .map_err(|error| format!("could not listen: {error}").into()),
     }
 }
 
-async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result<(), String> {
+async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result<(), Complaint> {
     let mut addresses = Vec::new();
     for target in targets {
         addresses.push(match target {
             JoinTarget::Known(address) => address,
             JoinTarget::Invited(invitation) => {
                 let told = reception.accept_invitation(&invitation).await;
-                say(&told.map_err(|error| format!("could not use the invitation: {error}"))?);
+                say(told.map_err(|error| format!("could not use the invitation: {error}"))?);
                 let Invitation { address, key, .. } = *invitation;
                 JoinAddress { place: address, key: Some(key) }
             }
         });
     }
-    reception.gate().news().iter().for_each(|told| say(told));
+    reception.gate().news().into_iter().for_each(say);
     let name = reception.worker().config().name.clone();
     let places: Vec<_> = addresses.iter().map(|it| format!("tcp://{}", it.place)).collect();
     ready(&format!("ready {name} {}", places.join(" ")))?;
-    let joined = join(reception, addresses, |text| say(&text)).await;
-    joined.map_err(|error| format!("could not catch signals: {error}"))
+    let joined = join(reception, addresses, &Log::stderr()).await;
+    joined.map_err(|error| format!("could not catch signals: {error}").into())
 }
 
 impl std::str::FromStr for JoinTarget {
@@ -398,24 +410,23 @@ impl std::str::FromStr for JoinTarget {
     }
 }
 
-fn reception(args: KeyArgs, worker: Arc<WorkerShared>) -> Result<Arc<Reception>, String> {
+fn reception(args: KeyArgs, worker: Arc<WorkerShared>) -> Result<Arc<Reception>, Complaint> {
     let KeyArgs { key, authorized_keys } = args;
     let folder = Folder::of_user();
     let of_folder = |path: fn(&Folder) -> PathBuf| folder.as_ref().map(path);
     let path = key.or_else(|| of_folder(Folder::worker_key)).ok_or_else(|| {
-        "could not find a folder for this worker's key: this user has no home\n\
-         hint: name a file with --key"
-            .to_owned()
+        Complaint::from("could not find a folder for this worker's key: this user has no home")
+            .hint("name a file with --key")
     })?;
     let key = PrivateKey::load_or_make(&path).map_err(told)?;
     let authorized_keys = authorized_keys.or_else(|| of_folder(Folder::authorized_keys));
-    let gate = Gate::new(authorized_keys, of_folder(Folder::client_key));
+    let gate = Gate::open(authorized_keys, of_folder(Folder::client_key)).map_err(told)?;
     Ok(Reception::new(key, gate, worker))
 }
 
 /// `--trusted` is for a process that ssh started, never for a port that inetd opened. Whichever of the
 /// three is a network's, somebody there would be trusted, or told what we say.
-fn not_the_internet() -> Result<(), String> {
+fn not_the_internet() -> Result<(), Complaint> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for (name, descriptor) in [
         ("stdin", stdin.as_raw_fd()),
@@ -425,16 +436,15 @@ fn not_the_internet() -> Result<(), String> {
         let address = getsockname::<SockaddrStorage>(descriptor);
         let family = address.ok().and_then(|address| address.family());
         if !matches!(family, None | Some(AddressFamily::Unix)) {
-            return Err(format!(
-                "{name} is a network socket, and with --trusted no key would be checked\n\
-                 hint: leave out --trusted"
-            ));
+            let why =
+                format!("{name} is a network socket, and with --trusted no key would be checked");
+            return Err(Complaint::from(why).hint("leave out --trusted"));
         }
     }
     Ok(())
 }
 
-fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String> {
+fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, Complaint> {
     let CommonArgs {
         slots,
         name,
@@ -447,11 +457,13 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
         polite,
     } = args;
     polite.obey()?;
-    let folder = store.or_else(default_store).ok_or(
-        "could not find a folder for received files: this user has no home\nhint: name one with --store",
-    )?;
-    let store = Store::open(&folder, store_max)
-        .map_err(|error| format!("{error}\nhint: name another folder with --store"))?;
+    let folder = store.or_else(default_store).ok_or_else(|| {
+        Complaint::from("could not find a folder for received files: this user has no home")
+            .hint("name one with --store")
+    })?;
+    let store = Store::open(&folder, store_max).map_err(|error| {
+        Complaint::from(error.to_string()).hint("name another folder with --store")
+    })?;
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let config = WorkerConfig {
         name: name.unwrap_or_else(host_name),
@@ -475,19 +487,46 @@ fn worker(args: CommonArgs, keys: &KeyArgs) -> Result<Arc<WorkerShared>, String>
     if let Err(lack) = &worker.host().private_network {
         warn("tests that are to have a network of their own are not taken", lack);
     }
+    if is_root() {
+        say(of_root(worker.host().level.is_enclosed()));
+    }
     polite.keep(&worker);
     Ok(worker)
 }
 
+/// Whether this is the machine's own root, or a container's that is the same: not one of a user
+/// namespace, who is an ordinary user outside.
+fn is_root() -> bool {
+    const ALL: [&str; 3] = ["0", "0", "4294967295"];
+    let map = std::fs::read_to_string("/proc/self/uid_map");
+    let is_ours = map.is_ok_and(|map| map.split_whitespace().eq(ALL));
+    nix::unistd::geteuid().is_root() && is_ours
+}
+
+/// Said where tests are root's.
+fn of_root(enclosed: bool) -> Line {
+    let what = match enclosed {
+        true => {
+            "this worker is root's: tests can read all files of this machine but this user's own, \
+             the worker's and other clients' (/etc/shadow, too), and `exec` can do everything"
+        }
+        false => {
+            "this worker is root's, and has no sandbox: whoever may run tests here can do \
+             everything with this machine"
+        }
+    };
+    Line::warning(what).hint("run it as an ordinary user; a unit of systemd's is in deploy/")
+}
+
 /// Said where no sandbox hides anything from tests.
-const ONE_CLIENT: &str = "warning: tests can read this worker's key and what it keeps, so it serves one client only\n  \
-                          hint: with --trust-clients it serves all that it lets in";
+fn one_client() -> Line {
+    let what = "tests can read this worker's key and what it keeps, so it serves one client only";
+    Line::warning(what).hint("with --trust-clients it serves all that it lets in")
+}
 
 /// What this worker can't do, why, and what helps.
 fn warn(what: &str, Shortfall { reason, hint }: &Shortfall) {
-    say(&format!("warning: {what}"));
-    say(&format!("  {reason}"));
-    hint.iter().for_each(|hint| say(&format!("  hint: {hint}")));
+    say(Line { hint: hint.clone(), ..Line::warning(format!("{what}\n{reason}")) });
 }
 
 /// The folder that a file of ours lies in, unless it is one that tests can't do without (`/etc`):
@@ -497,7 +536,8 @@ fn folder_of(file: &Path) -> Option<PathBuf> {
     if folder.components().count() > 2 {
         return Some(folder);
     }
-    say(&format!("warning: tests can see {}: move it into a folder of its own", file.display()));
+    say(Line::warning(format!("tests can see {}", file.display()))
+        .hint("move it into a folder of its own"));
     None
 }
 
@@ -546,8 +586,8 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn told(error: IdentityError) -> String {
-    format!("{error}\nhint: {}", error.hint())
+fn told(error: IdentityError) -> Complaint {
+    Complaint::from(error.to_string()).hint(error.hint())
 }
 
 fn ready(line: &str) -> Result<(), String> {
@@ -556,6 +596,6 @@ fn ready(line: &str) -> Result<(), String> {
     written.map_err(|error| format!("could not write to stdout: {error}"))
 }
 
-fn say(text: &str) {
-    Line::from(text.to_owned()).tell();
+fn say(line: impl Into<Line>) {
+    line.into().tell();
 }

@@ -29,6 +29,7 @@ pub mod probe;
 pub mod proof;
 pub mod protocol;
 pub mod registry;
+pub mod repeats;
 pub mod sandbox;
 pub mod serve;
 pub mod server;

@@ -1,11 +1,16 @@
 //! What a worker tells its operator: a line of text, or a JSON object a line.
+//!
+//! One event is one [`Line`]: what is to be done about it, and whom it concerns, are fields of its.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::repeats::{Again, Repeats};
 use crate::shown;
 
 /// Whether this process writes JSON. A log is one for the whole process, as its stderr is.
@@ -21,11 +26,29 @@ pub enum Format {
     Json,
 }
 
+/// How much something matters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What happens where all is well.
+    #[default]
+    Info,
+    /// Something is less than it could be, or somebody was turned away.
+    Warning,
+    /// This process ends for it.
+    Error,
+}
+
 /// Something to tell.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize)]
 pub struct Line {
+    /// How much it matters.
+    pub level: Level,
     /// In words.
     pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Where the peer is that it is about: `IP:PORT`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
@@ -35,6 +58,24 @@ pub struct Line {
     /// The run that it is about, by its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+}
+
+/// Why something could not be done, before anybody is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Complaint {
+    /// In words.
+    pub why: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Where lines go. Clones share it.
+#[derive(Clone)]
+pub struct Log(Arc<Inner>);
+
+struct Inner {
+    sink: Box<dyn Fn(&Line) + Send + Sync>,
+    repeats: Mutex<Repeats<Line>>,
 }
 
 /// A line with its time, in seconds since 1970.
@@ -60,19 +101,84 @@ impl Format {
             // Only numbers and strings: it can always be written.
             Self::Json => serde_json::to_string(&Timed { time, line }).unwrap_or_default(),
             Self::Text => {
-                let Line { message, peer, client, run } = line;
+                let Line { level, message, hint, peer, client, run } = line;
+                let level = match level {
+                    Level::Info => "",
+                    Level::Warning => "warning: ",
+                    Level::Error => "error: ",
+                };
                 let about = [("", peer), ("", client), ("run ", run)];
                 let about = about.into_iter().filter_map(|(what, which)| {
                     Some(format!("{what}{}: ", shown::word(which.as_deref()?)))
                 });
+                let hint = hint.iter().map(|hint| format!("\nhint: {hint}"));
+                let said = message.clone() + &hint.collect::<String>();
                 // Only what begins a line here begins one in the log.
-                about.collect::<String>() + &shown::lines(message).replace('\n', "\n  ")
+                let said = shown::lines(&said).replace('\n', "\n  ");
+                about.fold(level.to_owned(), |text, about| text + &about) + &said
             }
         }
     }
 }
 
+impl Log {
+    /// To stderr, as [`Format::begin`] said.
+    pub fn stderr() -> Self {
+        Self::to(Line::tell)
+    }
+
+    /// To somebody who listens.
+    pub fn to(sink: impl Fn(&Line) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner { sink: Box::new(sink), repeats: Mutex::default() }))
+    }
+
+    /// Tells it.
+    pub fn tell(&self, line: impl Into<Line>) {
+        (self.0.sink)(&line.into());
+    }
+
+    /// Tells what others can cause as often as they like: the first at once, and how often it came
+    /// again by [`Log::catch_up`].
+    pub fn often(&self, line: Line) {
+        let is_new = self.repeats().happens(Instant::now(), line.clone().of_any_port());
+        if is_new {
+            self.tell(line);
+        }
+    }
+
+    /// Tells what was not told before and is due.
+    pub fn catch_up(&self) {
+        let due = self.repeats().due(Instant::now());
+        due.into_iter().for_each(|again| self.tell(again));
+    }
+
+    fn repeats(&self) -> MutexGuard<'_, Repeats<Line>> {
+        self.0.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Line {
+    /// A warning.
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self { level: Level::Warning, ..Self::from(message.into()) }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same of any connection from there: each has a port of its own.
+    fn of_any_port(self) -> Self {
+        let host = |peer: String| match peer.parse::<SocketAddr>() {
+            Ok(address) => address.ip().to_string(),
+            Err(_) => peer,
+        };
+        Self { peer: self.peer.map(host), ..self }
+    }
+
     /// Writes it to stderr.
     pub fn tell(&self) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -88,6 +194,64 @@ impl From<String> for Line {
     }
 }
 
+impl Complaint {
+    /// The same with what to do.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The same as the reason of something else.
+    #[must_use]
+    pub fn after(self, what: &str) -> Self {
+        Self { why: format!("{what}: {}", self.why), ..self }
+    }
+}
+
+impl From<String> for Complaint {
+    fn from(why: String) -> Self {
+        Self { why, hint: None }
+    }
+}
+
+impl From<&str> for Complaint {
+    fn from(why: &str) -> Self {
+        Self::from(why.to_owned())
+    }
+}
+
+impl From<io::Error> for Complaint {
+    fn from(error: io::Error) -> Self {
+        Self::from(error.to_string())
+    }
+}
+
+impl From<Complaint> for Line {
+    fn from(Complaint { why, hint }: Complaint) -> Self {
+        Self { hint, ..Self::from(why) }
+    }
+}
+
+impl From<Again<Line>> for Line {
+    fn from(again: Again<Self>) -> Self {
+        match again {
+            Again::Of(line, more) => {
+                let message = format!("{}; {more} more in the last minute", line.message);
+                Self { message, ..line }
+            }
+            Again::OfOthers(more) => Self::warning(format!(
+                "{more} more connections ended in other ways in the last minute"
+            )),
+        }
+    }
+}
+
+impl From<&str> for Line {
+    fn from(message: &str) -> Self {
+        Self::from(message.to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,16 +259,21 @@ mod tests {
     #[test]
     fn a_line_names_what_it_is_about_in_both_formats() {
         let line = Line {
+            level: Level::Warning,
             message: "over\n\"ok\"".to_owned(),
+            hint: Some("again".to_owned()),
             peer: Some("[::1]:5".to_owned()),
             client: Some("alice".to_owned()),
             run: Some("r-1".to_owned()),
         };
         assert_eq!(
             Format::Json.write(&line, 1.5),
-            r#"{"time":1.5,"message":"over\n\"ok\"","peer":"[::1]:5","client":"alice","run":"r-1"}"#
+            r#"{"time":1.5,"level":"warning","message":"over\n\"ok\"","hint":"again","peer":"[::1]:5","client":"alice","run":"r-1"}"#
         );
-        assert_eq!(Format::Text.write(&line, 1.5), "[::1]:5: alice: run r-1: over\n  \"ok\"");
+        assert_eq!(
+            Format::Text.write(&line, 1.5),
+            "warning: [::1]:5: alice: run r-1: over\n  \"ok\"\n  hint: again"
+        );
         let run = Some("\u{202e}r\n\x1b[2J".to_owned());
         let line = Line { run, message: "gone \x07".to_owned(), ..Line::default() };
         assert_eq!(
@@ -112,8 +281,29 @@ mod tests {
             r"run \u{202e}r\n\u{1b}[2J: gone \u{7}",
             "what others say does nothing to a terminal"
         );
-        let line = Line::from("ready".to_owned());
-        assert_eq!(Format::Json.write(&line, 0.0), r#"{"time":0.0,"message":"ready"}"#);
+        let line = Line::from("ready");
+        assert_eq!(
+            Format::Json.write(&line, 0.0),
+            r#"{"time":0.0,"level":"info","message":"ready"}"#
+        );
         assert_eq!(Format::Text.write(&line, 0.0), "ready");
+    }
+
+    #[test]
+    fn what_comes_again_from_the_same_host_is_told_once() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&told);
+        let log = Log::to(move |line| heard.lock().unwrap().push(line.clone()));
+        let refused = |peer: &str| Line { peer: Some(peer.into()), ..Line::warning("refused") };
+        for peer in ["10.0.0.1:1", "10.0.0.1:2", "[::1]:1", "[::1]:2", "host:1"] {
+            log.often(refused(peer));
+        }
+        let expected = ["10.0.0.1:1", "[::1]:1", "host:1"].map(refused);
+        assert_eq!(*told.lock().unwrap(), expected);
+        let again = Line::from(Again::Of(refused("10.0.0.1"), 7));
+        assert_eq!(
+            Format::Text.write(&again, 0.0),
+            "warning: 10.0.0.1: refused; 7 more in the last minute"
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Listening for clients, until told to end.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
 use tokio::net::TcpListener;
@@ -25,11 +26,12 @@ use self::seats::Full;
 pub(crate) use self::signals::{Asked, Signals};
 use crate::accept::{AcceptObstacle, accept_again};
 use crate::invitation::InvitationError;
-use crate::log::Line;
+use crate::link::LinkEnd;
+use crate::log::{self, Complaint, Line, Log};
 use crate::probe::probe;
 use crate::sandbox::host::Host;
 use crate::sandbox::level::Level;
-pub use crate::server::{ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
+pub use crate::server::{Begins, ConnectionEnd, WorkerConfig, WorkerShared, serve_connection};
 use crate::tls::TlsError;
 use crate::upgrade::Successor;
 use crate::zygote::ZygoteProgram;
@@ -38,9 +40,6 @@ use crate::zygote::ZygoteProgram;
 const SHUT_DOWN_TIME: Duration = Duration::from_secs(5);
 /// Between two looks at whether `authorized_keys` has changed.
 pub(crate) const REFRESH: Duration = Duration::from_millis(500);
-/// Refused connections that are told of within [`TOLD_WITHIN`]; a stranger must not fill our log.
-const REFUSED_TOLD_MAX: u32 = 20;
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// What an operator wants of a worker's sandboxes.
 #[derive(Clone, Debug)]
@@ -100,7 +99,7 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
 pub struct Listening {
     listener: TcpListener,
     reception: Arc<Reception>,
-    control: io::Result<Control>,
+    control: Result<Control, Complaint>,
     signals: Signals,
 }
 
@@ -149,15 +148,15 @@ impl Listening {
     }
 
     /// Serves every client that is let in until SIGINT, which ends all sessions; SIGTERM or a client
-    /// that may do that lets what runs come to its end. `tell` gets what an operator should know.
+    /// that may do lets what runs come to its end. `log` gets what an operator should know.
     /// Answers what this process is to become, if it was given another executable.
-    pub async fn serve(mut self, mut tell: impl FnMut(Line)) -> Option<Successor> {
+    pub async fn serve(mut self, log: &Log) -> Option<Successor> {
         let mut connections = JoinSet::new();
         let mut refresh = tokio::time::interval(REFRESH);
-        let mut told = Told::default();
         let half_open = HalfOpen::new();
         if let Err(error) = &self.control {
-            tell(format!("`distest-worker invite` won't find this worker: {error}").into());
+            let lost = error.clone().after("`distest-worker invite` won't find this worker");
+            log.tell(Line { level: log::Level::Warning, ..lost.into() });
         }
         let worker = Arc::clone(self.reception.worker());
         let mut draining = pin!(worker.draining());
@@ -172,45 +171,48 @@ impl Listening {
                 }
                 () = &mut draining => break,
                 _ = refresh.tick() => {
-                    self.reception.gate().news().into_iter().for_each(|text| tell(text.into()));
+                    self.reception.gate().news().into_iter().for_each(|line| log.tell(line));
+                    log.catch_up();
                 }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         // Answers are small and awaited: they must not wait for company.
                         let _ = stream.set_nodelay(true);
                         let reception = Arc::clone(&self.reception);
+                        let begins = begins(log.clone(), peer.to_string());
                         half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             let loopback = peer.ip().to_canonical().is_loopback();
-                            (peer, reception.receive(stream, loopback, place).await)
+                            (peer, reception.receive(stream, loopback, place, begins).await)
                         });
                     }
-                    Err(error) => obstacle.met(&error, &mut |text: String| tell(text.into())).await,
+                    Err(error) => obstacle.met(&error, &mut |text| log.tell(Line::warning(text))).await,
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
                     if !matches!(end, End::Served(_) | End::Invited(Ok(_))) {
                         worker.count_refused();
                     }
-                    told.about(&mut tell, peer, &end);
+                    tell_end(log, peer, end);
                 },
             }
         }
         // Whoever comes meanwhile is sent away, and finds the new one at the same address later.
         let mut listener = (worker.is_upgraded() && !stopped).then_some(self.listener);
         if !worker.shuts_down() && !connections.is_empty() {
-            tell("finishing what runs; a second signal ends it".to_owned().into());
+            log.tell("finishing what runs; a second signal ends it");
             let mut ended = pin!(async {
                 loop {
                     tokio::select! {
                         ended = connections.join_next() => match ended {
-                            Some(Ok((peer, end))) => told.about(&mut tell, peer, &end),
+                            Some(Ok((peer, end))) => tell_end(log, peer, end),
                             Some(Err(_)) => {}
                             None => return,
                         },
                         // Who is removed now is out now.
                         _ = refresh.tick() => {
-                            let told = self.reception.gate().news();
-                            told.into_iter().for_each(|text| tell(text.into()));
+                            let news = self.reception.gate().news();
+                            news.into_iter().for_each(|line| log.tell(line));
+                            log.catch_up();
                         }
                     }
                 }
@@ -254,39 +256,33 @@ async fn turn_away(listener: Option<&TcpListener>) {
     }
 }
 
-/// Tells of connections' ends, of strangers' only now and then.
-#[derive(Default)]
-struct Told {
-    since: Option<Instant>,
-    refused: u32,
+/// Tells that a run begins, on a connection with this peer.
+fn begins(log: Log, peer: String) -> Begins {
+    Box::new(move |client, run| {
+        let (client, run) = (Some(client.to_owned()), Some(run.to_owned()));
+        log.tell(Line { client, run, peer: Some(peer.clone()), ..Line::from("begins") });
+    })
 }
 
-impl Told {
-    fn about(&mut self, tell: &mut impl FnMut(Line), peer: SocketAddr, end: &End) {
-        let peer = Some(peer.to_string());
-        let line = |message: String| Line { message, peer: peer.clone(), ..Line::default() };
-        let text = match end {
-            End::Served(ConnectionEnd::NoHello(error)) => format!("refused: {error}"),
-            End::Served(ConnectionEnd::Link(end)) => return tell(line(end.to_string())),
-            End::Served(ConnectionEnd::Session { end, client, run }) => {
-                let (client, run) = (Some(client.clone()), Some(run.clone()));
-                return tell(Line { client, run, ..line(end.to_string()) });
-            }
-            End::Invited(Ok(what)) => return tell(line(what.clone())),
-            End::Invited(Err(error)) => format!("refused: {error}"),
-            End::Full(full) => format!("refused: {full}"),
-            End::Refused(error) => format!("refused: {error}"),
-        };
-        if self.since.is_none_or(|since| since.elapsed() > TOLD_WITHIN) {
-            if self.refused > REFUSED_TOLD_MAX {
-                let more = self.refused - REFUSED_TOLD_MAX;
-                tell(format!("{more} more connections were refused").into());
-            }
-            *self = Self { since: Some(Instant::now()), refused: 0 };
+/// Tells of a connection's end. Of runs each is told; whatever else somebody can do again and again
+/// must not fill the log.
+fn tell_end(log: &Log, peer: SocketAddr, end: End) {
+    let about = |line: Line| Line { peer: Some(peer.to_string()), ..line };
+    let refused = |why: &dyn fmt::Display| Line::warning(format!("refused: {why}"));
+    log.often(about(match end {
+        End::Served(ConnectionEnd::Session { end, client, run }) => {
+            return log.tell(about(ended(client, run, &end)));
         }
-        self.refused += 1;
-        if self.refused <= REFUSED_TOLD_MAX {
-            tell(line(text));
-        }
-    }
+        End::Invited(Ok(what)) => return log.tell(about(what.into())),
+        End::Served(ConnectionEnd::Link(end)) => end.to_string().into(),
+        End::Served(ConnectionEnd::NoHello(error)) => refused(&error),
+        End::Invited(Err(error)) => refused(&error),
+        End::Full(full) => refused(&full),
+        End::Refused(error) => refused(&error),
+    }));
+}
+
+/// That a run has ended here, and how.
+fn ended(client: String, run: String, end: &LinkEnd) -> Line {
+    Line { client: Some(client), run: Some(run), ..Line::from(format!("ended: {end}")) }
 }

@@ -122,6 +122,9 @@ pub enum ConnectionEnd {
     },
 }
 
+/// Is told the client and the run when a connection's first session begins.
+pub type Begins = Box<dyn FnMut(&str, &str) + Send>;
+
 impl WorkerShared {
     /// A worker that has no connection yet and starts attempts by `zygote`, in no sandbox.
     pub fn new(config: WorkerConfig, zygote: ZygoteProgram) -> Arc<Self> {
@@ -387,7 +390,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gate = Arc::new(Gate::new(None, None));
-    serve_peer(stream, worker, Peer::ourselves(), gate).await
+    serve_peer(stream, worker, Peer::ourselves(), gate, Box::new(|_, _| {})).await
 }
 
 /// The same for a peer that may do what it may do, for as long as `gate` lets it.
@@ -396,6 +399,7 @@ pub async fn serve_peer<S>(
     worker: Arc<WorkerShared>,
     peer: Peer,
     gate: Arc<Gate>,
+    begins: Begins,
 ) -> ConnectionEnd
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -427,7 +431,8 @@ where
         move |context, request| handler.clone().answer(context, request)
     });
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
-    let driver = Driver::new(worker, Arc::clone(&files), client, Admission { peer, gate, speaks });
+    let admission = Admission { peer, gate, speaks };
+    let driver = Driver::new(worker, Arc::clone(&files), client, admission, begins);
     let served = driver.served();
     let (end, last_word) = driver.run(requests_in, &link).await;
     match last_word {

@@ -12,10 +12,11 @@
 mod incoming;
 mod trial;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -168,14 +169,14 @@ impl Upgrades {
 impl Successor {
     /// Becomes it: the same process, with the same arguments, environment and socket. If that fails
     /// the old executable goes on in the same way. Returns only if that fails, too.
-    pub fn become_it(self, say: impl Fn(&str)) -> io::Error {
+    pub fn become_it(self, say: impl Fn(String)) -> io::Error {
         let Self { chosen: Chosen { path, is_client, _file }, arguments, socket } = self;
         reap();
         if let Err(error) = hand_over(socket) {
             return error;
         }
         let error = execute(&path, is_client, &arguments);
-        say(&format!("could not execute {}, so the old one goes on: {error}", path.display()));
+        say(format!("could not execute {}, so the old one goes on: {error}", path.display()));
         let words: Vec<_> = std::env::args_os().skip(1).collect();
         execute(Path::new("/proc/self/exe"), false, &words)
     }
@@ -184,12 +185,24 @@ impl Successor {
 /// Executes it in place of this process; answers only if that fails.
 fn execute(path: &Path, is_client: bool, arguments: &[OsString]) -> io::Error {
     let mut command = Command::new(path);
+    // Processes are listed by this word, and files of ours have names that nobody knows.
+    command.arg0(std::env::args_os().next().unwrap_or_default());
     command.args(is_client.then_some(CLIENT_WORD)).args(arguments);
     command
         .env("LISTEN_PID", std::process::id().to_string())
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", LEFT_SOCKET);
     command.exec()
+}
+
+/// Has the system call this process what it was called before it was executed anew, which its first
+/// word says still.
+pub(crate) fn keep_name() {
+    let first = std::env::args_os().next().map(PathBuf::from);
+    let name = first.as_deref().and_then(Path::file_name).map(|name| name.as_bytes());
+    // Without one it is called as its file is.
+    let name = name.and_then(|name| CString::new(name).ok());
+    let _ = name.map(|name| nix::sys::prctl::set_name(&name));
 }
 
 /// Makes the socket what systemd would have handed over. Nothing else here is used any more.

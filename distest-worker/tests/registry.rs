@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use distest_worker::identity::{Gate, PrivateKey, PublicKey};
+use distest_worker::log::Log;
 use distest_worker::registry::{
     Asker, HOST_CONNECTIONS_MAX, Registration, Registry, RegistryError, RegistryPlace,
 };
@@ -17,7 +18,7 @@ async fn start() -> RegistryPlace {
     let key = PrivateKey::generate().unwrap();
     let registry = Registry::at("127.0.0.1:0".parse().unwrap(), key, None).await.unwrap();
     let place = registry.address().unwrap().to_string();
-    tokio::spawn(registry.serve(|_| {}));
+    tokio::spawn(registry.serve(Log::to(|_| {})));
     RegistryPlace { place, key: None }
 }
 
@@ -161,7 +162,7 @@ async fn a_withdrawn_key_is_out_and_so_is_its_entry() {
     let key = PrivateKey::generate().unwrap();
     let registry = Registry::at("127.0.0.1:0".parse().unwrap(), key, Some(gate)).await.unwrap();
     let at = RegistryPlace { place: registry.address().unwrap().to_string(), key: None };
-    tokio::spawn(registry.serve(|_| {}));
+    tokio::spawn(registry.serve(Log::to(|_| {})));
     let mut registered = Asker::dial(&at, &worker_key).await.unwrap();
     registered.register(worker("w1", "h:1", client_key.public())).await.unwrap();
     let mut client = Asker::dial(&at, &client_key).await.unwrap();

@@ -28,6 +28,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("metrics::count_what_happens", metrics),
         case("metrics::count_one_end_of_each_attempt", ends),
         case("log::json_names_the_run_and_the_client", json_log),
+        case("log::json_has_one_object_for_each_event", json_notices),
+        case("log::whoever_is_refused_again_and_again_is_told_once", refused_often),
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
         case("doctor::known_keys_without_a_place_are_no_finding", known_without_place),
@@ -111,6 +113,10 @@ fn metrics(scratch: &Scratch) {
     assert_eq!(ask(&socket, &[b'x'; 100_000]), "", "no answer to a request without end");
 }
 
+fn json_lines(worker: &Worker) -> Vec<Value> {
+    worker.log().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 fn json_log(scratch: &Scratch) {
     let store = scratch.join("store");
     let worker = Worker::start_changed(scratch, "w1", 2, &store, Executable::Worker, |command| {
@@ -120,21 +126,74 @@ fn json_log(scratch: &Scratch) {
     let run = Client::run(scratch, &fixture).only_on(std::slice::from_ref(&worker));
     let transcript = run.finish().transcript(0);
     let of_the_run = || {
-        let log = worker.log();
-        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.filter(|line| line["run"] == transcript.start.run.as_str()).collect::<Vec<_>>()
+        let is_of = |line: &Value| line["run"] == transcript.start.run.as_str();
+        json_lines(&worker).into_iter().filter(is_of).collect::<Vec<_>>()
     };
     // The worker may hear of the end after the client.
-    let silent = what_stays(DEADLINE, || match of_the_run().is_empty() {
-        true => vec![worker.log()],
-        false => vec![],
+    let silent = what_stays(DEADLINE, || match of_the_run().len() {
+        2.. => vec![],
+        _ => vec![worker.log()],
     });
     assert!(silent.is_empty(), "{silent:?}");
-    for line in of_the_run() {
-        assert_eq!(line["client"], "this user", "{line}");
-        assert!(line["time"].is_f64() && line["message"].is_string(), "{line}");
+    let lines = of_the_run();
+    for line in &lines {
+        assert_eq!((&line["client"], &line["level"]), (&"this user".into(), &"info".into()));
+        assert!(line["time"].is_f64(), "{line}");
         assert!(line["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{line}");
     }
+    let message = |line: &Value| line["message"].as_str().expect("words").to_owned();
+    let [begins, ends] = &lines[..] else { panic!("{lines:#?}") };
+    assert_eq!(message(begins), "begins");
+    assert!(message(ends).starts_with("ended: "), "{ends}");
+    assert_eq!(begins["peer"], ends["peer"]);
+}
+
+/// One event is one object, and what to do is a field of its own.
+fn json_notices(scratch: &Scratch) {
+    let store = scratch.join("store");
+    let worker = Worker::start_changed(scratch, "w1", 1, &store, Executable::Worker, |command| {
+        command.args(["--log-format", "json", "--sandbox", "variables"]);
+    });
+    let lines = json_lines(&worker);
+    for line in &lines {
+        let message = line["message"].as_str().expect("words");
+        assert!(!message.contains("warning:") && !message.contains("hint:"), "{line}");
+        assert!(["info", "warning"].contains(&line["level"].as_str().expect("a word")), "{line}");
+    }
+    let about = |text: &str| {
+        let about = |line: &&Value| line["message"].as_str().is_some_and(|it| it.contains(text));
+        let found: Vec<_> = lines.iter().filter(about).collect();
+        assert_eq!(found.len(), 1, "{text}: {lines:#?}");
+        found[0]
+    };
+    let one = about("serves one client only");
+    assert_eq!(one["level"], "warning");
+    assert!(one["hint"].as_str().expect("a hint").contains("--trust-clients"), "{one}");
+    assert_eq!(about("recreated by")["level"], "warning");
+    // What ends it is an event, too.
+    let args = ["worker", "serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+    let ended = Client::call(scratch, scratch.path(), &args).args(["--store", "/proc/x"]).finish();
+    assert_eq!(ended.code(), 96);
+    let line = ended.stderr.lines().last().expect("it says why");
+    let line: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(line["level"], "error");
+    assert!(line["hint"].as_str().expect("a hint").contains("--store"), "{line}");
+}
+
+/// Somebody who isn't let in comes again and again.
+fn refused_often(scratch: &Scratch) {
+    const TIMES: usize = 30;
+    let (worker, socket) = watched(scratch, 1);
+    for _ in 0..TIMES {
+        ask(worker.socket(), b"GET / HTTP/1.0\r\n\r\n");
+    }
+    let uncounted = what_stays(DEADLINE, || match counted(&look(&socket), "connections_refused") {
+        TIMES => vec![],
+        fewer => vec![fewer],
+    });
+    assert!(uncounted.is_empty(), "{uncounted:?}");
+    let told = worker.log().matches(": refused: ").count();
+    assert_eq!(told, 1, "{}", worker.log());
 }
 
 fn findings(scratch: &Scratch, exit_code: i32, args: &[&str]) -> Vec<Value> {

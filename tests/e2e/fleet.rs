@@ -1,5 +1,6 @@
 //! How machines come together: invitations, and workers that dial.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
@@ -25,6 +26,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("invitation::a_worker_is_meant_by_what_it_is_called_here", by_alias),
         case("invitation::does_not_survive_a_relay", relay),
         case("invitation::is_the_workers_own_users_to_give", not_for_others),
+        case("invitation::one_of_two_workers_of_one_name_gives_it", one_of_two),
+        case("invitation::sockets_of_killed_workers_go", sockets),
         case("join::a_worker_dials_and_is_used", join),
         case("join::an_unknown_worker_is_refused", join_unknown),
         case("join::places_that_are_none_or_taken", odd_places),
@@ -193,6 +196,62 @@ fn not_for_others(scratch: &Scratch) {
     call(&other, &["worker", "invite", "--name", "nobody"]).complains(96, &["nobody"]);
 }
 
+/// Two workers of one user's, both called `w1`.
+fn twins(scratch: &Scratch) -> [Worker; 2] {
+    ["one", "other"].map(|store| {
+        let store = scratch.join(store);
+        Worker::start_with(scratch, "w1", 1, &store, Executable::Worker)
+    })
+}
+
+fn one_of_two(scratch: &Scratch) {
+    let workers = twins(scratch);
+    for args in [&[][..], &["--name", "w1"]] {
+        let told = call(scratch, &[&["worker", "invite"], args].concat());
+        let typed = workers.each_ref().map(|worker| format!("--at {}", worker.socket()));
+        told.complains(96, &["several workers", &typed[0], &typed[1]]);
+    }
+    for worker in &workers {
+        let (pid, socket) = (worker.process.pid().to_string(), worker.socket());
+        let port = socket.rsplit(':').next().expect("a port");
+        for choice in [
+            &["--at", &worker.address][..],
+            &["--at", socket],
+            &["--at", port, "--name", "w1"],
+            &["--process", &pid],
+        ] {
+            let text = invitation(scratch, choice);
+            assert!(text.contains(socket), "{choice:?}: {text}");
+        }
+    }
+    call(scratch, &["worker", "invite", "--at", "127.0.0.1:9"])
+        .complains(96, &["no worker", "listens at 127.0.0.1:9", "--at"]);
+    call(scratch, &["worker", "invite", "--at", "w1"]).complains(2, &["or its port"]);
+}
+
+fn sockets(scratch: &Scratch) {
+    let [mut killed, stays] = twins(scratch);
+    let there = || {
+        let folder = fs::read_dir(scratch.join("state/distest/workers")).expect("it was made");
+        let names = folder.map(|entry| entry.expect("an entry").file_name().into_string());
+        names.collect::<Result<BTreeSet<_>, _>>().expect("names of ours")
+    };
+    let of = |workers: &[&Worker]| -> BTreeSet<String> {
+        workers.iter().map(|worker| format!("{}.sock", worker.process.pid())).collect()
+    };
+    let kill = |worker: &mut Worker| {
+        worker.process.signal(Signal::SIGKILL);
+        worker.process.wait(DEADLINE).expect("it ends");
+    };
+    kill(&mut killed);
+    assert_eq!(there(), of(&[&killed, &stays]), "a killed worker leaves its socket");
+    let mut next = Worker::start(scratch, "w2", 1);
+    assert_eq!(there(), of(&[&stays, &next]), "which goes when another one starts");
+    kill(&mut next);
+    invitation(scratch, &[]);
+    assert_eq!(there(), of(&[&stays]), "or when one is asked for an invitation");
+}
+
 /// One user's worker dials a run of theirs.
 fn join(scratch: &Scratch) {
     let port = free_port();
@@ -268,6 +327,8 @@ fn join_unknown(scratch: &Scratch) {
         .args(["--wait-workers", "1:4s"])
         .finish();
     finished.complains(97, &["no worker has joined"]);
+    let told = finished.stderr.matches("worker from 127.0.0.1 can't be used").count();
+    assert_eq!(told, 1, "however often it dials: {}", finished.stderr);
     let log = fs::read_to_string(other.join("joiner-j1.log")).expect("it was made");
     assert!(log.contains("not known here"), "the worker doesn't trust us either: {log}");
 }

@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("keys::a_key_without_the_permission_runs_nothing", without_permission),
         case("keys::a_key_that_others_can_read_is_refused", exposed_key),
         case("keys::an_empty_key_is_one_notice", empty_key),
+        case("keys::a_list_that_is_no_file_is_told_at_the_start", no_list),
         case("keys::a_relay_changes_nothing", relay),
         case("keys::a_command_shows_and_makes_them", command),
     ]
@@ -140,7 +141,7 @@ fn another_key(scratch: &Scratch) {
     finished.complains(97, &["is expected there", pin(&worker.address)]);
     let swapped = format!("tcp://{}#{}", false_worker.socket(), pin(&worker.address));
     run_on(scratch, &swapped).finish().complains(97, &["is expected there"]);
-    assert!(!false_worker.log().contains("session"), "{}", false_worker.log());
+    assert!(!false_worker.log().contains(": begins"), "{}", false_worker.log());
 }
 
 fn without_permission(scratch: &Scratch) {
@@ -168,6 +169,25 @@ fn empty_key(scratch: &Scratch) {
     let finished = run.finish();
     finished.complains(0, &["DISTEST_KEY is empty"]);
     assert_eq!(finished.stderr.matches("warning").count(), 1, "{}", finished.stderr);
+}
+
+/// A pipe, to which nobody ever writes.
+fn no_list(scratch: &Scratch) {
+    let list = scratch.join("config/distest/authorized_keys");
+    fs::create_dir_all(scratch.join("config/distest")).expect("ours");
+    nix::unistd::mkfifo(&list, nix::sys::stat::Mode::S_IRWXU).expect("ours");
+    let path = list.display().to_string();
+    for args in [
+        &["serve", "--listen", "127.0.0.1:0"][..],
+        &["serve", "--listen", "127.0.0.1:0", "--authorized-keys", &path],
+        &["join", "127.0.0.1:9"],
+        &["stdio"],
+        &["registry", "--listen", "127.0.0.1:0", "--authorized-keys", &path],
+    ] {
+        let told = Client::call(scratch, scratch.path(), &[&["worker"], args].concat()).finish();
+        told.complains(96, &["authorized_keys: it is a pipe, not a file", "hint: put a file"]);
+        assert_eq!(told.stdout, "", "{args:?} is not ready");
+    }
 }
 
 fn relay(scratch: &Scratch) {

@@ -176,7 +176,11 @@ impl Machine {
         for text in self.told {
             assert!(worker.log().contains(text), "nothing about {text}:\n{}", worker.log());
         }
-        assert!(!self.told.is_empty() || worker.log().is_empty(), "{}", worker.log());
+        let log = worker.log();
+        // Root's says what that means, and else nothing where nothing is wanting.
+        assert_eq!(log.contains("this worker is root's"), self.user == ROOT, "{log}");
+        let lines = if self.user == ROOT { 2 } else { 0 };
+        assert!(!self.told.is_empty() || log.lines().count() == lines, "{log}");
         if fixture.model.private_network && !self.no_network.is_empty() {
             let refused = Self::run(scratch, fixture, &worker).finish();
             let lack = format!("it can't give a test a network of its own: {}", self.no_network);

@@ -47,6 +47,17 @@ fn runs_client(worker: &Worker) -> bool {
     length(link) == length(product().client.clone())
 }
 
+/// What the system calls its process, and the first word of its command line.
+fn called(worker: &Worker) -> (String, String) {
+    let read = |name: &str| {
+        let path = format!("/proc/{}/{name}", worker.process.pid());
+        fs::read_to_string(path).expect("it runs")
+    };
+    let words = read("cmdline");
+    let first = words.split('\0').next().expect("a split has a first part");
+    (read("comm").trim_end().to_owned(), first.to_owned())
+}
+
 #[track_caller]
 fn is_up_to_date(scratch: &Scratch, worker: &Worker) {
     let told = workers(scratch, "upgrade", worker, &[&worker.name]).finish();
@@ -64,6 +75,8 @@ fn in_a_run(scratch: &Scratch) {
     assert_eq!(upgrading.line(), format!("{} has it, and finishes what runs\n", worker.name));
     says(worker, "finishing what runs");
     assert!(!runs_client(worker), "not before");
+    let called = called(worker);
+    assert_eq!(called.0, "distest-worker");
     drop(gate);
     let transcript = running.finish().transcript(0);
     assert_eq!(transcript.summary.passed, 13);
@@ -73,6 +86,7 @@ fn in_a_run(scratch: &Scratch) {
     let version = env!("CARGO_PKG_VERSION");
     assert!(upgraded.stdout.ends_with(&format!("{} goes on as version {version}\n", worker.name)));
     assert!(runs_client(worker), "the same process is another program");
+    assert_eq!(self::called(worker), called, "and is listed as before");
     is_up_to_date(scratch, worker);
     let fixture = Fixture::named("paths");
     let run = Client::run(scratch, &fixture).only_on(std::slice::from_ref(worker));

@@ -1,10 +1,12 @@
 //! Workers that dial us: `--worker listen://IP:PORT`, `distest-worker join`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use distest_worker::accept::{accept_again, listen_hint};
+use distest_worker::repeats::{Again, Repeats};
 use distest_worker::serve::HalfOpen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -18,6 +20,9 @@ use super::keys::Place;
 use super::stopwatch::Stopwatch;
 use super::{Fleet, FleetMessage, Unusable};
 use crate::model::Step;
+
+/// Between looks at who was turned away again.
+const SUM_UP: Duration = Duration::from_secs(1);
 
 /// Listens, and goes on when the first worker has joined or too much time has passed; workers may
 /// join as long as the run lasts.
@@ -43,6 +48,9 @@ pub(super) fn could_not_listen(place: SocketAddr, error: &io::Error) -> Unusable
 async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
     let half_open = HalfOpen::new();
     let mut connections = JoinSet::new();
+    // Whoever isn't let in dials again and again.
+    let mut refused = Repeats::default();
+    let mut look = tokio::time::interval(SUM_UP);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -55,18 +63,39 @@ async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
                             Ok(connection) => {
                                 fleet.say(FleetMessage::Joined(Box::new(connection))).await;
                                 first.notify_one();
+                                None
                             }
-                            Err(unusable) => {
-                                fleet.say(unusable.into_message(format!("from {peer}"))).await;
-                            }
+                            Err(unusable) => Some((peer.ip(), unusable)),
                         }
                     });
                 }
                 Err(_) => accept_again().await,
             },
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => if let Ok(Some((from, unusable))) = ended {
+                let Unusable { reason, hint, .. } = unusable;
+                let kind = (from, reason.clone());
+                if refused.happens(Instant::now(), kind) {
+                    say_refused(&fleet, Some(from), reason, hint).await;
+                }
+            },
+            _ = look.tick() => for again in refused.due(Instant::now()) {
+                let (from, reason) = match again {
+                    Again::Of((from, why), more) => {
+                        (Some(from), format!("{why}; {more} more in the last minute"))
+                    }
+                    Again::OfOthers(more) => {
+                        (None, format!("{more} more were turned away in the last minute"))
+                    }
+                };
+                say_refused(&fleet, from, reason, None).await;
+            },
         }
     }
+}
+
+async fn say_refused(fleet: &Fleet, from: Option<IpAddr>, reason: String, hint: Option<String>) {
+    let from = from.map_or("elsewhere".to_owned(), |ip| ip.to_string());
+    fleet.say(FleetMessage::Unusable { address: format!("from {from}"), reason, hint }).await;
 }
 
 async fn join(

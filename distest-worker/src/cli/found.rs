@@ -6,12 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::task::JoinSet;
 
-use super::say;
+use crate::log::{Complaint, Log};
 use crate::registry::{self, Announced, Registration, RegistryPlace};
 use crate::serve::Reception;
 
-const NO_MDNS: &str = "this program was built without mDNS\n\
-                       hint: use --register, or build it with the feature `mdns`";
+fn no_mdns() -> Complaint {
+    Complaint::from("this program was built without mDNS")
+        .hint("use --register, or build it with the feature `mdns`")
+}
 
 /// How a worker lets itself be found.
 #[derive(Clone, Debug, Args)]
@@ -29,9 +31,9 @@ pub(super) struct Findable(JoinSet<()>);
 
 impl FoundArgs {
     /// Whether this program can do that.
-    pub(super) fn possible(&self) -> Result<(), String> {
+    pub(super) fn possible(&self) -> Result<(), Complaint> {
         match self.mdns && cfg!(not(feature = "mdns")) {
-            true => Err(NO_MDNS.to_owned()),
+            true => Err(no_mdns()),
             false => Ok(()),
         }
     }
@@ -41,7 +43,7 @@ impl FoundArgs {
         self,
         reception: &Arc<Reception>,
         listens: SocketAddr,
-    ) -> Result<Findable, String> {
+    ) -> Result<Findable, Complaint> {
         let Self { mdns, register } = self;
         let mut findable = JoinSet::new();
         for at in register {
@@ -50,7 +52,8 @@ impl FoundArgs {
             let announced = Announced { at, key, listens, changes };
             findable.spawn(async move {
                 let describe = |reached| describe(&reception, reached);
-                let announcing = registry::announce(announced, describe, |text| say(&text));
+                let log = Log::stderr();
+                let announcing = registry::announce(announced, describe, &log);
                 tokio::select! {
                     () = announcing => {}
                     () = reception.worker().draining() => {}
@@ -75,7 +78,7 @@ impl Findable {
 fn advertise(
     reception: &Arc<Reception>,
     listens: SocketAddr,
-) -> Result<impl Future<Output = ()> + use<>, String> {
+) -> Result<impl Future<Output = ()> + use<>, Complaint> {
     let worker = Arc::clone(reception.worker());
     let (name, instance) = (&worker.config().name, worker.instance());
     let advertised = crate::mdns::advertise(name, &reception.key(), listens, instance)?;
@@ -86,8 +89,8 @@ fn advertise(
 }
 
 #[cfg(not(feature = "mdns"))]
-fn advertise(_: &Arc<Reception>, _: SocketAddr) -> Result<std::future::Ready<()>, String> {
-    Err(NO_MDNS.to_owned())
+fn advertise(_: &Arc<Reception>, _: SocketAddr) -> Result<std::future::Ready<()>, Complaint> {
+    Err(no_mdns())
 }
 
 /// What a registry gets to know of the worker.

@@ -9,6 +9,7 @@ use nix::sys::socket::{
     AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
 
+use crate::log::Complaint;
 use crate::upgrade::{HANDED_SOCKET, LEFT_SOCKET};
 
 /// How it is asked for.
@@ -39,44 +40,43 @@ impl FromStr for ListenAt {
 ///
 /// # Errors
 /// In words, with what to do: there is none, there are several, or it is no TCP socket that listens.
-pub(super) fn handed() -> Result<TcpListener, String> {
+pub(super) fn handed() -> Result<TcpListener, Complaint> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let (pid, count) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
     meant_for_us(&pid, &count, std::process::id())?;
-    listener().map_err(|why| format!("could not use the socket that systemd hands over: {why}"))
+    listener().map_err(|why| why.after("could not use the socket that systemd hands over"))
 }
 
 /// The socket at which the executable listened that this process was before, if it was another.
 ///
 /// # Errors
 /// In words: it is none.
-pub(super) fn left() -> Result<Option<TcpListener>, String> {
+pub(super) fn left() -> Result<Option<TcpListener>, Complaint> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if variable("LISTEN_FDNAMES") != LEFT_SOCKET || variable("LISTEN_PID") != our_pid() {
         return Ok(None);
     }
-    let could_not = |why| format!("could not go on with the socket of the old executable: {why}");
-    listener().map(Some).map_err(could_not)
+    let could_not = "could not go on with the socket of the old executable";
+    listener().map(Some).map_err(|why| why.after(could_not))
 }
 
 fn our_pid() -> String {
     std::process::id().to_string()
 }
 
-fn meant_for_us(pid: &str, count: &str, us: u32) -> Result<(), String> {
-    let hint = "hint: start it by distest-worker.socket, or name an address: --listen IP:PORT";
+fn meant_for_us(pid: &str, count: &str, us: u32) -> Result<(), Complaint> {
+    let hint = "start it by distest-worker.socket, or name an address: --listen IP:PORT";
+    let not = |what: String| Err(Complaint::from(what).hint(hint));
     if pid.parse() != Ok(us) || count.is_empty() {
-        return Err(format!("systemd hands no socket to this process\n{hint}"));
+        return not("systemd hands no socket to this process".to_owned());
     }
     match count {
         "1" => Ok(()),
-        _ => {
-            Err(format!("systemd hands {count} sockets to this process, and it takes one\n{hint}"))
-        }
+        _ => not(format!("systemd hands {count} sockets to this process, and it takes one")),
     }
 }
 
-fn listener() -> Result<TcpListener, String> {
+fn listener() -> Result<TcpListener, Complaint> {
     #[expect(unsafe_code, reason = "a descriptor that was inherited has no owner yet")]
     // SAFETY: who started this process says that it is its own, and nothing else here has it: this
     // is called once, before anything else was opened on purpose.
@@ -88,7 +88,9 @@ fn listener() -> Result<TcpListener, String> {
     let internet = matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6));
     let listens = getsockopt(&socket, sockopt::AcceptConn);
     if !internet || listens != Ok(true) {
-        return Err("it is no TCP socket that listens\nhint: use ListenStream=PORT".to_owned());
+        return Err(
+            Complaint::from("it is no TCP socket that listens").hint("use ListenStream=PORT")
+        );
     }
     let listener = TcpListener::from(socket);
     listener.set_nonblocking(true).map_err(|error| error.to_string())?;
@@ -112,7 +114,7 @@ mod tests {
         assert_eq!(meant_for_us("7", "1", 7), Ok(()));
         for (pid, count) in [("8", "1"), ("", ""), ("7", ""), ("x", "1"), ("7", "2"), ("7", "0")] {
             let told = meant_for_us(pid, count, 7).unwrap_err();
-            assert!(told.contains("--listen IP:PORT"), "{told}");
+            assert!(told.hint.unwrap().contains("--listen IP:PORT"), "{}", told.why);
         }
     }
 }

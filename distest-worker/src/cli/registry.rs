@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{could_not_listen, ready, say, told};
 use crate::identity::{Folder, Gate, PrivateKey};
+use crate::log::{Complaint, Log};
 use crate::registry::Registry;
 use crate::serve;
 
@@ -29,20 +30,21 @@ pub struct RegistryArgs {
 }
 
 /// Serves until a signal ends it.
-pub(super) async fn registry(args: RegistryArgs) -> Result<(), String> {
+pub(super) async fn registry(args: RegistryArgs) -> Result<(), Complaint> {
     let RegistryArgs { listen, name, key, authorized_keys } = args;
     let path = key.or_else(|| Folder::of_user().map(|folder| folder.registry_key()));
-    let path = path.ok_or(
-        "could not find a folder for this registry's key: this user has no home\n\
-         hint: name a file with --key",
-    )?;
+    let path = path.ok_or_else(|| {
+        Complaint::from("could not find a folder for this registry's key: this user has no home")
+            .hint("name a file with --key")
+    })?;
     let key = PrivateKey::load_or_make(&path).map_err(told)?;
-    let gate = authorized_keys.map(|path| Gate::new(Some(path), None));
-    gate.iter().flat_map(Gate::news).for_each(|text| say(&text));
+    let gate = authorized_keys.map(|path| Gate::open(Some(path), None));
+    let gate = gate.transpose().map_err(told)?;
+    gate.iter().flat_map(Gate::news).for_each(say);
     let could_not = |error| could_not_listen(&format!("at {listen}"), &error);
     let registry = Registry::at(listen, key, gate).await.map_err(could_not)?;
     let address = serve::reachable(registry.address().map_err(could_not)?);
     ready(&format!("ready {name} registry://{address}#{}", registry.key()))?;
-    registry.serve(|text| say(&text)).await;
+    registry.serve(Log::stderr()).await;
     Ok(())
 }

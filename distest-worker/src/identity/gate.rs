@@ -10,6 +10,7 @@ use super::authorized::{Authorized, AuthorizedKeys};
 use super::files::{self, Exposure, IdentityError};
 use super::key::PublicKey;
 use super::permission::Permissions;
+use crate::log::Line;
 
 /// Someone at the other end of a connection, proved by their key or by how they got here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,7 +50,7 @@ struct State {
     keys: AuthorizedKeys,
     stamp: Option<Stamp>,
     /// What is wrong with the file as it is, until somebody has been told.
-    news: Vec<String>,
+    news: Vec<Line>,
 }
 
 /// Tells whether a file may have changed.
@@ -60,6 +61,22 @@ impl Gate {
     pub fn new(authorized_keys: Option<PathBuf>, own_client: Option<PathBuf>) -> Self {
         let (state, changes) = (Mutex::default(), watch::Sender::new(0));
         Self { authorized_keys, own_client, state, changes }
+    }
+
+    /// The same at somebody's start, who is told if the list can't be one.
+    ///
+    /// # Errors
+    /// There is something else than a file. What is wrong with a file is told by [`Gate::news`],
+    /// since it can be put right while somebody waits.
+    pub fn open(
+        authorized_keys: Option<PathBuf>,
+        own_client: Option<PathBuf>,
+    ) -> Result<Self, IdentityError> {
+        let read = authorized_keys.as_deref().map(|path| files::read(path, Exposure::Public));
+        if let Some(Err(error @ IdentityError::NoFile { .. })) = read {
+            return Err(error);
+        }
+        Ok(Self::new(authorized_keys, own_client))
     }
 
     /// Who this is, if they are let in. Never reads the disk for a key that it knows.
@@ -102,11 +119,11 @@ impl Gate {
             Ok(text) => {
                 let (keys, wrong) = AuthorizedKeys::parse(&text.unwrap_or_default());
                 let told = wrong.into_iter().map(|wrong| format!("{}: {wrong}", path.display()));
-                (keys, told.collect())
+                (keys, told.map(Line::warning).collect())
             }
             Err(error) => {
-                let told = format!("nobody in it is let in: {error}\nhint: {}", error.hint());
-                (AuthorizedKeys::default(), vec![told])
+                let told = Line::warning(format!("nobody in it is let in: {error}"));
+                (AuthorizedKeys::default(), vec![told.hint(error.hint())])
             }
         };
         *self.state() = State { keys, stamp, news };
@@ -115,7 +132,7 @@ impl Gate {
 
     /// The same. Answers what its owner should be told of the file as it is now, once, whoever's
     /// connection had it read.
-    pub fn news(&self) -> Vec<String> {
+    pub fn news(&self) -> Vec<Line> {
         self.refresh();
         std::mem::take(&mut self.state().news)
     }
@@ -197,7 +214,7 @@ mod tests {
         let (stays, goes) = (new_key(), new_key());
         fs::write(&path, format!("{stays} run a\n{goes} run b\n")).unwrap();
         assert!(gate.admit(&goes, false).is_none(), "not read yet");
-        assert_eq!(gate.news(), Vec::<String>::new());
+        assert_eq!(gate.news(), []);
         let (first, second) =
             (gate.admit(&stays, false).unwrap(), gate.admit(&goes, false).unwrap());
         assert_eq!((first.name.as_str(), second.name.as_str()), ("a", "b"));
@@ -225,12 +242,15 @@ mod tests {
         // A connection has it read first.
         gate.refresh();
         let told = gate.news();
-        assert!(told.len() == 1 && told[0].contains("line 2"), "{told:?}");
-        assert_eq!(gate.news(), Vec::<String>::new(), "told once");
+        assert!(told.len() == 1 && told[0].message.contains("line 2"), "{told:?}");
+        assert_eq!(gate.news(), [], "told once");
         assert!(gate.admit(&key, false).is_some());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         let told = gate.news();
-        assert!(told.len() == 1 && told[0].contains("chmod 644"), "{told:?}");
+        assert!(
+            matches!(&told[..], [one] if one.hint.as_ref().unwrap().contains("chmod 644")),
+            "{told:?}"
+        );
         assert!(gate.admit(&key, false).is_none());
         assert!(gate.is_empty());
     }

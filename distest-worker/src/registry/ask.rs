@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::{ANSWER_BYTES_MAX, Answer, Entry, HEARTBEAT, Question, Registration, RegistryPlace};
 use crate::identity::{PrivateKey, PublicKey};
+use crate::log::{Line, Log};
 use crate::message;
 use crate::tls::{self, Purpose, TlsError, Trust};
 
@@ -135,12 +136,12 @@ pub struct Announced {
 }
 
 /// Keeps a worker registered for as long as it is polled, whatever becomes of the connection.
-/// `describe` says what, for the address at which others reach the worker; `tell` gets what an
+/// `describe` says what, for the address at which others reach the worker; `log` gets what an
 /// operator should know, once.
 pub async fn announce(
     announced: Announced,
     describe: impl Fn(SocketAddr) -> Registration,
-    tell: impl Fn(String),
+    log: &Log,
 ) {
     let Announced { at, key, listens, mut changes } = announced;
     let mut back_off = BACK_OFF_MIN;
@@ -154,7 +155,7 @@ pub async fn announce(
                 asker.register(describe(reached)).await?;
                 let text = format!("registered with {at} as {reached}");
                 if text != last {
-                    tell(text.clone());
+                    log.tell(text.clone());
                     last = text;
                 }
                 back_off = BACK_OFF_MIN;
@@ -168,7 +169,7 @@ pub async fn announce(
             Ok(never) => match never {},
         };
         if text != last {
-            tell(text.clone());
+            log.tell(Line::warning(text.clone()));
             last = text;
         }
         tokio::time::sleep(back_off).await;

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::accept::AcceptObstacle;
 use crate::identity::{Gate, PrivateKey, PublicKey};
+use crate::log::{Line, Log};
 use crate::message;
 use crate::serve::{HalfOpen, REFRESH, Signals};
 use crate::tls::{self, Purpose, Trust};
@@ -69,8 +70,8 @@ impl Registry {
         self.shared.key.public()
     }
 
-    /// Serves until SIGINT or SIGTERM. `tell` gets what an operator should know.
-    pub async fn serve(mut self, mut tell: impl FnMut(String)) {
+    /// Serves until SIGINT or SIGTERM. `log` gets what an operator should know.
+    pub async fn serve(mut self, log: Log) {
         let half_open = HalfOpen::new();
         let mut connections = JoinSet::new();
         let mut obstacle = AcceptObstacle::default();
@@ -79,20 +80,20 @@ impl Registry {
             tokio::select! {
                 _ = self.signals.next() => return,
                 _ = refresh.tick() => if let Some(gate) = &self.shared.gate {
-                    gate.news().into_iter().for_each(&mut tell);
+                    gate.news().into_iter().for_each(|line| log.tell(line));
                 },
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let shared = Arc::clone(&self.shared);
                         if let Some(gate) = &shared.gate {
-                            gate.news().into_iter().for_each(&mut tell);
+                            gate.news().into_iter().for_each(|line| log.tell(line));
                         }
                         half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             // Whatever a peer does wrong ends its connection, and that is all.
                             let _ = shared.receive(stream, peer.ip(), || drop(place)).await;
                         });
                     }
-                    Err(error) => obstacle.met(&error, &mut tell).await,
+                    Err(error) => obstacle.met(&error, &mut |text| log.tell(Line::warning(text))).await,
                 },
                 Some(_) = connections.join_next() => {}
             }

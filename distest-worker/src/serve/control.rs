@@ -5,23 +5,34 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+mod which;
+
+use self::which::Candidate;
+pub use self::which::{At, Which};
 use super::Reception;
 use crate::identity::Permission;
+use crate::log::Complaint;
 use crate::message;
 
 /// How long either side may take to say its word.
 const TIME: Duration = Duration::from_secs(5);
 /// A Unix socket's path has at most 107 bytes on Linux.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// What sockets' names end with; and until somebody listens there.
+const SOCKET: &str = "sock";
+const BEGUN: &str = "new";
 /// The most bytes of one message.
 const MESSAGE_BYTES_MAX: u32 = 64 * 1024;
 
@@ -39,6 +50,8 @@ pub enum Ask {
         /// Where the client will dial, if not where the worker says: `HOST:PORT`.
         address: Option<String>,
     },
+    /// Where do others reach this worker?
+    Address {},
 }
 
 /// What the worker answers.
@@ -50,6 +63,8 @@ pub enum Answer {
     Invitation(String),
     /// It can't, and why.
     Refused(String),
+    /// Where others reach it, once it listens: `HOST:PORT`.
+    Address(Option<String>),
 }
 
 /// A worker's socket, removed when dropped.
@@ -61,22 +76,26 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Makes it, in this user's state folder.
-    pub(super) fn open(reception: &Arc<Reception>) -> io::Result<Self> {
-        let folder = folder().ok_or_else(|| io::Error::other("this user has no home"))?;
+    /// Makes it, in this user's state folder, which is cleared of what killed workers left.
+    pub(super) fn open(reception: &Arc<Reception>) -> Result<Self, Complaint> {
+        let folder = folder().ok_or_else(|| Complaint::from("this user has no home"))?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         // It may have been there, with other permissions.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-        let path = folder.join(format!("{}.sock", std::process::id()));
-        let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).map_err(|error| {
+        prune(&folder);
+        let path = folder.join(format!("{}.{SOCKET}", std::process::id()));
+        let begun = path.with_extension(BEGUN);
+        let _ = fs::remove_file(&begun);
+        let listener = UnixListener::bind(&begun).map_err(|error| {
             let hint = "set XDG_STATE_HOME, here and for `invite`, to a folder with a shorter path";
-            match path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-                true => io::Error::other(format!("{} is too long\nhint: {hint}", path.display())),
-                false => error,
+            match begun.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+                true => Complaint::from(format!("{} is too long", path.display())).hint(hint),
+                false => error.into(),
             }
         })?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(&begun, fs::Permissions::from_mode(0o600))?;
+        // It listens by now: whoever is refused at a socket of that name knows that nobody is there.
+        fs::rename(&begun, &path)?;
         let (reception, answering) = (Arc::clone(reception), Mutex::default());
         Ok(Self { listener, path, reception, answering })
     }
@@ -108,37 +127,21 @@ impl Drop for Control {
     }
 }
 
-/// Asks the worker of this user that is called `name`, or the only one there is.
+/// Asks the only worker of this user that is meant.
 ///
 /// # Errors
 /// In words, with what to do.
-pub async fn ask(name: Option<&str>, ask: &Ask) -> Result<Answer, String> {
-    let mut found = Vec::new();
-    for path in sockets() {
-        if let Ok(Answer::Name(told)) = talk(&path, &Ask::Name {}).await
-            && name.is_none_or(|name| name == told)
-        {
-            found.push((told, path));
-        }
+pub async fn ask(which: &Which, ask: &Ask) -> Result<Answer, Complaint> {
+    let folder = folder();
+    folder.iter().for_each(|folder| prune(folder));
+    let mut all = Vec::new();
+    for path in sockets(folder.as_deref()) {
+        all.extend(Candidate::at(path).await);
     }
-    match &found[..] {
-        [(_, path)] => {
-            talk(path, ask).await.map_err(|error| format!("the worker did not answer: {error}"))
-        }
-        [] => Err(match name {
-            Some(name) => format!("no worker of this user on this machine is called `{name}`"),
-            None => "no worker of this user runs on this machine\n\
-                     hint: start one with: distest-worker serve --listen IP:PORT"
-                .to_owned(),
-        }),
-        several => {
-            let names: Vec<&str> = several.iter().map(|(name, _)| name.as_str()).collect();
-            Err(format!(
-                "several workers run here\nhint: choose one with --name: {}",
-                names.join(", ")
-            ))
-        }
-    }
+    let candidate = which.choose(&all)?;
+    talk(&candidate.path, ask)
+        .await
+        .map_err(|error| format!("the worker did not answer: {error}").into())
 }
 
 /// `$XDG_STATE_HOME/distest/workers`, else below `~/.local/state`.
@@ -149,26 +152,34 @@ fn folder() -> Option<PathBuf> {
     Some(state.join("distest").join("workers"))
 }
 
-fn sockets() -> Vec<PathBuf> {
-    let entries = folder().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
+fn sockets(folder: Option<&Path>) -> Vec<PathBuf> {
+    let entries = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
     let paths = entries.flatten().map(|entry| entry.path());
     let mut paths: Vec<_> =
-        paths.filter(|path| path.extension().is_some_and(|it| it == "sock")).collect();
+        paths.filter(|path| path.extension().is_some_and(|it| it == SOCKET)).collect();
     paths.sort();
     paths
 }
 
-async fn talk(path: &Path, ask: &Ask) -> io::Result<Answer> {
-    let mut stream = match UnixStream::connect(path).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            if error.kind() == io::ErrorKind::ConnectionRefused {
-                // Left by a worker that was killed.
-                let _ = fs::remove_file(path);
-            }
-            return Err(error);
+/// Removes sockets at which nobody listens: their workers were killed.
+fn prune(folder: &Path) {
+    for path in sockets(Some(folder)) {
+        if is_dead(&path) {
+            let _ = fs::remove_file(&path);
         }
-    };
+    }
+}
+
+/// Whether nobody listens there. Waits for nobody.
+fn is_dead(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|ours| connect(ours.as_raw_fd(), &UnixAddr::new(path)?));
+    connected == Err(Errno::ECONNREFUSED)
+}
+
+async fn talk(path: &Path, ask: &Ask) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(path).await?;
     let talk = async {
         message::send(&mut stream, ask).await?;
         message::receive(&mut stream, MESSAGE_BYTES_MAX).await
@@ -179,6 +190,7 @@ async fn talk(path: &Path, ask: &Ask) -> io::Result<Answer> {
 async fn answer(mut stream: UnixStream, reception: &Reception) -> io::Result<()> {
     let answer = match message::receive(&mut stream, MESSAGE_BYTES_MAX).await? {
         Ask::Name {} => Answer::Name(reception.worker().config().name.clone()),
+        Ask::Address {} => Answer::Address(reception.address().map(str::to_owned)),
         Ask::Invite { permissions, valid_s, address } => {
             let permissions = permissions.into_iter().collect();
             match reception.invite(permissions, Duration::from_secs(valid_s), address) {
@@ -188,4 +200,21 @@ async fn answer(mut stream: UnixStream, reception: &Reception) -> io::Result<()>
         }
     };
     message::send(&mut stream, &answer).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sockets_at_which_nobody_listens_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let [dead, alive, begun] =
+            ["1.sock", "2.sock", "3.new"].map(|name| folder.path().join(name));
+        let listen = |path: &Path| std::os::unix::net::UnixListener::bind(path).unwrap();
+        let _there = listen(&alive);
+        drop((listen(&dead), listen(&begun)));
+        prune(folder.path());
+        assert!(!dead.exists() && alive.exists() && begun.exists());
+    }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{ConnectionEnd, REFRESH, Reception, Signals};
+use super::{ConnectionEnd, REFRESH, Reception, Signals, begins, ended};
 use crate::identity::PublicKey;
+use crate::log::{Line, Log};
 
 /// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
@@ -60,15 +61,14 @@ impl std::str::FromStr for JoinAddress {
 pub async fn join(
     reception: Arc<Reception>,
     addresses: Vec<JoinAddress>,
-    mut tell: impl FnMut(String),
+    log: &Log,
 ) -> io::Result<()> {
     let mut signals = Signals::listen()?;
-    let (told, mut to_tell) = tokio::sync::mpsc::channel(16);
     let mut refresh = tokio::time::interval(REFRESH);
     let mut dialling = JoinSet::new();
     for address in addresses {
-        let (reception, told) = (Arc::clone(&reception), told.clone());
-        dialling.spawn(async move { again_and_again(&reception, &address, &told).await });
+        let (reception, log) = (Arc::clone(&reception), log.clone());
+        dialling.spawn(async move { again_and_again(&reception, &address, &log).await });
     }
     loop {
         tokio::select! {
@@ -77,19 +77,15 @@ pub async fn join(
                 break;
             }
             () = reception.worker().draining() => break,
-            Some(text) = to_tell.recv() => tell(text),
             // Who is removed now is out now.
-            _ = refresh.tick() => reception.gate().news().into_iter().for_each(&mut tell),
+            _ = refresh.tick() => look(&reception, log),
         }
     }
     if !reception.worker().shuts_down() {
         let ended = async {
             loop {
                 tokio::select! {
-                    Some(text) = to_tell.recv() => tell(text),
-                    _ = refresh.tick() => {
-                        reception.gate().news().into_iter().for_each(&mut tell);
-                    }
+                    _ = refresh.tick() => look(&reception, log),
                     ended = dialling.join_next() => if ended.is_none() { break },
                 }
             }
@@ -103,30 +99,35 @@ pub async fn join(
     Ok(())
 }
 
-async fn again_and_again(
-    reception: &Reception,
-    address: &JoinAddress,
-    told: &tokio::sync::mpsc::Sender<String>,
-) {
+/// Looks who is let in now.
+fn look(reception: &Reception, log: &Log) {
+    reception.gate().news().into_iter().for_each(|line| log.tell(line));
+    log.catch_up();
+}
+
+async fn again_and_again(reception: &Reception, address: &JoinAddress, log: &Log) {
+    let about = |line: Line| Line { peer: Some(address.place.clone()), ..line };
     let mut back_off = BACK_OFF_MIN;
-    let mut last = String::new();
+    let mut last = None;
     loop {
-        let text = match dial(reception, address).await {
+        let line = match dial(reception, address, log).await {
+            Ok(ConnectionEnd::Session { end, client, run }) => {
+                back_off = BACK_OFF_MIN;
+                last = None;
+                log.tell(about(ended(client, run, &end)));
+                None
+            }
             Ok(ConnectionEnd::Link(end)) => {
                 back_off = BACK_OFF_MIN;
-                format!("{}: {end}", address.place)
+                Some(Line::from(end.to_string()))
             }
-            Ok(ConnectionEnd::Session { end, run, .. }) => {
-                back_off = BACK_OFF_MIN;
-                format!("{}: run {run}: {end}", address.place)
-            }
-            Ok(ConnectionEnd::NoHello(error)) => format!("{}: {error}", address.place),
-            Err(error) => format!("{}: {error}", address.place),
+            Ok(ConnectionEnd::NoHello(error)) => Some(Line::warning(error.to_string())),
+            Err(error) => Some(Line::warning(error)),
         };
         // A client that isn't there yet is told of once.
-        if text != last {
-            let _ = told.send(text.clone()).await;
-            last = text;
+        if let Some(line) = line.filter(|line| last.as_ref() != Some(line)) {
+            log.often(about(line.clone()));
+            last = Some(line);
         }
         let wait = tokio::time::timeout(back_off, reception.worker().draining());
         if wait.await.is_ok() {
@@ -136,14 +137,19 @@ async fn again_and_again(
     }
 }
 
-async fn dial(reception: &Reception, address: &JoinAddress) -> Result<ConnectionEnd, String> {
+async fn dial(
+    reception: &Reception,
+    address: &JoinAddress,
+    log: &Log,
+) -> Result<ConnectionEnd, String> {
     let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address.place)).await;
     let stream = connect
         .map_err(|_| format!("could not connect within {} s", CONNECT_TIMEOUT.as_secs()))?
         .map_err(|error| format!("could not connect: {error}"))?;
     let _ = stream.set_nodelay(true);
     let loopback = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
-    let served = reception.join_stream(stream, loopback, address.key).await;
+    let begins = begins(log.clone(), address.place.clone());
+    let served = reception.join_stream(stream, loopback, address.key, begins).await;
     served.map_err(|error| error.to_string())
 }
 

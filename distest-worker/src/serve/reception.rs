@@ -11,7 +11,8 @@ use super::seats::Seats;
 use super::{End, REFRESH};
 use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
 use crate::invitation::{self, Granted, Guest, Host, Invitation, InvitationError, Invitations};
-use crate::server::{ConnectionEnd, WorkerShared, serve_peer, turn_away};
+use crate::log::Log;
+use crate::server::{Begins, ConnectionEnd, WorkerShared, serve_peer, turn_away};
 use crate::tls::{self, Purpose, TlsError, Trust};
 
 /// Lets clients in, one connection at a time.
@@ -64,6 +65,11 @@ impl Reception {
         Ok(may_now(&granted.name, &invitation.key, &now))
     }
 
+    /// Where others reach this worker, if it listens: `HOST:PORT`.
+    pub fn address(&self) -> Option<&str> {
+        self.address.get().map(String::as_str)
+    }
+
     /// Opens an invitation for a client that will dial `address`, or where this worker listens.
     ///
     /// # Errors
@@ -99,11 +105,11 @@ impl Reception {
     }
 
     /// Looks again and again whom it lets in, and tells what is wrong with the list.
-    pub async fn watch(&self, mut tell: impl FnMut(&str)) -> Infallible {
+    pub async fn watch(&self, log: &Log) -> Infallible {
         let mut refresh = tokio::time::interval(REFRESH);
         loop {
             refresh.tick().await;
-            self.gate.news().iter().for_each(|text| tell(text));
+            self.gate.news().into_iter().for_each(|line| log.tell(line));
         }
     }
 
@@ -126,7 +132,7 @@ impl Reception {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match self.prove(stream, loopback).await? {
-            Proved::Peer(stream, peer) => Ok(self.session(stream, peer).await),
+            Proved::Peer(stream, peer) => Ok(self.session(stream, peer, Box::new(|_, _| {})).await),
             Proved::Guest(..) => Err(TlsError::WrongPurpose),
         }
     }
@@ -141,6 +147,7 @@ impl Reception {
         stream: S,
         loopback: bool,
         pinned: Option<PublicKey>,
+        begins: Begins,
     ) -> Result<ConnectionEnd, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -153,10 +160,16 @@ impl Reception {
         let secured = tls::connect(stream, &self.key, Purpose::Join, known).await?;
         let peer = self.gate.admit(&secured.key, loopback);
         let peer = peer.ok_or(TlsError::UnknownKey(secured.key))?;
-        Ok(self.session(secured.stream, peer).await)
+        Ok(self.session(secured.stream, peer, begins).await)
     }
 
-    pub(super) async fn receive<S>(&self, stream: S, loopback: bool, place: Place) -> End
+    pub(super) async fn receive<S>(
+        &self,
+        stream: S,
+        loopback: bool,
+        place: Place,
+        begins: Begins,
+    ) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -166,7 +179,7 @@ impl Reception {
             Ok(Proved::Peer(stream, peer)) => match self.seats.take(peer.key) {
                 Ok(_seat) => {
                     drop(place);
-                    End::Served(self.session(stream, peer).await)
+                    End::Served(self.session(stream, peer, begins).await)
                 }
                 Err(full) => {
                     // Until it has been told, it is one of those that are half open.
@@ -224,11 +237,11 @@ impl Reception {
         Ok(may_now(&guest.name, &key, &now))
     }
 
-    async fn session<S>(&self, stream: S, peer: Peer) -> ConnectionEnd
+    async fn session<S>(&self, stream: S, peer: Peer, begins: Begins) -> ConnectionEnd
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        serve_peer(stream, Arc::clone(&self.worker), peer, Arc::clone(&self.gate)).await
+        serve_peer(stream, Arc::clone(&self.worker), peer, Arc::clone(&self.gate), begins).await
     }
 }
 

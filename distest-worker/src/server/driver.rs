@@ -22,7 +22,7 @@ use super::outbox::{self, Outbox};
 use super::permits::{Permit, Sharer};
 use super::sessions::Listed;
 use super::tally::Started;
-use super::{Admission, WorkerShared};
+use super::{Admission, Begins, WorkerShared};
 use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
@@ -110,6 +110,8 @@ pub(super) struct Driver {
     wake: Option<Instant>,
     /// The client and the run of its first session.
     served: Arc<OnceLock<(String, String)>>,
+    /// Is told of those.
+    begins: Begins,
 }
 
 /// An open session.
@@ -185,6 +187,7 @@ impl Driver {
         files: Arc<Files>,
         client: ClientClient,
         admission: Admission,
+        begins: Begins,
     ) -> Self {
         let (events_to, events) = mpsc::channel(EVENTS_MAX);
         let (outbox, emptying) = Outbox::new(client.clone());
@@ -208,6 +211,7 @@ impl Driver {
             began: Instant::now(),
             wake: None,
             served: Arc::default(),
+            begins,
         }
     }
 
@@ -392,7 +396,9 @@ impl Driver {
         self.began = Instant::now();
         let mut env = environment::base(spec.in_place, &sandbox);
         env.extend(environment::translated(&spec.env, &sandbox));
-        _ = self.served.set((client.clone(), run.clone()));
+        if self.served.set((client.clone(), run.clone())).is_ok() {
+            (self.begins)(&client, &run);
+        }
         self.opened = Some(Opened {
             session: Session::new(slots),
             listed,

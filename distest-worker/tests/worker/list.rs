@@ -3,6 +3,7 @@
 use std::fs;
 
 use distest_worker::identity::Gate;
+use distest_worker::log::Log;
 use distest_worker::serve::Reception;
 use distest_worker::serve::join::join;
 use distest_worker::tls::Purpose;
@@ -22,8 +23,8 @@ async fn a_worker_that_dials_tells_what_is_wrong_and_lets_go_whom_it_should() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string().parse().unwrap();
     let (tell, mut told) = mpsc::unbounded_channel();
-    let joined = join(reception, vec![address], move |text| _ = tell.send(text));
-    let joined = tokio::spawn(joined);
+    let log = Log::to(move |line| _ = tell.send(line.clone()));
+    let joined = tokio::spawn(async move { join(reception, vec![address], &log).await });
 
     let (stream, _) = listener.accept().await.unwrap();
     let trust: tls::Trust = Arc::new(move |key| *key == theirs.public());
@@ -34,11 +35,16 @@ async fn a_worker_that_dials_tells_what_is_wrong_and_lets_go_whom_it_should() {
     let spec = SessionSpec { roots: vec!["/client".into()], ..SessionSpec::default() };
     peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
 
+    let begins = told.recv().await.unwrap();
+    assert_eq!((begins.message.as_str(), begins.client.as_deref()), ("begins", Some("a client")));
     fs::write(&list, format!("{line}nonsense\n")).unwrap();
-    let wrong = told.recv().await.unwrap();
+    let wrong = told.recv().await.unwrap().message;
     assert!(wrong.contains("authorized_keys: line 2: "), "{wrong}");
     fs::write(&list, "").unwrap();
     let end = peer.link.ended().await;
     assert_eq!(end, LinkEnd::Goodbye("this key's permission was withdrawn".to_owned()));
+    let ended = told.recv().await.unwrap();
+    assert_eq!((ended.run, ended.client), (begins.run, begins.client));
+    assert!(ended.message.starts_with("ended: "), "{}", ended.message);
     joined.abort();
 }
