@@ -61,13 +61,18 @@ pub async fn workers(
         WorkersCommand::Add { invitation, name } => {
             print(&add(invitation, name.as_deref(), identity).await?);
         }
-        WorkersCommand::Invite { listen, address, valid } => {
+        WorkersCommand::Invite { permit, listen, address, valid } => {
             let known = known_workers()?;
             let key = fleet::own_key(identity).map_err(setup)?;
-            let address = address.clone();
-            let mut say = |text: &str| _ = print(text);
-            let told = invite::invite(*listen, address, *valid, key, &known, &mut say).await?;
-            print(&told);
+            let wanted = invite::Wanted {
+                permissions: permit.clone(),
+                listen: *listen,
+                address: address.clone(),
+                minutes: *valid,
+            };
+            let ui = Ui::new(Color::Auto, ShowProgress::None);
+            let hint = |text: &str| ui.line(text);
+            invite::invite(wanted, &key, &known, |text| _ = print(text), hint).await?;
         }
         WorkersCommand::Rm { worker } => _ = print(&remove(worker)?),
     }

@@ -97,6 +97,9 @@ pub struct JoinArgs {
     /// Clients: HOST:PORT[#KEY], or an invitation of `cargo distest workers invite`
     #[arg(required = true, value_name = "ADDR")]
     pub addresses: Vec<JoinTarget>,
+    /// The most that an invitation may let its client do here: run, exec, copy, view, admin
+    #[arg(long, value_name = "LIST", default_value_t = Permissions::usual())]
+    pub permit: Permissions,
     /// How what happens is written to stderr: for people, or as a JSON object a line
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
@@ -121,7 +124,7 @@ pub enum JoinTarget {
 #[derive(Clone, Debug, Args)]
 pub struct InviteArgs {
     /// What the client may do, beside what it may already: run, exec, copy, view, admin
-    #[arg(long, value_name = "LIST", default_value = "run,view")]
+    #[arg(long, value_name = "LIST", default_value_t = Permissions::usual())]
     pub permit: Permissions,
     /// Minutes for which the invitation is good
     #[arg(long, value_name = "MINUTES", default_value_t = 15)]
@@ -249,8 +252,9 @@ async fn perform(command: WorkerCommand) -> Result<After, Complaint> {
             ready(&format!("{CHECKED} {level}"))?;
         }
         WorkerCommand::Serve(args) => return serve(args).await,
-        WorkerCommand::Join(JoinArgs { addresses, log_format, keys, common }) => {
+        WorkerCommand::Join(JoinArgs { addresses, permit, log_format, keys, common }) => {
             log_format.begin();
+            addresses.iter().try_for_each(|target| target.gives_at_most(&permit))?;
             let worker = worker(common, &keys)?;
             worker.serves_one_client().then(|| say(one_client()));
             let reception = reception(keys, worker)?;
@@ -378,19 +382,40 @@ async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result
         addresses.push(match target {
             JoinTarget::Known(address) => address,
             JoinTarget::Invited(invitation) => {
+                let Invitation { address, key, permissions, .. } = &*invitation;
+                say(format!(
+                    "this invitation lets {key} at {address} do so much here: {} ({permissions})",
+                    permissions.in_words()
+                ));
                 let told = reception.accept_invitation(&invitation).await;
                 say(told.map_err(|error| format!("could not use the invitation: {error}"))?);
                 let Invitation { address, key, .. } = *invitation;
+                say(format!("it is known from now on: `distest-worker join {address}` will do"));
                 JoinAddress { place: address, key: Some(key) }
             }
         });
     }
     reception.gate().news().into_iter().for_each(say);
     let name = reception.worker().config().name.clone();
-    let places: Vec<_> = addresses.iter().map(|it| format!("tcp://{}", it.place)).collect();
+    let places: Vec<_> = addresses.iter().map(|it| format!("listen://{}", it.place)).collect();
     ready(&format!("ready {name} {}", places.join(" ")))?;
     let joined = join(reception, addresses, &Log::stderr()).await;
     joined.map_err(|error| format!("could not catch signals: {error}").into())
+}
+
+impl JoinTarget {
+    /// Whether it lets its client do no more here than that.
+    fn gives_at_most(&self, permit: &Permissions) -> Result<(), Complaint> {
+        let Self::Invited(invitation) = self else { return Ok(()) };
+        let Invitation { address, permissions, .. } = &**invitation;
+        if permit.include(permissions) {
+            return Ok(());
+        }
+        let what = "could not use the invitation: it lets its client do more here than --permit";
+        let allows = permissions.in_words();
+        Err(Complaint::from(format!("{what} {permit}"))
+            .hint(format!("with --permit {permissions} the client at {address} may {allows}")))
+    }
 }
 
 impl std::str::FromStr for JoinTarget {

@@ -150,7 +150,8 @@ pub async fn take(
         TlsError::WrongPurpose | TlsError::Closed => InvitationError::NotOpen.to_string(),
         other => other.to_string(),
     })?;
-    let granted = redeem(secured.stream, &invitation.secret, name, store).await;
+    let Invitation { secret, permissions, .. } = invitation;
+    let granted = redeem(secured.stream, secret, permissions, name, store).await;
     granted.map_err(|error| error.to_string())
 }
 

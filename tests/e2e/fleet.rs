@@ -35,6 +35,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("join::a_worker_reconnects", reconnects),
         case("join::those_that_fall_silent_hold_up_nobody", silent),
         case("join::an_invited_worker_is_used", join_invited),
+        case("join::gives_no_more_than_its_user_agrees_to", join_permits),
     ]
 }
 
@@ -76,8 +77,12 @@ fn read(scratch: &Scratch, name: &str) -> String {
 
 /// A worker that dials.
 fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
+    joiner_with(scratch, name, address, &[])
+}
+
+fn joiner_with(scratch: &Scratch, name: &str, address: &str, more: &[&str]) -> Owned {
     let mut command = scratch.command(&product().worker);
-    command.args(["join", address, "--name", name, "--slots", "2", "--store"]);
+    command.args(["join", address, "--name", name, "--slots", "2"]).args(more).arg("--store");
     command.arg(scratch.join(format!("store-{name}")));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let log = fs::File::create(scratch.join(format!("joiner-{name}.log")));
@@ -256,8 +261,16 @@ fn sockets(scratch: &Scratch) {
 fn join(scratch: &Scratch) {
     let port = free_port();
     call(scratch, &["key", "show"]);
-    let _joiner = joiner(scratch, "j1", &format!("127.0.0.1:{port}"));
-    passed(&run_on(scratch, &format!("listen://127.0.0.1:{port}")));
+    let (place, store) = (format!("127.0.0.1:{port}"), scratch.join("store-j1"));
+    let args = ["worker", "join", &place, "--name", "j1", "--slots", "2", "--store"];
+    let mut joining = Client::call(scratch, scratch.path(), &args).args([store]).start();
+    let line = joining.line();
+    let address = line.trim().strip_prefix("ready j1 ").expect("it says that it is ready");
+    // As `--worker` takes it.
+    assert_eq!(address, format!("listen://{place}"));
+    passed(&run_on(scratch, address));
+    joining.signal(Signal::SIGTERM);
+    assert_eq!(joining.finish().code(), 0);
 }
 
 /// By `workers` and `doctor`, as one that listens.
@@ -396,12 +409,56 @@ fn join_invited(scratch: &Scratch) {
     assert!(text.starts_with("invite+client://"), "{text}");
     let _joiner = joiner(&other, "j1", &text);
     let invited = inviting.finish();
-    assert_eq!(invited.code(), 0, "{}", invited.stderr);
-    assert!(invited.stdout.contains("added j1 ed25519:"), "{}", invited.stdout);
     let address = format!("listen://{listen}");
+    let run_there = format!("cargo distest run --worker {address}");
+    let told = ["distest-worker join INVITATION", "added j1 ed25519:", &run_there];
+    invited.complains(0, &told);
+    assert_eq!(invited.stdout.trim(), text, "it alone, for scripts");
     passed(&run_on(scratch, &address));
     // It goes by the name under which it was taken in, too.
     let args = ["exec", "--worker", &address, "--on", "j1", "--", "echo", "there"];
     // Whom it lets in by itself may only run tests.
     call(scratch, &args).complains(1, &["permission `exec`"]);
+}
+
+/// By an invitation, whatever it says.
+fn join_permits(scratch: &Scratch) {
+    let other = Scratch::new();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let args = ["workers", "invite", "--listen", &listen, "--permit", "run,exec"];
+    let mut inviting = Client::call(scratch, scratch.path(), &args).start();
+    let text = inviting.line().trim().to_owned();
+    assert!(text.ends_with("/run,exec"), "{text}");
+    let refused = call(&other, &["worker", "join", &text]);
+    refused
+        .complains(96, &["more here than --permit run,view", "--permit run,exec", "any command"]);
+    assert_eq!(read(&other, "authorized_keys"), "", "nothing is stored");
+    // One that says less than its host will.
+    let less = text.replace("/run,exec", "/run");
+    call(&other, &["worker", "join", &less]).complains(96, &["the invitation says run, and"]);
+    assert_eq!(read(&other, "authorized_keys"), "");
+    assert_eq!(read(scratch, "known_workers"), "");
+    drop(inviting);
+
+    let args = [&args[..], &["--valid", "5"]].concat();
+    let mut inviting = Client::call(scratch, scratch.path(), &args).start();
+    let text = inviting.line().trim().to_owned();
+    let _joiner = joiner_with(&other, "j1", &text, &["--permit", "run,view,exec"]);
+    let invited = inviting.finish();
+    let with_permit = "distest-worker join --permit run,exec INVITATION";
+    invited.complains(0, &[with_permit, "for 5 minutes", "cargo distest exec --worker"]);
+    let log = || fs::read_to_string(other.join("joiner-j1.log")).unwrap_or_default();
+    let untold = what_stays(DEADLINE, || {
+        let log = log();
+        let shown = ["run any command as the worker's user (run,exec)", "may now run,exec"];
+        let place = format!("`distest-worker join {listen}` will do");
+        match shown.iter().all(|it| log.contains(it)) && log.contains(&place) {
+            true => vec![],
+            false => vec![log],
+        }
+    });
+    assert!(untold.is_empty(), "{untold:?}");
+    let address = format!("listen://{listen}");
+    let told = call(scratch, &["exec", "--worker", &address, "--on", "j1", "--", "echo", "there"]);
+    assert_eq!((told.code(), told.stdout.as_str()), (0, "there\n"), "{}", told.stderr);
 }

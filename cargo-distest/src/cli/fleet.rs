@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use distest_worker::cli::host_and_port;
+use distest_worker::identity::Permissions;
 use distest_worker::invitation::Invitation;
 
 use crate::settings::WorkerAddress;
@@ -162,7 +163,13 @@ pub enum WorkersCommand {
     },
     /// Invite a worker that will dial this machine: prints an invitation for `distest-worker join`
     /// and waits until it is taken.
+    ///
+    /// On stdout there is nothing but the invitation; what to do with it is on stderr.
     Invite {
+        /// What this user may do there, beside what it may already: run, exec, copy, view, admin.
+        /// More than run and view must be agreed to there, with `join --permit LIST`
+        #[arg(long, value_name = "LIST", default_value_t = Permissions::usual())]
+        permit: Permissions,
         /// Where to listen, as later in `--worker listen://IP:PORT`
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,

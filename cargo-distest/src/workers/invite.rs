@@ -15,18 +15,30 @@ use distest_worker::tls::{self, Purpose, Trust};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::our_name;
+use super::{ls, our_name};
 use crate::failure::{ExitCode, Failure};
 
-/// Prints an invitation and waits until it is taken; answers what to say then.
+/// Which invitation.
+pub(super) struct Wanted {
+    /// What our key may do on the worker.
+    pub(super) permissions: Permissions,
+    pub(super) listen: SocketAddr,
+    /// Where the worker dials, if not there.
+    pub(super) address: Option<String>,
+    /// For how long it is good.
+    pub(super) minutes: u32,
+}
+
+/// Prints an invitation and waits until it is taken; `hint` gets what to do with it, and then what to
+/// do with the worker.
 pub(super) async fn invite(
-    listen: SocketAddr,
-    address: Option<String>,
-    valid: u32,
-    key: PrivateKey,
+    wanted: Wanted,
+    key: &PrivateKey,
     known: &Path,
-    print: &mut impl FnMut(&str),
-) -> Result<String, Failure> {
+    print: impl FnOnce(&str),
+    hint: impl Fn(&str),
+) -> Result<(), Failure> {
+    let Wanted { permissions, listen, address, minutes } = wanted;
     let failed = |why: String| {
         Failure::new(ExitCode::Setup, format!("could not invite a worker to {listen}")).because(why)
     };
@@ -39,26 +51,59 @@ pub(super) async fn invite(
         Some(address) => address,
         None => distest_worker::serve::reachable(bound).to_string(),
     };
-    let valid = Duration::from_secs(u64::from(valid) * 60);
+    let valid = Duration::from_secs(u64::from(minutes) * 60);
     let invitations = Arc::new(Invitations::default());
-    // Our key, on the worker: it may run tests there and see what goes on.
-    let permissions = Permissions::from_iter([Permission::Run, Permission::View]);
     let now = Instant::now();
     let secret = invitations.open(permissions.clone(), now, now + valid);
     let secret = secret.ok_or_else(|| failed("the system has no random numbers".to_owned()))?;
-    let host = Host::Client;
-    let invitation = Invitation { host, address, key: key.public(), secret, permissions };
+    let (host, ours) = (Host::Client, key.public());
+    let told = before(&permissions, minutes);
+    let may_exec = permissions.allow(Permission::Exec);
+    let invitation = Invitation { host, address, key: ours, secret, permissions };
     print(&format!("{invitation}\n"));
-    let taken = tokio::time::timeout(valid, taken(listener, &key, &invitations, known)).await;
-    taken.map_err(|_| failed("nobody took the invitation in time".to_owned()))
+    hint(&told);
+    let taken = tokio::time::timeout(valid, taken(listener, key, &invitations, known)).await;
+    let (name, key) = taken.map_err(|_| failed("nobody took the invitation in time".to_owned()))?;
+    hint(&after(&name, &key, bound, may_exec));
+    Ok(())
 }
 
+/// What to do with an invitation.
+fn before(permissions: &Permissions, minutes: u32) -> String {
+    let permit = match Permissions::usual().include(permissions) {
+        true => String::new(),
+        false => format!(" --permit {permissions}"),
+    };
+    format!(
+        "on the machine that is to join: distest-worker join{permit} INVITATION\n\
+         it is good once, for {minutes} minutes; this user may then {} there ({permissions})",
+        permissions.in_words(),
+    )
+}
+
+/// How to use a worker that has taken one.
+fn after(name: &str, key: &PublicKey, bound: SocketAddr, may_exec: bool) -> String {
+    let listen = format!("listen://{bound}");
+    let command = match may_exec {
+        true => format!("\na command there: cargo distest exec --worker {listen} --all -- CMD"),
+        false => String::new(),
+    };
+    format!(
+        "added {} {key}\n\
+         run tests there: cargo distest run --worker {listen}\n\
+         in each run:     DISTEST_WORKERS={listen}, or the same under `[fleet] workers` in \
+         ~/.config/distest/config.toml{command}",
+        ls::plain(name)
+    )
+}
+
+/// The name and key of who has taken an invitation.
 async fn taken(
     listener: TcpListener,
     key: &PrivateKey,
     invitations: &Arc<Invitations>,
     known: &Path,
-) -> String {
+) -> (String, PublicKey) {
     let half_open = HalfOpen::new();
     let mut guests = JoinSet::new();
     loop {
@@ -72,8 +117,8 @@ async fn taken(
                     guest
                 });
             }
-            Some(guest) = guests.join_next() => if let Ok(Some((guest, key))) = guest {
-                return format!("added {guest} {key}\n");
+            Some(guest) = guests.join_next() => if let Ok(Some(guest)) = guest {
+                return guest;
             },
         }
     }

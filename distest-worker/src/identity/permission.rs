@@ -39,9 +39,25 @@ impl Permission {
             Self::Admin => "admin",
         }
     }
+
+    /// What somebody who has it may do on a worker.
+    pub fn allows(self) -> &'static str {
+        match self {
+            Self::Run => "run tests",
+            Self::Exec => "run any command as the worker's user",
+            Self::Copy => "read and write any file of that user's",
+            Self::View => "see what goes on",
+            Self::Admin => "replace, drain and empty the worker",
+        }
+    }
 }
 
 impl Permissions {
+    /// What an invitation permits if nothing else is said: to run tests, and to see what goes on.
+    pub fn usual() -> Self {
+        Self::from_iter([Permission::Run, Permission::View])
+    }
+
     /// Everything.
     pub fn all() -> Self {
         Self(Permission::ALL.into_iter().collect())
@@ -50,6 +66,11 @@ impl Permissions {
     /// Whether this is among them.
     pub fn allow(&self, permission: Permission) -> bool {
         self.0.contains(&permission)
+    }
+
+    /// What somebody who has them may do on a worker, in words.
+    pub fn in_words(&self) -> String {
+        self.0.iter().map(|one| one.allows()).collect::<Vec<_>>().join(", ")
     }
 
     /// These and those.
@@ -105,6 +126,7 @@ mod tests {
             assert_eq!(text.parse::<Permissions>().unwrap().to_string(), text);
         }
         assert_eq!(Permissions::all().to_string().parse(), Ok(Permissions::all()));
+        assert_eq!(Permissions::usual().to_string(), "run,view");
         for text in ["", "Run", "run,", "all"] {
             assert!(text.parse::<Permissions>().unwrap_err().contains("exec"), "{text}");
         }

@@ -50,6 +50,14 @@ pub enum InvitationError {
     /// It took too long.
     #[error("the other side did not answer within {} s", TIME.as_secs())]
     Silent,
+    /// It wants other permissions than the invitation says.
+    #[error("the invitation says {said}, and the other side {told}: do not trust it")]
+    MoreThanSaid {
+        /// What the invitation permits.
+        said: Permissions,
+        /// What the host says that it permits.
+        told: Permissions,
+    },
     /// What it said makes no sense.
     #[error("the other side says what makes no sense: {0}")]
     Garbled(String),
@@ -72,13 +80,15 @@ enum FromHost {
     Refused { why: String },
 }
 
-/// The guest's part, over a stream whose other end has proved the host's key.
+/// The guest's part, over a stream whose other end has proved the host's key. What is permitted is no
+/// more than `said`, which is what the invitation says.
 ///
 /// # Errors
 /// Nothing has been stored here.
 pub async fn redeem<S>(
     mut stream: S,
     secret: &Secret,
+    said: &Permissions,
     name: &str,
     store: impl FnOnce(&Granted) -> Result<(), String>,
 ) -> Result<Granted, InvitationError>
@@ -94,6 +104,11 @@ where
             }
             other => return Err(not_granted(other)),
         };
+        // Nobody has stored anything yet.
+        if !said.include(&granted.permissions) {
+            let (said, told) = (said.clone(), granted.permissions);
+            return Err(InvitationError::MoreThanSaid { said, told });
+        }
         send(&mut stream, &FromGuest::Confirm {}).await?;
         match receive(&mut stream).await? {
             FromHost::Stored {} => {}

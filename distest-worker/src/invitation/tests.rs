@@ -22,7 +22,8 @@ async fn meet(
 ) -> (Result<Granted, InvitationError>, Result<Guest, InvitationError>, [bool; 2]) {
     let (near, far) = tokio::io::duplex(1024);
     let (guest_stored, host_stored) = (Cell::new(false), Cell::new(false));
-    let guest = redeem(near, secret, "guest", |_| {
+    let said = run();
+    let guest = redeem(near, secret, &said, "guest", |_| {
         guest_stored.set(true);
         Ok(())
     });
@@ -62,6 +63,16 @@ async fn an_expired_or_invented_one_is_not_open() {
 }
 
 #[tokio::test]
+async fn a_host_permits_no_more_than_its_invitation_says() {
+    let invitations = Invitations::default();
+    let now = Instant::now();
+    let secret = invitations.open(Permissions::all(), now, now + VALID_FOR).unwrap();
+    let (guest, _, stored) = meet(&invitations, &secret, true).await;
+    assert!(matches!(guest, Err(InvitationError::MoreThanSaid { .. })), "{guest:?}");
+    assert_eq!(stored, [false, false]);
+}
+
+#[tokio::test]
 async fn if_one_side_cannot_store_neither_does() {
     let invitations = Invitations::default();
     let secret = open(&invitations);
@@ -80,7 +91,8 @@ async fn wherever_the_connection_breaks_a_side_that_has_not_heard_the_other_stor
         let (near, relay_near) = tokio::io::duplex(1024);
         let (relay_far, far) = tokio::io::duplex(1024);
         let stored = [Cell::new(false), Cell::new(false)];
-        let guest = redeem(near, &secret, "guest", |_| {
+        let said = run();
+        let guest = redeem(near, &secret, &said, "guest", |_| {
             stored[0].set(true);
             Ok(())
         });

@@ -119,7 +119,10 @@ pub(super) fn need(permissions: &Permissions, permission: Permission) -> Result<
     }
     let word = permission.word();
     let message = format!("this key does not have the permission `{word}` on this worker");
-    let hint = format!("add `{word}` to its line in the worker's authorized_keys");
+    let hint = format!(
+        "add `{word}` to its line in the worker's authorized_keys, or take another invitation, made \
+         with --permit {word}"
+    );
     Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
 }
 
