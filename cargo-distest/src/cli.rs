@@ -200,7 +200,7 @@ Exit codes:
     4  no test was left to run
    94  invalid filterset
    96  set-up or configuration
-   97  no usable worker
+   97  no usable worker; for exec, cp, workers drain, gc and upgrade: one that is named isn't there
    98  the whole fleet was lost before the end
   100  some test failed
   101  the build failed

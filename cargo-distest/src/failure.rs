@@ -9,7 +9,7 @@ use std::fmt;
 pub enum ExitCode {
     /// All selected tests passed.
     Passed = 0,
-    /// A command of `exec` failed.
+    /// A command of `exec` failed, or `cp`, at a worker that is there.
     CommandFailed = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -19,7 +19,7 @@ pub enum ExitCode {
     InvalidFilterset = 94,
     /// Set-up or configuration.
     Setup = 96,
-    /// No usable worker.
+    /// No usable worker, or one that was named isn't there.
     NoWorker = 97,
     /// The whole fleet was lost before the end.
     FleetLost = 98,

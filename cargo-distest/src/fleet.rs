@@ -55,8 +55,8 @@ pub use hands::{Happened, run};
 pub use known::add_known;
 pub use meant::{Meant, all, named, only};
 pub use notices::{Notice, Notices};
-pub use trouble::Trouble;
 use trouble::{Spare, Unusable};
+pub use trouble::{Trouble, Undone};
 pub use visit::{Clock, Said, Source, Visited, Wanted, visit};
 
 /// A worker that can't be reached or doesn't greet is given up after this long.

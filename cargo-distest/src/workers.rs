@@ -16,7 +16,7 @@ use distest_worker::invitation::{self, Granted, Host, Invitation};
 
 use crate::cli::{ListWorkersArgs, RunArgs, WorkersArgs, WorkersCommand, WorkersFormat};
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, Meant, Trouble, Wanted};
+use crate::fleet::{self, Meant, Trouble, Undone, Wanted};
 use crate::settings::{
     self, Color, ConfigFiles, Facts, FleetSettings, IdentitySettings, Settings, ShowProgress,
     WorkerAddress, user_config_path,
@@ -55,7 +55,7 @@ pub async fn workers(
             let settings = fleet_settings(addresses, &cwd)?;
             let drained = fleet::drain(&settings, worker).await;
             let what = || format!("could not drain {worker}");
-            let name = drained.map_err(|trouble| failed(ExitCode::Setup, what(), trouble))?;
+            let name = drained.map_err(|undone| failed(ExitCode::Setup, what(), undone))?;
             print(&format!("{name} finishes what runs, takes nothing more, and ends\n"));
         }
         WorkersCommand::Add { invitation, name } => {
@@ -128,11 +128,11 @@ async fn meant(
     settings: &FleetSettings,
     names: &[String],
     all: bool,
-) -> Result<Vec<Meant>, Trouble> {
+) -> Result<Vec<Meant>, Undone> {
     if !all {
-        return fleet::named(settings, names).await;
+        return fleet::named(settings, names).await.map_err(Undone::NotThere);
     }
-    let (there, left_out) = fleet::all(settings).await?;
+    let (there, left_out) = fleet::all(settings).await.map_err(Undone::NotThere)?;
     let ui = Ui::new(Color::Auto, ShowProgress::None);
     for (name, Trouble { reason, hint }) in left_out {
         let text = format!("left out {}: {}", ls::plain(&name), ls::plain(&reason));
@@ -225,7 +225,20 @@ fn our_name() -> String {
     format!("{}@{}", user.as_deref().unwrap_or("user"), host.as_deref().unwrap_or("host"))
 }
 
-fn failed(code: ExitCode, what: impl Into<String>, trouble: Trouble) -> Failure {
+/// What a command ends with that was to do something at a worker and didn't. One rule for `exec`,
+/// `cp`, `workers drain`, `gc` and `upgrade`: 97 if the worker isn't there, whether nobody is called
+/// so or it can't be reached. If it is, `there`: 1 for what failed as it may on any machine (`exec`,
+/// `cp`), 96 for what an administrator has to put right.
+fn exit_code(there: ExitCode, undone: &Undone) -> ExitCode {
+    match undone {
+        Undone::NotThere(_) => ExitCode::NoWorker,
+        Undone::There(_) => there,
+    }
+}
+
+fn failed(there: ExitCode, what: impl Into<String>, undone: Undone) -> Failure {
+    let code = exit_code(there, &undone);
+    let (Undone::NotThere(trouble) | Undone::There(trouble)) = undone;
     let Trouble { reason, hint } = trouble;
     Failure { hint, ..Failure::new(code, what).because(reason) }
 }

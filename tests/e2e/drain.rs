@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::case;
+use crate::fleet::{free_port, joiner};
 use crate::travel::package;
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -45,6 +46,8 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("drain::the_last_worker_finishes_what_it_has", last_worker),
         case("drain::the_last_worker_is_killed_by_the_second_sigterm", last_worker_killed),
         case("drain::an_idle_worker_ends_at_once", idle),
+        case("drain::one_that_dials_and_has_ended", has_drained),
+        case("workers::one_that_is_not_there_ends_every_command_alike", not_there),
     ]
 }
 
@@ -165,7 +168,7 @@ fn not_permitted(scratch: &Scratch) {
     authorize(&other, scratch, "run,view");
     let refused = call(scratch, &["workers", "drain", &worker.address]);
     refused.complains(96, &["could not drain", "permission `admin`", "authorized_keys"]);
-    call(scratch, &["workers", "drain", "nobody"]).complains(96, &["no worker is called nobody"]);
+    call(scratch, &["workers", "drain", "nobody"]).complains(97, &["no worker is called nobody"]);
     let shown = &look(scratch, &["--worker", &worker.address])[0];
     assert_eq!((&shown["usable"], &shown["draining"]), (&true.into(), &false.into()), "{shown}");
 }
@@ -229,6 +232,52 @@ fn idle(scratch: &Scratch) {
     let told = call(scratch, &["workers", "drain", &worker.address]);
     assert_eq!(told.code(), 0, "{}", told.stderr);
     assert!(worker.process.wait(DEADLINE).expect("it ends").success());
+}
+
+/// Whether it still runs can't be known: it dials or it doesn't.
+fn has_drained(scratch: &Scratch) {
+    let other = Scratch::new();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let args = ["workers", "invite", "--listen", &listen];
+    let mut inviting = Client::call(scratch, scratch.path(), &args).start();
+    let mut joiner = joiner(&other, "j1", inviting.line().trim());
+    assert_eq!(inviting.finish().code(), 0);
+    authorize(&other, scratch, "run,admin");
+    let drain =
+        || call(scratch, &["workers", "drain", "j1", "--worker", &format!("listen://{listen}")]);
+    let drained = drain();
+    assert_eq!(drained.code(), 0, "{}", drained.stderr);
+    assert!(joiner.wait(DEADLINE).expect("it ends").success());
+    let again = ["j1 is known here, and has not dialled", "was drained", "distest-worker join"];
+    drain().complains(97, &again);
+}
+
+fn not_there(scratch: &Scratch) {
+    let key = call(&Scratch::new(), &["key", "show"]).stdout;
+    let known = format!("{} 127.0.0.1:9 gone\n", key.trim());
+    scratch.write("config/distest/known_workers", &known);
+    scratch.write("source", "something");
+    for (name, why) in [
+        ("nobody", "no worker is called nobody"),
+        ("gone", "nobody listens there"),
+        ("tcp://127.0.0.1:9", "nobody listens there"),
+    ] {
+        for command in [
+            &["exec", "--on", name, "--", "true"][..],
+            &["workers", "drain", name],
+            &["workers", "gc", name],
+            &["workers", "upgrade", name],
+        ] {
+            call(scratch, command).complains(97, &[why]);
+        }
+    }
+    for (name, why) in [("nobody", "no worker is called"), ("gone", "nobody listens there")] {
+        call(scratch, &["cp", "source", &format!("{name}:/tmp/x")]).complains(97, &[why]);
+    }
+    // One that is there changes nothing about that.
+    let worker = Worker::start(scratch, "w1", 1);
+    let args = ["exec", "--on", &worker.address, "--on", "tcp://127.0.0.1:9", "--", "false"];
+    call(scratch, &args).complains(97, &["exited with 1", "nobody listens there"]);
 }
 
 fn shows(scratch: &Scratch) {

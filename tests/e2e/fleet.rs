@@ -76,7 +76,7 @@ fn read(scratch: &Scratch, name: &str) -> String {
 }
 
 /// A worker that dials.
-fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
+pub(crate) fn joiner(scratch: &Scratch, name: &str, address: &str) -> Owned {
     joiner_with(scratch, name, address, &[])
 }
 

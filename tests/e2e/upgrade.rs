@@ -147,7 +147,7 @@ fn not_permitted(scratch: &Scratch) {
     refused.complains(96, &["could not upgrade w1", "permission `admin`", "authorized_keys"]);
     let refused = workers(scratch, "gc", &worker, &["--all"]).finish();
     refused.complains(96, &["could not clear w1", "permission `admin`"]);
-    workers(scratch, "gc", &worker, &["w2"]).finish().complains(96, &["no worker is called w2"]);
+    workers(scratch, "gc", &worker, &["w2"]).finish().complains(97, &["no worker is called w2"]);
     workers(scratch, "gc", &worker, &[]).finish().complains(2, &["<NAME|--all>"]);
     assert!(!runs_client(&worker));
     assert!(!other.join("store/v1/executables").exists());

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::meant::{self, Meant};
 use super::ssh::executable::{self, Executable, Machine};
 use super::talk::{Talk, answered};
-use super::{REDIAL_MAX, Trouble, Unusable};
+use super::{REDIAL_MAX, Trouble, Undone, Unusable};
 use crate::settings::FleetSettings;
 
 /// An answer to a question.
@@ -42,8 +42,9 @@ pub enum Upgraded {
 ///
 /// # Errors
 /// It can't be found, or doesn't do it.
-pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Trouble> {
-    let talk = meant::only(settings, name).await?.reach(settings).await?;
+pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Undone> {
+    let worker = meant::only(settings, name).await.map_err(Undone::NotThere)?;
+    let talk = worker.reach(settings).await?;
     answered(talk.worker.drain(link::context(ANSWER)).await)?;
     Ok(talk.hello.name.clone())
 }
@@ -52,9 +53,9 @@ pub async fn drain(settings: &FleetSettings, name: &str) -> Result<String, Troub
 ///
 /// # Errors
 /// It doesn't answer, or may not be asked.
-pub async fn collect_garbage(settings: &FleetSettings, worker: Meant) -> Result<Freed, Trouble> {
+pub async fn collect_garbage(settings: &FleetSettings, worker: Meant) -> Result<Freed, Undone> {
     let talk = worker.reach(settings).await?;
-    answered(talk.worker.collect_garbage(link::context(LONG_ANSWER)).await)
+    Ok(answered(talk.worker.collect_garbage(link::context(LONG_ANSWER)).await)?)
 }
 
 /// Has a worker go on as this program, or as a static build of the worker where that doesn't run.
@@ -66,7 +67,7 @@ pub async fn upgrade(
     settings: &FleetSettings,
     worker: Meant,
     told: impl FnOnce(),
-) -> Result<Upgraded, Trouble> {
+) -> Result<Upgraded, Undone> {
     let address = worker.address().cloned();
     // Reading executables takes a while, and who is silent for long is taken for gone.
     let own = executable::own().await?;

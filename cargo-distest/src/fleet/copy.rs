@@ -17,7 +17,7 @@ use nix::fcntl::OFlag;
 
 use super::meant::Meant;
 use super::talk::{Talk, answered};
-use super::{Trouble, Unusable};
+use super::{Trouble, Undone, Unusable};
 use crate::settings::FleetSettings;
 
 /// How long one piece may take.
@@ -38,7 +38,7 @@ pub async fn put(
     worker: Meant,
     from: &Path,
     to: &Path,
-) -> Result<(), Trouble> {
+) -> Result<(), Undone> {
     let about = std::fs::metadata(from).map_err(|error| here("read", from, &error))?;
     // Read before anything is sent, so that what can't be copied is told before.
     let whole = match about.is_dir() {
@@ -53,16 +53,17 @@ pub async fn put(
     };
     let to = &into(to, is_folder, from);
     match whole {
-        Some(whole) => put_folder(&talk, from, to, &whole).await,
+        Some(whole) => put_folder(&talk, from, to, &whole).await?,
         None => {
             let mode = about.permissions().mode() & 0o777;
             each_piece(from, async |offset, data, last| {
                 let piece = FilePiece { path: to.as_path().into(), mode, offset, data, last };
                 answered(talk.worker.write_file(link::context(PIECE), piece).await)
             })
-            .await
+            .await?;
         }
     }
+    Ok(())
 }
 
 /// The same from a worker.
@@ -74,20 +75,20 @@ pub async fn get(
     worker: Meant,
     from: &Path,
     to: &Path,
-) -> Result<(), Trouble> {
+) -> Result<(), Undone> {
     let talk = worker.reach(settings).await?;
     let to = &into(to, names_folder(to) || to.is_dir(), from);
     let page =
         answered(talk.worker.list_folder(link::context(PIECE), from.into(), "".into()).await)?;
     if !page.is_folder {
-        return get_file(&talk, from, to).await;
+        return Ok(get_file(&talk, from, to).await?);
     }
     let whole = walk(from, async |path, after| {
         let page = talk.worker.list_folder(link::context(PIECE), path.into(), after.into());
         answered(page.await)
     })
     .await?;
-    get_folder(&talk, from, to, &whole).await
+    Ok(get_folder(&talk, from, to, &whole).await?)
 }
 
 /// A path that can only be a folder's.

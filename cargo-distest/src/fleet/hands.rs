@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::meant::Meant;
 use super::talk::{Talk, answered};
-use super::{Trouble, Unusable, run_name};
+use super::{Undone, Unusable, run_name};
 use crate::settings::FleetSettings;
 
 /// An answer to a question.
@@ -33,7 +33,7 @@ pub enum Happened {
     /// It has ended.
     Ended(Exit),
     /// It could not be run, or its end is not known.
-    Failed(Trouble),
+    Failed(Undone),
 }
 
 /// Runs a command on one of them, and tells what happens, last of all how it ended.
@@ -45,7 +45,7 @@ pub async fn run(
 ) {
     let last = match command_on(settings, worker, command, &told).await {
         Ok(exit) => Happened::Ended(exit),
-        Err(trouble) => Happened::Failed(trouble),
+        Err(undone) => Happened::Failed(undone),
     };
     // Whoever doesn't listen any more doesn't want to know.
     let _ = told.send(last).await;
@@ -56,7 +56,7 @@ async fn command_on(
     worker: Meant,
     command: &[OsString],
     told: &mpsc::Sender<Happened>,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, Undone> {
     let talk = worker.reach(settings).await?;
     let (asked, mut heard) = mpsc::channel(ASKED_MAX);
     talk.listen(asked);

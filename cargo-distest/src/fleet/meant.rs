@@ -6,12 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::joiners::{JOINERS_WITHIN, Take, joiners};
+use super::joiners::{JOINERS_WITHIN, START_JOINER, Take, joiners};
 use super::keys::Keys;
 use super::talk::{Talk, at};
-use super::visit::{Visited, Wanted, visit};
-use super::{Trouble, Unusable};
+use super::visit::{Source, Visited, Wanted, visit};
+use super::{Trouble, Undone, Unusable};
 use crate::settings::{FleetSettings, WorkerAddress};
 
 /// A worker that is meant.
@@ -31,13 +32,19 @@ enum Way {
 
 impl Meant {
     /// Greets it; it must know what the first version didn't.
-    pub(super) async fn reach(self, settings: &FleetSettings) -> Result<Talk, Trouble> {
-        let keys = Keys::load(&settings.identity)?;
-        match self.way {
-            Way::At(address) => at(settings, &keys, &address).await,
-            Way::Here(talk) => Ok(*talk),
-            Way::Nowhere(trouble) => Err(trouble),
-        }
+    ///
+    /// # Errors
+    /// [`Undone::NotThere`].
+    pub(super) async fn reach(self, settings: &FleetSettings) -> Result<Talk, Undone> {
+        let reached = async {
+            let keys = Keys::load(&settings.identity)?;
+            match self.way {
+                Way::At(address) => at(settings, &keys, &address).await,
+                Way::Here(talk) => Ok(*talk),
+                Way::Nowhere(trouble) => Err(trouble),
+            }
+        };
+        reached.await.map_err(Undone::NotThere)
     }
 
     /// The one at this address.
@@ -98,7 +105,7 @@ pub async fn all(
 /// One of them is nobody's.
 pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Meant>, Trouble> {
     let mut meant = Vec::new();
-    let mut unknown = Vec::new();
+    let (mut unknown, mut dial) = (Vec::new(), BTreeSet::new());
     let mut visited = None;
     let let_dial = settings.workers.iter().any(|it| matches!(it, WorkerAddress::Listen(_)));
     for name in names {
@@ -123,10 +130,12 @@ pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Mea
         meant.extend(once.map(Meant::from));
         if meant.len() == before {
             unknown.push(name.clone());
+            let known = |it: &&Visited| it.source == Source::Known && it.names.include(name);
+            dial.extend(visited.iter().flatten().find(known).map(|_| name.clone()));
         }
     }
     if !unknown.is_empty() {
-        meant.extend(unseen(settings, &unknown).await?);
+        meant.extend(unseen(settings, &unknown, &dial).await?);
     }
     Ok(meant)
 }
@@ -146,8 +155,13 @@ pub async fn only(settings: &FleetSettings, name: &str) -> Result<Meant, Trouble
     }
 }
 
-/// Workers that show who they are only when they are started, or when they dial.
-async fn unseen(settings: &FleetSettings, names: &[String]) -> Result<Vec<Meant>, Trouble> {
+/// Workers that show who they are only when they are started, or when they dial; those that are known
+/// to do so are in `dial`.
+async fn unseen(
+    settings: &FleetSettings,
+    names: &[String],
+    dial: &BTreeSet<String>,
+) -> Result<Vec<Meant>, Trouble> {
     let keys = Keys::load(&settings.identity)?;
     let started = async {
         let addresses = behind_ssh(settings, None).into_iter();
@@ -171,11 +185,14 @@ async fn unseen(settings: &FleetSettings, names: &[String]) -> Result<Vec<Meant>
         match talk {
             Ok(talk) if names.iter().any(|name| talk.names.include(name)) => there.push(talk),
             Ok(_) => {}
-            Err(trouble) => failed.push(format!("{host}: {}", trouble.reason)),
+            Err(undone) => failed.push(format!("{host}: {}", undone.trouble().reason)),
         }
     }
     if let Some(name) = names.iter().find(|it| !there.iter().any(|talk| talk.names.include(it))) {
-        return Err(nobody(name, &failed));
+        return Err(match dial.contains(name) {
+            true => silent(name, settings.wait_for),
+            false => nobody(name, &failed),
+        });
     }
     Ok(there.into_iter().map(Meant::from).collect())
 }
@@ -187,6 +204,15 @@ fn nobody(name: &str, failed: &[String]) -> Trouble {
         failed => format!("{hint}; it may be behind ssh, where {}", failed.join(", ")),
     };
     Unusable::new(format!("no worker is called {name}")).hint(hint).into()
+}
+
+/// A known worker that has not dialled. Whether it runs can't be known here.
+fn silent(name: &str, waited: Duration) -> Trouble {
+    let waited = waited.as_secs_f64();
+    let why = format!("{name} is known here, and has not dialled this machine within {waited} s");
+    Unusable::new(why)
+        .hint(format!("one that was drained has ended, or ends soon; {START_JOINER}"))
+        .into()
 }
 
 /// Where workers may dial this machine.

@@ -11,6 +11,16 @@ pub struct Trouble {
     pub hint: Option<String>,
 }
 
+/// Why something that was to be done at a worker was not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undone {
+    /// There is no such worker to do it: nobody is called so, or it can't be reached, or doesn't let
+    /// this key in.
+    NotThere(Trouble),
+    /// It is there, and it was not done all the same.
+    There(Trouble),
+}
+
 /// Why an address yields no worker.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Unusable {
@@ -50,5 +60,26 @@ impl Unusable {
 impl From<Unusable> for Trouble {
     fn from(unusable: Unusable) -> Self {
         Self { reason: unusable.reason, hint: unusable.hint }
+    }
+}
+
+impl Undone {
+    /// In words, and what to do.
+    pub fn trouble(&self) -> &Trouble {
+        match self {
+            Self::NotThere(trouble) | Self::There(trouble) => trouble,
+        }
+    }
+}
+
+impl From<Trouble> for Undone {
+    fn from(trouble: Trouble) -> Self {
+        Self::There(trouble)
+    }
+}
+
+impl From<Unusable> for Undone {
+    fn from(unusable: Unusable) -> Self {
+        Self::There(unusable.into())
     }
 }

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use distest_worker::protocol::Freed;
 
-use super::{failed, fleet_settings, ls, meant};
+use super::{exit_code, failed, fleet_settings, ls, meant};
 use crate::cli::AdministeredArgs;
 use crate::failure::{ExitCode, Failure};
-use crate::fleet::{self, Meant, Trouble, Upgraded};
+use crate::fleet::{self, Meant, Undone, Upgraded};
 use crate::settings::FleetSettings;
 
 /// Has workers go on as this program.
 ///
 /// # Errors
-/// [`ExitCode::Setup`] if one of them doesn't.
+/// [`ExitCode::NoWorker`] if one of them isn't there, [`ExitCode::Setup`] if it doesn't.
 pub(super) async fn upgrade(
     args: &AdministeredArgs,
     cwd: &Path,
@@ -36,8 +36,8 @@ pub(super) async fn upgrade(
             Ok(Upgraded::To(version)) => {
                 _ = print(&format!("{name} goes on as version {}\n", ls::plain(&version)));
             }
-            Err(trouble) => {
-                failures.push((name, trouble));
+            Err(undone) => {
+                failures.push((name, undone));
                 // What took one worker away must not take all.
                 if began {
                     break;
@@ -51,7 +51,7 @@ pub(super) async fn upgrade(
 /// Removes what no session uses.
 ///
 /// # Errors
-/// [`ExitCode::Setup`] if one of them doesn't.
+/// The same.
 pub(super) async fn collect_garbage(
     args: &AdministeredArgs,
     cwd: &Path,
@@ -65,7 +65,7 @@ pub(super) async fn collect_garbage(
             Ok(Freed { blobs, bytes }) => {
                 print(&format!("{name} freed {bytes} bytes of {blobs} files\n"));
             }
-            Err(trouble) => failures.push((name, trouble)),
+            Err(undone) => failures.push((name, undone)),
         }
     }
     ended("clear", failures)
@@ -81,22 +81,25 @@ async fn workers(
     let what =
         || format!("could not {doing} {}", if *all { "all".into() } else { names.join(", ") });
     let workers = meant(&settings, names, *all).await;
-    let workers = workers.map_err(|trouble| failed(ExitCode::Setup, what(), trouble))?;
+    let workers = workers.map_err(|undone| failed(ExitCode::Setup, what(), undone))?;
     Ok((settings, workers))
 }
 
 /// What is said of those that could not be served.
-fn ended(doing: &str, failures: Vec<(String, Trouble)>) -> Result<ExitCode, Failure> {
+fn ended(doing: &str, failures: Vec<(String, Undone)>) -> Result<ExitCode, Failure> {
     let names: Vec<_> = failures.iter().map(|(name, _)| name.as_str()).collect();
     let what = format!("could not {doing} {}", names.join(", "));
+    let codes = failures.iter().map(|(_, undone)| exit_code(ExitCode::Setup, undone));
+    let code = codes.fold(ExitCode::Passed, ExitCode::or_worse);
     match <[_; 1]>::try_from(failures) {
-        Ok([(_, trouble)]) => Err(failed(ExitCode::Setup, what, trouble)),
-        Err(failures) if failures.is_empty() => Ok(ExitCode::Passed),
+        Ok([(_, undone)]) => Err(failed(ExitCode::Setup, what, undone)),
+        Err(failures) if failures.is_empty() => Ok(code),
         Err(failures) => {
-            let each = failures.iter().map(|(name, trouble)| format!("{name}: {}", trouble.reason));
+            let troubles = || failures.iter().map(|(name, undone)| (name, undone.trouble()));
+            let each = troubles().map(|(name, trouble)| format!("{name}: {}", trouble.reason));
+            let hint = troubles().find_map(|(_, trouble)| trouble.hint.clone());
             let reason = each.collect::<Vec<_>>().join("; ");
-            let hint = failures.into_iter().find_map(|(_, trouble)| trouble.hint);
-            Err(failed(ExitCode::Setup, what, Trouble { reason, hint }))
+            Err(Failure { hint, ..Failure::new(code, what).because(reason) })
         }
     }
 }
@@ -104,15 +107,20 @@ fn ended(doing: &str, failures: Vec<(String, Trouble)>) -> Result<ExitCode, Fail
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Trouble;
 
     #[test]
     fn who_could_not_be_served_is_named_with_the_reason() {
         let trouble = |text: &str| Trouble { reason: text.to_owned(), hint: Some("do it".into()) };
+        let (gone, old) = (Undone::NotThere(trouble("gone")), Undone::There(trouble("old")));
         assert!(matches!(ended("clear", vec![]), Ok(ExitCode::Passed)));
-        let one = ended("clear", vec![("a".into(), trouble("gone"))]).unwrap_err();
-        assert_eq!(one.hint.as_deref(), Some("do it"));
-        let several = vec![("a".into(), trouble("gone")), ("b".into(), trouble("old"))];
-        let told = format!("{:?}", ended("clear", several).unwrap_err());
+        for (undone, code) in [(&gone, ExitCode::NoWorker), (&old, ExitCode::Setup)] {
+            let one = ended("clear", vec![("a".into(), undone.clone())]).unwrap_err();
+            assert_eq!((one.code, one.hint.as_deref()), (code, Some("do it")));
+        }
+        let several = ended("clear", vec![("a".into(), gone), ("b".into(), old)]).unwrap_err();
+        assert_eq!(several.code, ExitCode::Setup, "whatever is worse");
+        let told = format!("{several:?}");
         assert!(told.contains("could not clear a, b") && told.contains("a: gone; b: old"));
     }
 }

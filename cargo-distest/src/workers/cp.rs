@@ -5,13 +5,13 @@ use std::path::Path;
 use super::{failed, fleet_settings};
 use crate::cli::CpArgs;
 use crate::failure::{ExitCode, Failure};
-use crate::fleet;
+use crate::fleet::{self, Undone};
 
 /// Copies it.
 ///
 /// # Errors
-/// [`ExitCode::Usage`] if not exactly one end is a worker's, [`ExitCode::NoWorker`] if nobody is
-/// called so, [`ExitCode::CommandFailed`] if it can't be copied.
+/// [`ExitCode::Usage`] if not exactly one end is a worker's, [`ExitCode::NoWorker`] if that worker
+/// isn't there, [`ExitCode::CommandFailed`] if it can't be copied.
 pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
     let CpArgs { worker, from, to } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
@@ -23,8 +23,8 @@ pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
         return Err(Failure::new(ExitCode::Usage, what).hint(hint));
     };
     let what = || format!("could not copy {from} to {to}");
-    let worker = fleet::only(&settings, name).await;
-    let worker = worker.map_err(|trouble| failed(ExitCode::NoWorker, what(), trouble))?;
+    let failed = |undone| failed(ExitCode::CommandFailed, what(), undone);
+    let worker = fleet::only(&settings, name).await.map_err(Undone::NotThere).map_err(failed)?;
     let copied = match ends {
         (_, Some((_, path))) => {
             fleet::put(&settings, worker, Path::new(from), Path::new(path)).await
@@ -34,9 +34,7 @@ pub async fn cp(args: &CpArgs) -> Result<ExitCode, Failure> {
             fleet::get(&settings, worker, Path::new(path), Path::new(to)).await
         }
     };
-    copied
-        .map(|()| ExitCode::Passed)
-        .map_err(|trouble| failed(ExitCode::CommandFailed, what(), trouble))
+    copied.map(|()| ExitCode::Passed).map_err(failed)
 }
 
 /// `NAME:PATH`.

@@ -8,7 +8,7 @@ use distest_worker::protocol::{Exit, Stream};
 use distest_worker::shown;
 use tokio::sync::mpsc;
 
-use super::{failed, fleet_settings, ls};
+use super::{exit_code, failed, fleet_settings, ls};
 use crate::cli::ExecArgs;
 use crate::failure::{ExitCode, Failure};
 use crate::fleet::{self, Happened, Trouble};
@@ -21,7 +21,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Runs the command; `print` gets what it writes, as it comes, for stdout or stderr.
 ///
 /// # Errors
-/// [`ExitCode::NoWorker`] if nobody can run it.
+/// [`ExitCode::NoWorker`] if nobody is meant.
 pub async fn exec(
     args: &ExecArgs,
     terminals: Terminals,
@@ -30,9 +30,9 @@ pub async fn exec(
     let ExecArgs { on, all, worker, command } = args;
     let cwd = std::env::current_dir().unwrap_or_default();
     let settings = fleet_settings(worker, Path::new(&cwd))?;
-    let meant = super::meant(&settings, on, *all).await;
-    let meant = meant
-        .map_err(|trouble| failed(ExitCode::NoWorker, "could not run the command", trouble))?;
+    let meant = super::meant(&settings, on, *all)
+        .await
+        .map_err(|undone| failed(ExitCode::CommandFailed, "could not run the command", undone))?;
     let names: Vec<String> = meant.iter().map(|it| ls::plain(&it.name)).collect();
     let (told, mut happened) = mpsc::channel(TOLD_MAX);
     for (index, worker) in meant.into_iter().enumerate() {
@@ -62,15 +62,17 @@ pub async fn exec(
             Happened::Ended(Exit::Code(0)) => None,
             Happened::Ended(Exit::Code(number)) => Some(format!("exited with {number}")),
             Happened::Ended(Exit::Signal(number)) => Some(format!("was killed by signal {number}")),
-            Happened::Failed(Trouble { reason, hint }) => {
-                let hint = hint.map(|hint| format!("\n  hint: {}", shown::lines(&hint)));
-                let (reason, hint) = (shown::lines(&reason), hint.unwrap_or_default());
+            Happened::Failed(undone) => {
+                code = code.or_worse(exit_code(ExitCode::CommandFailed, &undone));
+                let Trouble { reason, hint } = undone.trouble();
+                let hint = hint.as_ref().map(|hint| format!("\n  hint: {}", shown::lines(hint)));
+                let (reason, hint) = (shown::lines(reason), hint.unwrap_or_default());
                 Some(format!("could not run it: {reason}{hint}"))
             }
         };
         shown.end(index, name, &mut print);
         if let Some(end) = end {
-            code = ExitCode::CommandFailed;
+            code = code.or_worse(ExitCode::CommandFailed);
             ends.push(format!("{name} {end}\n"));
         }
     }
