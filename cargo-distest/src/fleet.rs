@@ -348,7 +348,7 @@ fn local_slots(settings: &FleetSettings) -> u32 {
     let alone = settings.workers.is_empty();
     match settings.local_slots {
         LocalSlots::Count(slots) => slots,
-        LocalSlots::Auto if settings.on.as_deref().is_some_and(|on| on != embedded::NAME) => 0,
+        LocalSlots::Auto if settings.is_on_another() => 0,
         LocalSlots::Auto if alone => cores(),
         LocalSlots::Auto => cores().saturating_sub(1).max(1),
     }

@@ -33,8 +33,8 @@ use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
 use crate::scheduler::Rules;
 use crate::settings::{
-    self, ConfigFiles, Doctests, Facts, Fallback, Hedge, LocalSlots, MaxFail, Settings, Warning,
-    Writes,
+    self, ConfigFiles, Doctests, Facts, Fallback, FleetSettings, Hedge, LocalSlots, MaxFail,
+    Settings, Warning, Writes,
 };
 use crate::testenv::RunFacts;
 use crate::travel::{self, Travel};
@@ -120,6 +120,12 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let resolved = settings::resolve(args, &env, &files, &facts)?;
     let (mut settings, mut warnings) = (resolved.settings, resolved.warnings);
     if let Some(Trouble { reason, hint }) = fleet::add_known(&mut settings.fleet) {
+        let FleetSettings { workers, on, .. } = &settings.fleet;
+        if workers.is_empty() {
+            let what = format!("could not run tests on {}", on.as_deref().unwrap_or_default());
+            let failure = Failure::new(ExitCode::NoWorker, what).because(reason);
+            return Err(Failure { hint, ..failure });
+        }
         warnings.push(Warning { text: reason, hint });
     }
     if let Some(junit) = &settings.report.junit {

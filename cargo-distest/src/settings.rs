@@ -275,6 +275,16 @@ pub struct FleetSettings {
     pub ssh_program: String,
 }
 
+/// What the embedded worker is called.
+pub const EMBEDDED_NAME: &str = "local";
+
+impl FleetSettings {
+    /// Whether `--on` names another worker than the embedded one: only that will do.
+    pub fn is_on_another(&self) -> bool {
+        self.on.as_deref().is_some_and(|on| on != EMBEDDED_NAME)
+    }
+}
+
 /// Where a worker is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WorkerAddress {

@@ -149,6 +149,10 @@ fn by_alias(scratch: &Scratch) {
         assert_eq!(told(), [chosen], "--on {on}");
     }
     run("w7").finish().complains(97, &["--on asks for \"w7\""]);
+    // Nor do tests run here in its place.
+    scratch.write("config/distest/config.toml", "");
+    let run = Client::run_human(scratch, &fixture).args(["--on", "w7"]).finish();
+    run.complains(97, &["--on asks for \"w7\""]);
 }
 
 fn good_once(scratch: &Scratch) {
@@ -410,11 +414,19 @@ fn join_invited(scratch: &Scratch) {
     let _joiner = joiner(&other, "j1", &text);
     let invited = inviting.finish();
     let address = format!("listen://{listen}");
+    // Wherever else tests may run: only there, and nothing says where.
+    for fallback in ["fail", "embedded"] {
+        let file = format!("[fleet]\nfallback = \"{fallback}\"\n");
+        scratch.write("config/distest/config.toml", &file);
+        let run = Client::run_human(scratch, &Fixture::named("paths"));
+        let told = ["could not run tests on j1", "dials this machine", "--worker listen://IP:PORT"];
+        run.args(["--on", "j1"]).finish().complains(97, &told);
+    }
     let run_there = format!("cargo distest run --worker {address}");
     let told = ["distest-worker join INVITATION", "added j1 ed25519:", &run_there];
     invited.complains(0, &told);
     assert_eq!(invited.stdout.trim(), text, "it alone, for scripts");
-    passed(&run_on(scratch, &address));
+    passed(&run_by(scratch, &["--worker", &address, "--on", "j1"]));
     // It goes by the name under which it was taken in, too.
     let args = ["exec", "--worker", &address, "--on", "j1", "--", "echo", "there"];
     // Whom it lets in by itself may only run tests.

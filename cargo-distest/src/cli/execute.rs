@@ -87,7 +87,7 @@ pub struct FleetArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_workers: Option<u32>,
     /// Use only the worker of this name or key: one of those given, or one that is known from an
-    /// invitation.
+    /// invitation. Without it nothing runs.
     #[arg(long, value_name = "NAME")]
     pub on: Option<String>,
     /// Slots of this machine: a number, 0 for none, or `auto` (all cores, one fewer beside

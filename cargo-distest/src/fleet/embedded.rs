@@ -11,9 +11,8 @@ use super::connection::{Connection, Open};
 use super::greeting::Greeted;
 use super::{Fleet, Unusable};
 use crate::model::WorkerId;
+use crate::settings::EMBEDDED_NAME;
 
-/// What reports call it.
-pub(super) const NAME: &str = "local";
 /// Bytes in the pipe, either way.
 const PIPE_BYTES: usize = 256 * 1024;
 
@@ -25,7 +24,7 @@ pub(super) async fn start(
     base: u32,
 ) -> Result<Connection, Unusable> {
     let config = WorkerConfig {
-        name: NAME.to_owned(),
+        name: EMBEDDED_NAME.to_owned(),
         slots,
         store: None,
         in_place: true,

@@ -4,9 +4,8 @@ use distest_worker::identity::{KnownWorker, KnownWorkers, PublicKey};
 use distest_worker::registry::place;
 
 use super::Trouble;
-use super::embedded;
 use super::keys::Keys;
-use crate::settings::{FleetSettings, KeySource, WorkerAddress};
+use crate::settings::{FleetSettings, WorkerAddress};
 
 /// Known workers that are looked at for one name.
 const KNOWN_MAX: usize = 256;
@@ -14,10 +13,7 @@ const KNOWN_MAX: usize = 256;
 /// Adds the addresses of known workers that `--on` may mean to those that are given; answers why
 /// nobody can be looked for, if so.
 pub fn add_known(settings: &mut FleetSettings) -> Option<Trouble> {
-    let on = settings.on.as_deref().filter(|on| *on != embedded::NAME)?;
-    if settings.identity.key == KeySource::Nowhere {
-        return None;
-    }
+    let on = settings.on.as_deref().filter(|_| settings.is_on_another())?;
     let (mut found, trouble) = match Keys::load(&settings.identity) {
         Ok(keys) => meant(keys.known(), on, &settings.workers),
         // Where an address is given, that is told of it.

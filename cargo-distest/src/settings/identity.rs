@@ -51,10 +51,12 @@ pub const EMPTY_KEY: &str = "DISTEST_KEY is empty, so no worker can be used";
 pub(super) fn without_key(fleet: &mut FleetSettings) -> Option<Warning> {
     let may_run_here =
         fleet.fallback == Fallback::Embedded && fleet.local_slots != LocalSlots::Count(0);
-    if fleet.identity.key != KeySource::Nowhere || fleet.workers.is_empty() || !may_run_here {
+    let wants_others = !fleet.workers.is_empty() || fleet.is_on_another();
+    if fleet.identity.key != KeySource::Nowhere || !wants_others || !may_run_here {
         return None;
     }
     fleet.workers.clear();
+    fleet.on = None;
     let text = format!("{EMPTY_KEY}: the tests run on this machine");
     let hint = "CI services give no secrets to jobs of forks";
     Some(Warning { text, hint: Some(hint.to_owned()) })

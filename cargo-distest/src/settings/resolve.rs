@@ -11,7 +11,7 @@ use super::layer::{Layer, parse_choice};
 use super::reader::{self, FileConfig, FileProfile};
 use super::travel::{self, TravelLayer};
 use super::{
-    CompileSettings, ConfigFiles, Dialect, Doctests, ExecuteSettings, FleetSettings,
+    CompileSettings, ConfigFiles, Dialect, Doctests, ExecuteSettings, Fallback, FleetSettings,
     HistorySettings, IdentitySettings, Isolation, MaxFail, Network, OutputWhen, ReportSettings,
     RunIgnored, SelectSettings, Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress,
     cargo_args, identity,
@@ -107,6 +107,9 @@ pub fn resolve(
     let without_key = identity::without_key(&mut settings.fleet);
     let keyless = without_key.is_some();
     warnings.extend(without_key);
+    if settings.fleet.is_on_another() {
+        settings.fleet.fallback = Fallback::Fail;
+    }
     Ok(Resolved { settings, warnings, keyless })
 }
 

@@ -305,6 +305,17 @@ fn the_fleet_comes_from_the_nearest_source() {
     assert_eq!((fleet.wait_workers, fleet.wait_for), (3, Duration::from_secs(5)));
     assert_eq!((fleet.max_workers, fleet.on.as_deref()), (Some(4), Some("a")));
     assert_eq!(fleet.local_slots, LocalSlots::Count(0));
+    // Only whoever is named, unless nobody can be used at all.
+    for (args, key, fallback, on) in [
+        ("--on a", "k", Fallback::Fail, Some("a")),
+        ("--on local", "k", Fallback::Embedded, Some("local")),
+        ("--on a", "", Fallback::Embedded, None),
+        ("--on a --local-slots 0", "", Fallback::Fail, Some("a")),
+    ] {
+        let env: &[_] = &[("DISTEST_KEY", key)];
+        let fleet = settings(Given { args, env, ..Given::default() }).fleet;
+        assert_eq!((fleet.fallback, fleet.on.as_deref()), (fallback, on), "{args} {key}");
+    }
 }
 
 #[test]
