@@ -183,8 +183,9 @@ impl Line {
     pub fn tell(&self) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = Format::now().write(self, time.as_secs_f64());
-        // A worker whose stderr is closed has nobody to tell.
-        let _ = writeln!(io::stderr(), "{text}");
+        // In one piece, since others of the same stderr write, too. If it is closed there is nobody to
+        // tell.
+        let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
     }
 }
 

@@ -125,7 +125,7 @@ impl Which {
                 .hint("start one with: distest-worker serve --listen IP:PORT")),
             ([], all) => {
                 let all: Vec<_> = all.iter().collect();
-                Err(Complaint::from(self.nobody()).hint(format!("there are\n{}", list(&all))))
+                Err(Complaint::from(self.nobody()).hint(format!("these run here\n{}", list(&all))))
             }
             (several, _) => Err(Complaint::from(match name {
                 Some(name) => format!("several workers of this user are called `{name}` here"),
