@@ -424,7 +424,9 @@ impl Dispatch {
                 self.gate.workers = true;
                 inputs.push(Input::NoMoreWorkers);
                 let hopeless = self.settings.fallback == Fallback::Fail && self.waited_for == 0;
-                inputs.extend(hopeless.then_some(Input::NoWorker));
+                // Whatever this machine's own worker would take.
+                let (reason, how) = (CancelReason::FleetLost, Stop::Kill);
+                inputs.extend(hopeless.then_some(Input::Cancel { reason, how }));
             }
             FleetMessage::Memory { worker, short } => {
                 let known = self.workers.get_mut(&worker).filter(|_| short);
