@@ -346,7 +346,7 @@ impl Store {
         let _lock = live::lock_exclusive(&self.inner.lock)?;
         let bytes_max = self.inner.bytes_max;
         let bound = bytes_max.saturating_sub(self.usage().reserved.saturating_add(size));
-        self.evict(|stored| match stored > bound {
+        self.evict(live::Hold::Firm, |stored| match stored > bound {
             true => bound.saturating_sub(bytes_max / SLACK_DIVISOR),
             false => bound,
         })?;
@@ -359,13 +359,13 @@ impl Store {
     /// The folder can't be read, or a blob not be removed. Those before it are gone.
     pub fn evict_unused(&self) -> io::Result<Freed> {
         let _lock = live::lock_exclusive(&self.inner.lock)?;
-        self.evict(|_| 0)
+        self.evict(live::Hold::Any, |_| 0)
     }
 
     /// Evicts until what is left takes no more than `bound` makes of what there is. The caller holds
     /// the store's lock.
-    fn evict(&self, bound: impl FnOnce(u64) -> u64) -> io::Result<Freed> {
-        let residents = residents(&self.inner.blobs, &self.inner.live.pinned()?)?;
+    fn evict(&self, held: live::Hold, bound: impl FnOnce(u64) -> u64) -> io::Result<Freed> {
+        let residents = residents(&self.inner.blobs, &self.inner.live.pinned(held)?)?;
         let mut stored: u64 = residents.iter().map(|resident| resident.size).sum();
         let sizes: BTreeMap<_, _> =
             residents.iter().map(|resident| (resident.digest, resident.size)).collect();

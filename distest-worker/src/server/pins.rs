@@ -2,7 +2,8 @@
 //!
 //! A client asks what is missing, sends that, and has all of it laid out; from then on the sandbox
 //! has files of its own, and the store may use the room for what is to come. So a run needs no
-//! larger store than its largest binary, or its tree, does.
+//! larger store than its largest binary, or its tree, does. Where nobody needs the room, what a
+//! session has used stays: the next one will use it again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,12 +22,14 @@ const LISTS_MAX: usize = 1024;
 #[derive(Default)]
 pub(super) struct Pins {
     lists: VecDeque<Pinned>,
+    /// All of these is laid out.
+    used: VecDeque<Pinned>,
 }
 
 /// Blobs that are kept, of one question for what is missing.
 pub(super) struct Pinned {
     awaited: BTreeSet<Digest>,
-    _pin: Pin,
+    pin: Pin,
     _hold: Hold,
 }
 
@@ -38,7 +41,7 @@ impl Pinned {
     pub(super) fn new(claim: &Arc<Claim>, digests: &[Digest]) -> Result<Self, Refusal> {
         let hold = claim.hold(size_of_val(digests) as u64)?;
         let pin = claim.store().pin(digests);
-        Ok(Self { awaited: digests.iter().copied().collect(), _pin: pin, _hold: hold })
+        Ok(Self { awaited: digests.iter().copied().collect(), pin, _hold: hold })
     }
 }
 
@@ -55,10 +58,16 @@ impl Pins {
 
     /// These lie where tests will find them.
     pub(super) fn laid(&mut self, digests: &BTreeSet<Digest>) {
-        self.lists.retain_mut(|list| {
+        for list in &mut self.lists {
             list.awaited.retain(|digest| !digests.contains(digest));
-            !list.awaited.is_empty()
-        });
+        }
+        let lists = std::mem::take(&mut self.lists).into_iter();
+        let (mut done, waiting): (VecDeque<_>, _) = lists.partition(|list| list.awaited.is_empty());
+        self.lists = waiting;
+        done.iter_mut().for_each(|list| list.pin.loosen());
+        self.used.extend(done);
+        let too_many = self.used.len().saturating_sub(LISTS_MAX);
+        self.used.drain(..too_many);
     }
 
     /// There was no room for this blob: nothing else is kept but what is waited for together with
@@ -85,7 +94,7 @@ mod tests {
     #[test]
     fn blobs_are_kept_until_all_that_was_asked_for_with_them_is_laid_out() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), 1 << 20).unwrap();
+        let store = Store::open(folder.path(), 4 * 4096).unwrap();
         let blobs = [b"one", b"two", b"six"].map(|data| {
             let digest = Digest::of(data);
             let mut upload = store.begin(digest, 3, Encoding::Raw).unwrap();
@@ -100,15 +109,24 @@ mod tests {
         pins.add(list(&claim, &blobs[1..]));
         assert_eq!((pins.lists.len(), pins.len()), (2, 4));
 
+        let here = |blobs: &[Digest]| blobs.iter().filter(|it| store.contains(**it)).count();
+        // One block is free.
+        let crowd = |data: &[u8]| {
+            let upload = store.begin(Digest::of(data), data.len() as u64, Encoding::Raw);
+            upload.unwrap().push(data).is_ok()
+        };
         pins.laid(&[blobs[1]].into());
-        assert_eq!(store.evict_unused().unwrap(), Freed::default());
+        assert!(!crowd(&[7; 2 * 4096]));
         pins.laid(&[blobs[0]].into());
-        assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 1, bytes: 4096 });
+        assert_eq!(store.evict_unused().unwrap(), Freed::default(), "nobody needs the room");
+        assert_eq!(here(&blobs), 3);
+        assert!(crowd(&[8; 2 * 4096]));
+        assert_eq!((here(&blobs[..1]), here(&blobs[1..])), (0, 2));
 
         pins.yield_to(blobs[2]);
-        assert_eq!(store.evict_unused().unwrap(), Freed::default());
+        assert!(!crowd(&[7; 3 * 4096]));
         pins.yield_to(blobs[0]);
-        assert_eq!(store.evict_unused().unwrap(), Freed { blobs: 2, bytes: 8192 });
+        assert!(crowd(&[7; 3 * 4096]));
     }
 
     #[test]

@@ -12,10 +12,21 @@ use crate::digest::Digest;
 const OWNER: &str = "owner";
 /// Begins the names of files that list pinned digests, 32 bytes each.
 const PIN_PREFIX: &str = "pin-";
+/// The same of those that make room if there is none for others.
+const LOOSE_PREFIX: &str = "loose-";
 const DIGEST_BYTES: usize = 32;
 
 /// All digests that some live process has pinned.
 pub(super) type Pinned = BTreeSet<Digest>;
+
+/// What a pin keeps its blobs from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// From all eviction.
+    Firm,
+    /// From being cleared away while nobody needs the room, at least.
+    Any,
+}
 
 /// This process's folder in the store. Removed on drop.
 pub(super) struct Live {
@@ -30,7 +41,7 @@ pub(super) struct Live {
 /// Keeps blobs in the store as long as it exists. See [`Store::pin`].
 pub struct Pin {
     /// The file is in its folder.
-    _store: Store,
+    store: Store,
     file: PathBuf,
 }
 
@@ -69,8 +80,12 @@ impl Live {
         &self.scratch
     }
 
-    /// What live processes have pinned. The caller holds the store's lock.
-    pub(super) fn pinned(&self) -> io::Result<Pinned> {
+    /// What live processes have pinned so. The caller holds the store's lock.
+    pub(super) fn pinned(&self, hold: Hold) -> io::Result<Pinned> {
+        let counts = |name: &[u8]| {
+            name.starts_with(PIN_PREFIX.as_bytes())
+                || hold == Hold::Any && name.starts_with(LOOSE_PREFIX.as_bytes())
+        };
         let mut pinned = Pinned::new();
         for entry in fs::read_dir(&self.all)? {
             let dir = entry?.path();
@@ -80,7 +95,7 @@ impl Live {
             // A process that ends meanwhile takes its folder and its pins with it.
             let Ok(files) = fs::read_dir(&dir) else { continue };
             for file in files.flatten() {
-                if file.file_name().as_encoded_bytes().starts_with(PIN_PREFIX.as_bytes()) {
+                if counts(file.file_name().as_encoded_bytes()) {
                     let list = fs::read(file.path()).unwrap_or_default();
                     pinned.extend(
                         list.as_chunks::<DIGEST_BYTES>().0.iter().copied().map(Digest::from),
@@ -108,7 +123,17 @@ impl Pin {
         let guard = lock_shared(&store.inner.lock);
         let _ = fs::write(&file, list);
         drop(guard);
-        Self { _store: store, file }
+        Self { store, file }
+    }
+
+    /// From now on its blobs make room if there is none for others, and only then.
+    pub fn loosen(&mut self) {
+        let name = self.file.file_name().and_then(|name| name.to_str());
+        let Some(serial) = name.and_then(|name| name.strip_prefix(PIN_PREFIX)) else { return };
+        let loose = self.store.inner.live.dir().join(format!("{LOOSE_PREFIX}{serial}"));
+        if fs::rename(&self.file, &loose).is_ok() {
+            self.file = loose;
+        }
     }
 }
 
