@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use cargo_metadata::{Message, Metadata};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc;
 
 use crate::failure::{ExitCode, Failure};
@@ -126,50 +126,68 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
     })
 }
 
-/// Builds the test binaries and sends each as soon as it can be used.
-///
-/// Dropping the future kills cargo; compilers that it had started end by themselves. If the
-/// receiver is dropped the build goes on to its end.
-///
-/// # Errors
-/// The build failed, and cargo has told the user why; or cargo could not be run.
-pub async fn build(
-    settings: &CompileSettings,
-    workspace: &Arc<Workspace>,
-    binaries: mpsc::Sender<TestBinary>,
-) -> Result<BuildDone, Failure> {
-    let started = Instant::now();
-    let mut cargo = Command::new(&settings.cargo)
-        .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(&settings.build_args)
-        .env_remove(SECRET_VARIABLE)
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| toolchain::cannot_run("cargo", &settings.cargo, error))?;
-    let stdout = cargo.stdout.take().ok_or_else(|| cannot_follow("its stdout is missing"))?;
+/// A build under way: cargo runs, whether or not somebody follows what it says. Dropping this kills
+/// cargo; compilers that it had started end by themselves.
+pub struct Building {
+    cargo: Child,
+    stdout: ChildStdout,
+    started: Instant,
+}
 
-    let mut stdout = BufReader::with_capacity(64 << 10, stdout);
-    let mut assembler = Assembler::new(workspace.clone(), &settings.build_args);
-    let mut sent = 0;
-    while let Some(line) = next_line(&mut stdout).await.map_err(cannot_follow)? {
-        let Some(message) = parse(&line) else { continue };
-        let ready;
-        // Reads manifests and dep-info files.
-        (assembler, ready) = in_background(move || {
-            let ready = assembler.take(message);
-            (assembler, ready)
-        })
-        .await;
-        for binary in ready {
-            sent += 1;
-            // Nobody listens any more: the run is ending, but the user still wants cargo's errors.
-            binaries.send(binary).await.ok();
-        }
+impl Building {
+    /// Starts cargo.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub fn start(settings: &CompileSettings) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let mut cargo = Command::new(&settings.cargo)
+            .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
+            .args(&settings.build_args)
+            .env_remove(SECRET_VARIABLE)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| toolchain::cannot_run("cargo", &settings.cargo, error))?;
+        let stdout = cargo.stdout.take().ok_or_else(|| cannot_follow("its stdout is missing"))?;
+        Ok(Self { cargo, stdout, started })
     }
-    let status = cargo.wait().await.map_err(cannot_follow)?;
-    told_by_cargo(status, ExitCode::BuildFailed, "cargo test --no-run")?;
-    Ok(BuildDone { elapsed: started.elapsed(), binaries: sent })
+
+    /// Sends each test binary as soon as it can be used. If the receiver is dropped the build goes
+    /// on to its end.
+    ///
+    /// # Errors
+    /// The build failed, and cargo has told the user why.
+    pub async fn follow(
+        self,
+        settings: &CompileSettings,
+        workspace: &Arc<Workspace>,
+        binaries: mpsc::Sender<TestBinary>,
+    ) -> Result<BuildDone, Failure> {
+        let Self { mut cargo, stdout, started } = self;
+        let mut stdout = BufReader::with_capacity(64 << 10, stdout);
+        let mut assembler = Assembler::new(workspace.clone(), &settings.build_args);
+        let mut sent = 0;
+        while let Some(line) = next_line(&mut stdout).await.map_err(cannot_follow)? {
+            let Some(message) = parse(&line) else { continue };
+            let ready;
+            // Reads manifests and dep-info files.
+            (assembler, ready) = in_background(move || {
+                let ready = assembler.take(message);
+                (assembler, ready)
+            })
+            .await;
+            for binary in ready {
+                sent += 1;
+                // Nobody listens any more: the run is ending, but the user still wants cargo's
+                // errors.
+                binaries.send(binary).await.ok();
+            }
+        }
+        let status = cargo.wait().await.map_err(cannot_follow)?;
+        told_by_cargo(status, ExitCode::BuildFailed, "cargo test --no-run")?;
+        Ok(BuildDone { elapsed: started.elapsed(), binaries: sent })
+    }
 }
 
 impl Workspace {

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::RunArgs;
 use crate::collect::{Collected, Collector};
-use crate::compile::{self, Workspace};
+use crate::compile::{self, Building, Workspace};
 use crate::constraint::Constraints;
 use crate::cost::Timings;
 use crate::dispatch::{Dispatch, DispatchSettings, Dispatched, Order};
@@ -68,6 +68,14 @@ struct Prepared {
     travel: Travel,
     collector: Arc<Collector>,
     warnings: Vec<Warning>,
+    /// The build, if nothing keeps it from beginning.
+    building: Option<Building>,
+}
+
+/// What a line is not concerned with, or begins with.
+struct Aside {
+    history: Option<History>,
+    building: Option<Building>,
 }
 
 /// `cargo distest run`.
@@ -82,29 +90,36 @@ pub async fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         () = interrupts.next() => return Ok(ExitCode::Interrupted),
     };
     if prepared.settings.compile.no_run {
-        return build_only(&prepared).await;
+        return build_only(prepared).await;
     }
     let ui = Ui::new(prepared.settings.report.color, prepared.settings.report.progress);
     let reports = Reports::new(&prepared.settings.report, Rc::new(ui.clone()));
     let summary = Summary::new(SummarySettings::of(&prepared.settings));
     let (events, events_in) = mpsc::channel(EVENTS_MAX);
     let warnings = std::mem::take(&mut prepared.warnings);
-    let (line, history) = Line::new(origin, prepared, events);
+    let (line, Aside { history, building }) = Line::new(origin, prepared, events);
     let reporting = finish::report(reports, summary, events_in);
-    let (ended, reported) = futures::future::join(line.run(warnings, interrupts), reporting).await;
+    let running = line.run(building, warnings, interrupts);
+    let (ended, reported) = futures::future::join(running, reporting).await;
     finish::end(ended, reported, history, &ui)
 }
 
 /// `--no-run`: cargo says all there is to say.
-async fn build_only(prepared: &Prepared) -> Result<ExitCode, Failure> {
+async fn build_only(prepared: Prepared) -> Result<ExitCode, Failure> {
+    let Prepared { settings, workspace, building, .. } = prepared;
     let (binaries, mut sink) = mpsc::channel(1);
-    let building = compile::build(&prepared.settings.compile, &prepared.workspace, binaries);
+    let building = begun(building, &settings)?.follow(&settings.compile, &workspace, binaries);
     let drain = async { while sink.recv().await.is_some() {} };
     let (built, ()) = futures::future::join(building, drain).await;
     built.map(|_| ExitCode::Passed)
 }
 
-/// Checks and reads all that can be checked before the build.
+/// The build that is under way, or a new one.
+fn begun(building: Option<Building>, settings: &Settings) -> Result<Building, Failure> {
+    building.map_or_else(|| Building::start(&settings.compile), Ok)
+}
+
+/// Checks all that can be checked before the build, and reads what is to be read while it runs.
 async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let env = |name: &str| std::env::var(name).ok();
     let compile = settings::compile_settings(args, &env);
@@ -136,6 +151,10 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let constraints = Arc::new(Constraints::new(&settings.constraints, &workspace.raw)?);
     let travel = Travel::new(&settings.travel, &workspace)?;
     let collector = travel.collector(&workspace)?;
+    // cargo needs nothing of what follows. While it runs the terminal is its own, so what is to be
+    // told is told before, and rustdoc builds what it needs itself.
+    let at_once = warnings.is_empty() && settings.doctests != Doctests::Only;
+    let building = at_once.then(|| Building::start(&settings.compile)).transpose()?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
     let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
@@ -153,6 +172,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
         travel,
         collector,
         warnings,
+        building,
     })
 }
 
@@ -196,11 +216,7 @@ struct Fed {
 }
 
 impl Line {
-    fn new(
-        origin: Instant,
-        prepared: Prepared,
-        events: mpsc::Sender<RunEvent>,
-    ) -> (Self, Option<History>) {
+    fn new(origin: Instant, prepared: Prepared, events: mpsc::Sender<RunEvent>) -> (Self, Aside) {
         let Prepared {
             settings,
             workspace,
@@ -212,6 +228,7 @@ impl Line {
             choice,
             travel,
             collector,
+            building,
             ..
         } = prepared;
         let facts = facts(&settings, &workspace);
@@ -236,10 +253,15 @@ impl Line {
             events,
             built: watch::Sender::new(false),
         };
-        (line, history)
+        (line, Aside { history, building })
     }
 
-    async fn run(self, warnings: Vec<Warning>, interrupts: Interrupts) -> Ended {
+    async fn run(
+        self,
+        building: Option<Building>,
+        warnings: Vec<Warning>,
+        interrupts: Interrupts,
+    ) -> Ended {
         self.announce(warnings).await;
         let (orders, orders_in) = mpsc::channel(ORDERS_MAX);
         let (timeout, built) = (self.settings.execute.global_timeout, self.built.subscribe());
@@ -251,7 +273,7 @@ impl Line {
         });
         let dispatching =
             Dispatch::run(self.dispatch(), fleet, self.events.clone(), orders_in, messages);
-        let feeding = self.feed(&orders, watch.interrupted());
+        let feeding = self.feed(building, &orders, watch.interrupted());
         let (mut fed, mut dispatched) = futures::future::join(feeding, dispatching).await;
         connecting.abort();
         self.doctests(&mut fed, &mut dispatched, watch.interrupted()).await;
@@ -307,12 +329,13 @@ impl Line {
     /// Builds and plans until everything is planned, something fails, or the user interrupts.
     async fn feed(
         &self,
+        building: Option<Building>,
         orders: &mpsc::Sender<Order>,
         mut interrupted: watch::Receiver<bool>,
     ) -> Fed {
         let mut fed = Fed::default();
         let failure = tokio::select! {
-            result = self.build_and_plan(orders, &mut fed) => result.err(),
+            result = self.build_and_plan(building, orders, &mut fed) => result.err(),
             // The watcher has told the dispatcher already.
             _ = interrupted.wait_for(|interrupted| *interrupted) => None,
             // The dispatcher has ended the run: no worker, too many failures.
@@ -326,26 +349,28 @@ impl Line {
 
     async fn build_and_plan(
         &self,
+        building: Option<Building>,
         orders: &mpsc::Sender<Order>,
         fed: &mut Fed,
     ) -> Result<(), Failure> {
         let (binaries, binaries_in) = mpsc::channel(BINARIES_MAX);
         let intake = Intake::open(self).await?;
-        let building = async {
+        let build = async {
             if self.settings.doctests == Doctests::Only {
                 // cargo knows no building without running here; rustdoc runs later.
                 drop(binaries);
                 self.send_tree(orders).await?;
                 return Ok(());
             }
-            let built = compile::build(&self.settings.compile, &self.workspace, binaries).await?;
+            let building = begun(building, &self.settings)?;
+            let built = building.follow(&self.settings.compile, &self.workspace, binaries).await?;
             fed.built_at = Some(self.origin.elapsed());
             self.built.send_replace(true);
             self.tell(RunEvent::Built { elapsed: built.elapsed }).await;
             fed.tree = self.send_tree(orders).await?;
             Ok(())
         };
-        let ((), planned) = tokio::try_join!(building, intake.plan(binaries_in, orders))?;
+        let ((), planned) = tokio::try_join!(build, intake.plan(binaries_in, orders))?;
         // Nobody takes orders once the run is cancelled.
         let _ = orders.send(Order::AllPlanned(planned.clone())).await;
         fed.planned = Some(planned);

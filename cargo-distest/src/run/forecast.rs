@@ -8,7 +8,7 @@ use distest_worker::protocol::BinaryKey;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, cores, prepare};
+use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, cores, prepare};
 use crate::cli::{ListFormat, PlanArgs};
 use crate::dispatch::{Order, Planned};
 use crate::event::RunEvent;
@@ -64,11 +64,13 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let rate = usual_rate(&prepared.paces);
     let (events, mut events_in) = mpsc::channel(EVENTS_MAX);
     let (orders, mut orders_in) = mpsc::channel(ORDERS_MAX);
-    let (line, _) = Line::new(Instant::now(), prepared, events);
+    let (line, Aside { building, .. }) = Line::new(Instant::now(), prepared, events);
     let groups = line.constraints.groups().to_vec();
     let planning = async move {
         let mut fed = Fed::default();
-        line.build_and_plan(&orders, &mut fed).await.map(|()| fed.planned.unwrap_or_default())
+        line.build_and_plan(building, &orders, &mut fed)
+            .await
+            .map(|()| fed.planned.unwrap_or_default())
     };
     let collecting = async {
         let (mut tests, mut together) = (Vec::new(), (Vec::new(), Vec::new()));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EVENTS_MAX, Fed, Line, ORDERS_MAX, doctests, prepare};
+use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, doctests, prepare};
 use crate::cli::{ListArgs, ListFormat};
 use crate::dispatch::Order;
 use crate::event::RunEvent;
@@ -30,10 +30,10 @@ pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
     }
     let (events, mut events_in) = mpsc::channel(EVENTS_MAX);
     let (orders, mut orders_in) = mpsc::channel(ORDERS_MAX);
-    let (line, _) = Line::new(Instant::now(), prepared, events);
+    let (line, Aside { building, .. }) = Line::new(Instant::now(), prepared, events);
     let planning = async move {
         let mut fed = Fed::default();
-        line.build_and_plan(&orders, &mut fed).await?;
+        line.build_and_plan(building, &orders, &mut fed).await?;
         drop(orders);
         doctests::cases(&line).await
     };

@@ -123,7 +123,10 @@ async fn a_binary_arrives_while_others_are_still_being_built() {
         std::fs::write(project.root().join("received"), "").unwrap();
         (first.id, receiver.recv().await.unwrap().id, receiver.recv().await.is_none())
     };
-    let (done, received) = tokio::join!(compile::build(&settings, &workspace, sender), receive);
+    let (done, received) = tokio::join!(
+        compile::Building::start(&settings).unwrap().follow(&settings, &workspace, sender),
+        receive
+    );
     assert_eq!(done.unwrap().binaries, 2);
     assert_eq!((&*received.0.0, &*received.1.0, received.2), ("quick", "slow", true));
 }
@@ -146,7 +149,7 @@ async fn a_build_that_nobody_waits_for_is_ended() {
         commands.any(|command| is_cargo(&command))
     };
     tokio::select! {
-        done = compile::build(&settings, &workspace, sender) => panic!("{done:?}"),
+        done = compile::Building::start(&settings).unwrap().follow(&settings, &workspace, sender) => panic!("{done:?}"),
         first = receiver.recv() => assert_eq!(&*first.unwrap().id.0, "quick"),
     }
     let gone = async {

@@ -84,7 +84,10 @@ impl Project {
             }
             binaries
         };
-        let (done, binaries) = tokio::join!(compile::build(&settings, &workspace, sender), receive);
+        let (done, binaries) = tokio::join!(
+            compile::Building::start(&settings).unwrap().follow(&settings, &workspace, sender),
+            receive
+        );
         assert_eq!(done?.binaries as usize, binaries.len());
         Ok((workspace, binaries))
     }
