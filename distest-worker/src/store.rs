@@ -35,7 +35,7 @@ use crate::digest::{Digest, Hasher};
 use crate::evict::{self, Resident};
 use crate::protocol::{Encoding, Freed, Refusal, RefusalKind};
 
-pub use self::claim::{Claim, Hold};
+pub use self::claim::{Claim, PinRoom};
 pub use self::live::Pin;
 use self::live::{Live, Pinned};
 pub use self::owned::Owned;
@@ -71,6 +71,10 @@ struct Inner {
     usage: Mutex<Usage>,
     /// What clients have on the disk beside blobs, by their keys.
     claims: Mutex<BTreeMap<String, u64>>,
+    /// What their lists of pins take of it.
+    pinned: Mutex<BTreeMap<String, u64>>,
+    /// What clients own, as long as they are there: their connections share it.
+    known: owned::Shared,
     serial: AtomicU64,
     evicted: AtomicU64,
     /// Held by whoever looks at proofs.
@@ -128,6 +132,8 @@ impl Store {
             live,
             usage: Mutex::default(),
             claims: Mutex::default(),
+            pinned: Mutex::default(),
+            known: owned::Shared::default(),
             serial: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             proving: Arc::default(),

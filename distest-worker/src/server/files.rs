@@ -20,7 +20,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::host::Host;
 use crate::store::{Claim, Owned, Store, Times, Upload, not_here};
 
-use super::pins::{Pinned, Pins};
+use super::pins::Pins;
 
 /// Blobs that one connection sends at a time.
 const UPLOADS_MAX: usize = 64;
@@ -58,7 +58,7 @@ pub(super) struct Files {
     host: Arc<Host>,
     uploads: Mutex<BTreeMap<Digest, Incoming>>,
     /// Blobs that the client counts on are not evicted before they are laid out.
-    pins: Mutex<Pins>,
+    pins: Arc<Mutex<Pins>>,
     sandbox: OnceLock<Arc<Sandbox>>,
     /// What is known of how long its tests take, where that is kept, and of which project they are.
     times: Option<Times>,
@@ -85,7 +85,7 @@ impl Files {
             in_place,
             host,
             uploads: Mutex::default(),
-            pins: Mutex::default(),
+            pins: Arc::default(),
             sandbox: OnceLock::new(),
         }
     }
@@ -144,13 +144,12 @@ impl Files {
 
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
         let (owned, claim) = (self.owned()?, self.claim()?);
-        let asked = blocking(move || {
-            let pinned = Pinned::new(&claim, &digests)?;
-            Ok((pinned, owned.missing(&digests)))
+        let pins = Arc::clone(&self.pins);
+        let missing = blocking(move || {
+            locked(&pins).add(&claim, &digests);
+            owned.missing(&digests)
         });
-        let (pinned, missing) = asked.await?;
-        self.pins().add(pinned);
-        Ok(missing)
+        Ok(missing.await)
     }
 
     /// What proofs are to be made with.
@@ -201,6 +200,7 @@ impl Files {
         let (digest, last) = (chunk.digest, chunk.last);
         let incoming = self.incoming(digest)?;
         let mut progress = Arc::clone(&incoming).lock_owned().await;
+        let pins = Arc::clone(&self.pins);
         let reply = blocking(move || {
             let next = match std::mem::take(&mut *progress) {
                 // What only others have sent is taken as if it were not here.
@@ -213,7 +213,12 @@ impl Files {
                 over @ (Progress::Refused(_) | Progress::Stored) => over,
             };
             let reply = match &next {
-                Progress::Refused(refusal) => Err(refusal.clone()),
+                Progress::Refused(refusal) => {
+                    if refusal.kind == RefusalKind::OutOfResources {
+                        locked(&pins).yield_to(digest);
+                    }
+                    Err(refusal.clone())
+                }
                 Progress::Stored => Ok(PutReply::Stored),
                 Progress::Awaited | Progress::Begun(_) => Ok(PutReply::More),
             };
@@ -221,10 +226,6 @@ impl Files {
             reply
         })
         .await;
-        let no_room = |refusal: &Refusal| refusal.kind == RefusalKind::OutOfResources;
-        if reply.as_ref().is_err_and(no_room) {
-            self.pins().yield_to(digest);
-        }
         if last || reply != Ok(PutReply::More) {
             self.forget(digest, &incoming);
         }
@@ -243,7 +244,8 @@ impl Files {
 
     pub(super) async fn lay(&self, entries: Vec<TreeEntry>) -> Result<(), Refusal> {
         let (claim, owned, sandbox) = (self.claim()?, self.owned()?, self.sandbox()?);
-        let laid = blocking(move || {
+        let pins = Arc::clone(&self.pins);
+        blocking(move || {
             let digests = entries.iter().filter_map(|entry| match &entry.node {
                 TreeNode::File { digest, .. } => Some(*digest),
                 TreeNode::Folder { .. } | TreeNode::Link { .. } => None,
@@ -251,12 +253,14 @@ impl Files {
             let digests: BTreeSet<Digest> = digests.collect();
             match owned.lacks(&digests) {
                 Some(digest) => Err(not_here(digest)),
-                None => sandbox.lay(&claim, &entries).map(|()| digests),
+                None => {
+                    sandbox.lay(&claim, &entries)?;
+                    locked(&pins).laid(&digests);
+                    Ok(())
+                }
             }
-        });
-        let laid = laid.await?;
-        self.pins().laid(&laid);
-        Ok(())
+        })
+        .await
     }
 
     /// Lays out a binary's files and folders.
@@ -279,10 +283,6 @@ impl Files {
         self.sandbox.get().cloned().ok_or_else(closed)
     }
 
-    fn pins(&self) -> MutexGuard<'_, Pins> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn store(&self) -> Result<Store, Refusal> {
         self.store.clone().ok_or_else(embedded)
     }
@@ -303,6 +303,11 @@ impl Files {
         }
         Ok(Arc::clone(uploads.entry(digest).or_default()))
     }
+}
+
+/// Whoever holds this may wait for the store: not for the runtime's threads.
+fn locked(pins: &Mutex<Pins>) -> MutexGuard<'_, Pins> {
+    pins.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says when it is dropped.

@@ -9,87 +9,69 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::protocol::Refusal;
-use crate::store::{Claim, Hold, Pin};
+use crate::store::{Claim, Pin, PinRoom};
 
-/// Digests of all lists: 8 MiB of them. Beyond that the oldest list goes, and what is evicted of it
-/// is sent again.
-const DIGESTS_MAX: usize = 256 * 1024;
-/// Lists at a time.
-const LISTS_MAX: usize = 1024;
-
-/// What a session waits for.
+/// What a session waits for, and what it has.
 #[derive(Default)]
 pub(super) struct Pins {
-    lists: VecDeque<Pinned>,
+    waiting: Vec<Pinned>,
     /// All of these is laid out.
     used: VecDeque<Pinned>,
 }
 
 /// Blobs that are kept, of one question for what is missing.
-pub(super) struct Pinned {
+struct Pinned {
     awaited: BTreeSet<Digest>,
     pin: Pin,
-    _hold: Hold,
-}
-
-impl Pinned {
-    /// Keeps these blobs from now on, if they are here or when they come.
-    ///
-    /// # Errors
-    /// As [`Claim::hold`].
-    pub(super) fn new(claim: &Arc<Claim>, digests: &[Digest]) -> Result<Self, Refusal> {
-        let hold = claim.hold(size_of_val(digests) as u64)?;
-        let pin = claim.store().pin(digests);
-        Ok(Self { awaited: digests.iter().copied().collect(), pin, _hold: hold })
-    }
+    _room: PinRoom,
 }
 
 impl Pins {
-    pub(super) fn add(&mut self, pinned: Pinned) {
-        if pinned.awaited.is_empty() {
+    /// Keeps these blobs from now on, if they are here or when they come. Of a client that counts on
+    /// too many those stay unprotected that it asks for last: what is evicted of them is sent again.
+    pub(super) fn add(&mut self, claim: &Arc<Claim>, digests: &[Digest]) {
+        let awaited = BTreeSet::from_iter(digests.iter().copied());
+        if awaited.is_empty() {
             return;
         }
-        self.lists.push_back(pinned);
-        while self.lists.len() > LISTS_MAX || self.lists.len() > 1 && self.len() > DIGESTS_MAX {
-            self.lists.pop_front();
-        }
+        let room = loop {
+            match claim.pins(awaited.len()) {
+                Some(room) => break room,
+                // What was used is worth less than what will be.
+                None if self.used.pop_front().is_some() => {}
+                None => return,
+            }
+        };
+        let pin = claim.store().pin(&awaited);
+        self.waiting.push(Pinned { awaited, pin, _room: room });
     }
 
     /// These lie where tests will find them.
     pub(super) fn laid(&mut self, digests: &BTreeSet<Digest>) {
-        for list in &mut self.lists {
+        for list in &mut self.waiting {
             list.awaited.retain(|digest| !digests.contains(digest));
         }
-        let lists = std::mem::take(&mut self.lists).into_iter();
-        let (mut done, waiting): (VecDeque<_>, _) = lists.partition(|list| list.awaited.is_empty());
-        self.lists = waiting;
-        done.iter_mut().for_each(|list| list.pin.loosen());
-        self.used.extend(done);
-        let too_many = self.used.len().saturating_sub(LISTS_MAX);
-        self.used.drain(..too_many);
+        for mut list in self.waiting.extract_if(.., |list| list.awaited.is_empty()) {
+            list.pin.loosen();
+            self.used.push_back(list);
+        }
     }
 
     /// There was no room for this blob: nothing else is kept but what is waited for together with
     /// it. Whoever waits for the rest sends again what of it is gone.
     pub(super) fn yield_to(&mut self, digest: Digest) {
-        self.lists.retain(|list| list.awaited.contains(&digest));
-    }
-
-    fn len(&self) -> usize {
-        self.lists.iter().map(|list| list.awaited.len()).sum()
+        self.waiting.retain(|list| list.awaited.contains(&digest));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
     use crate::protocol::{Encoding, Freed};
     use crate::store::Store;
-
-    fn list(claim: &Arc<Claim>, digests: &[Digest]) -> Pinned {
-        Pinned::new(claim, digests).unwrap()
-    }
 
     #[test]
     fn blobs_are_kept_until_all_that_was_asked_for_with_them_is_laid_out() {
@@ -104,10 +86,9 @@ mod tests {
         });
         let claim = Arc::new(store.claim(Some("key")));
         let mut pins = Pins::default();
-        pins.add(list(&claim, &[]));
-        pins.add(list(&claim, &blobs[..2]));
-        pins.add(list(&claim, &blobs[1..]));
-        assert_eq!((pins.lists.len(), pins.len()), (2, 4));
+        pins.add(&claim, &[]);
+        pins.add(&claim, &blobs[..2]);
+        pins.add(&claim, &blobs[1..]);
 
         let here = |blobs: &[Digest]| blobs.iter().filter(|it| store.contains(**it)).count();
         // One block is free.
@@ -129,19 +110,48 @@ mod tests {
         assert!(crowd(&[7; 3 * 4096]));
     }
 
+    /// The room that lists of pins take on the disk.
+    fn pinned(folder: &Path) -> u64 {
+        let live = fs::read_dir(folder.join("v1/live")).unwrap().next().unwrap().unwrap().path();
+        let files = fs::read_dir(live).unwrap().map(|file| file.unwrap());
+        let lists = files.filter(|file| file.path().extension().is_none() && is_list(&file.path()));
+        lists.map(|file| file.metadata().unwrap().len()).sum()
+    }
+
+    fn is_list(path: &Path) -> bool {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("pin-") || name.starts_with("loose-")
+    }
+
     #[test]
-    fn so_many_digests_are_kept_in_mind_and_no_more() {
+    fn a_client_pins_so_much_over_all_its_connections_and_each_digest_once() {
+        const LIST: usize = 100_000;
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), 1 << 20).unwrap();
-        let claim = Arc::new(store.claim(None));
-        let mut pins = Pins::default();
-        for number in 0..=LISTS_MAX as u64 {
-            pins.add(list(&claim, &[Digest::of(&number.to_le_bytes())]));
+        let claims = ["greedy", "greedy", "greedy", "honest"].map(|key| store.claim(Some(key)));
+        let claims = claims.map(Arc::new);
+        let digests = |of: u8| -> Vec<Digest> {
+            let digest = |number: u32| {
+                let mut bytes = [of; 32];
+                bytes[..4].copy_from_slice(&number.to_be_bytes());
+                Digest::from(bytes)
+            };
+            (0..LIST as u32).map(digest).collect()
+        };
+        let mut pins = claims.each_ref().map(|_| Pins::default());
+        pins[0].add(&claims[0], &vec![digests(0)[0]; LIST]);
+        assert_eq!(pinned(folder.path()), 32);
+        for (number, (pins, claim)) in pins.iter_mut().zip(&claims).enumerate() {
+            pins.add(claim, &digests(number as u8));
         }
-        assert_eq!(pins.lists.len(), LISTS_MAX);
-        let many: Vec<_> =
-            (0..DIGESTS_MAX as u64).map(|number| Digest::of(&number.to_le_bytes())).collect();
-        pins.add(list(&claim, &many));
-        assert_eq!((pins.lists.len(), pins.len()), (1, DIGESTS_MAX));
+        assert_eq!(pinned(folder.path()), 32 + 3 * 32 * LIST as u64, "one too many of three");
+
+        // What was used makes room for what will be.
+        pins[1].laid(&digests(1).into_iter().collect());
+        pins[1].add(&claims[1], &digests(4));
+        assert_eq!(pins[1].used.len(), 0);
+        assert_eq!(pins[1].waiting.len(), 1);
+        drop(pins);
+        assert_eq!(pinned(folder.path()), 0);
     }
 }

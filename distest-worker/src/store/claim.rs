@@ -1,20 +1,25 @@
-//! What one client takes of the disk beside blobs: files that are laid out, lists of pins.
+//! What one client takes beside blobs: files that are laid out, lists of pins.
 //!
 //! All connections of a key count together. Who needs no key could fill the disk anyway.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Store, on_disk};
+use crate::digest::Digest;
 use crate::protocol::{Refusal, RefusalKind};
 
 /// All that a client has laid out takes at most this many times what the store may keep: several
 /// of its runs may be under way.
 const TIMES_STORE_MAX: u64 = 4;
 
-/// Room for a file that comes and goes. Given back when it is dropped.
-pub struct Hold {
+/// All lists of pins of a client take no more than this, in bytes of disk; in memory it is a few
+/// times as much. Whoever makes room reads all of them.
+const PINS_BYTES_MAX: u64 = 8 << 20;
+
+/// Room for a list of pins. Given back when it is dropped.
+pub struct PinRoom {
     claim: Arc<Claim>,
-    size: u64,
+    bytes: u64,
 }
 
 /// Room on the disk for one connection. Given back when it is dropped.
@@ -60,39 +65,45 @@ impl Claim {
         Ok(())
     }
 
-    /// Gives back so much of the room that this connection has.
-    fn give_back(&self, bytes: u64) {
-        let Some(key) = &self.key else { return };
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = bytes.min(*held);
-        *held -= bytes;
-        let mut claims = self.store.inner.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(all) = claims.get_mut(key) {
-            *all = all.saturating_sub(bytes);
-            if *all == 0 {
-                claims.remove(key);
-            }
+    /// Takes room for a list of so many pins; none if the client has as many as it may have.
+    pub fn pins(self: &Arc<Self>, digests: usize) -> Option<PinRoom> {
+        let bytes = on_disk((digests * size_of::<Digest>()) as u64);
+        let room = || PinRoom { claim: Arc::clone(self), bytes };
+        let Some(key) = &self.key else { return Some(room()) };
+        let mut pinned = self.store.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = pinned.entry(key.clone()).or_default();
+        let fits = *all + bytes <= PINS_BYTES_MAX;
+        if fits {
+            *all += bytes;
         }
-    }
-
-    /// Takes room for a file of so many bytes until what is returned is dropped.
-    ///
-    /// # Errors
-    /// As [`Self::file`].
-    pub fn hold(self: &Arc<Self>, size: u64) -> Result<Hold, Refusal> {
-        self.file(size, None)?;
-        Ok(Hold { claim: Arc::clone(self), size })
+        fits.then(room)
     }
 }
 
-impl Drop for Hold {
+impl Drop for PinRoom {
     fn drop(&mut self) {
-        self.claim.give_back(on_disk(self.size));
+        let Claim { store, key, .. } = &*self.claim;
+        let Some(key) = key else { return };
+        let mut pinned = store.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(all) = pinned.get_mut(key) {
+            *all -= self.bytes;
+            if *all == 0 {
+                pinned.remove(key);
+            }
+        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.give_back(u64::MAX);
+        let Some(key) = &self.key else { return };
+        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = self.store.inner.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(all) = claims.get_mut(key) {
+            *all = all.saturating_sub(held);
+            if *all == 0 {
+                claims.remove(key);
+            }
+        }
     }
 }

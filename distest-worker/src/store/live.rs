@@ -86,7 +86,7 @@ impl Live {
             name.starts_with(PIN_PREFIX.as_bytes())
                 || hold == Hold::Any && name.starts_with(LOOSE_PREFIX.as_bytes())
         };
-        let mut pinned = Pinned::new();
+        let mut pinned = Vec::new();
         for entry in fs::read_dir(&self.all)? {
             let dir = entry?.path();
             if dir != self.dir && owner_if_dead(&dir).is_some() {
@@ -103,7 +103,8 @@ impl Live {
                 }
             }
         }
-        Ok(pinned)
+        // Far quicker than adding one after the other.
+        Ok(Pinned::from_iter(pinned))
     }
 }
 

@@ -5,13 +5,13 @@
 //! and processes add to it at its end and read what others added; whatever is lost of it is proved
 //! again. It names blobs that were evicted, too: their client had them, and may send them again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 
@@ -35,7 +35,10 @@ pub struct Owned {
     store: Store,
 }
 
-struct OfKey {
+/// What is known of keys that are there.
+pub(super) type Shared = Mutex<BTreeMap<String, Weak<OfKey>>>;
+
+pub(super) struct OfKey {
     file: PathBuf,
     known: Mutex<Known>,
 }
@@ -75,8 +78,15 @@ impl Owned {
     /// anyway, and may use all.
     pub(super) fn of(store: &Store, key: Option<&str>) -> Self {
         let of = key.map(|key| {
+            let mut shared = store.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(of) = shared.get(key).and_then(Weak::upgrade) {
+                return of;
+            }
+            shared.retain(|_, of| of.strong_count() > 0);
             let file = store.inner.owners.join(key);
-            Arc::new(OfKey { file, known: Mutex::default() })
+            let of = Arc::new(OfKey { file, known: Mutex::default() });
+            shared.insert(key.to_owned(), Arc::downgrade(&of));
+            of
         });
         Self { of, store: store.clone() }
     }
