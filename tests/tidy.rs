@@ -88,7 +88,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("copying", &["protocol", "sandbox"]),
     ("protocol", &["digest", "globs", "hello", "link", "proof", "sandbox", "session"]),
     ("hello", &["packed", "protocol"]),
-    ("identity", &["log"]),
+    ("identity", &["log", "shown"]),
     ("packed", &[]),
     ("memory", &[]),
     ("upgrade", &["digest", "protocol", "sandbox", "store"]),

@@ -5,6 +5,10 @@ use std::fmt;
 
 use super::key::PublicKey;
 use super::permission::Permissions;
+use crate::shown;
+
+/// Characters of a name.
+const NAME_CHARS_MAX: usize = 100;
 
 /// What is known of one authorized key.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,9 +78,11 @@ impl fmt::Display for Authorized {
     }
 }
 
-/// A name from outside, fit for a line of a file.
+/// A name from outside, fit for a line of a file: nothing in it can be read as a key, nor acts on a
+/// terminal.
 pub(super) fn one_line(name: &str) -> String {
-    let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+    let name: String = name.chars().filter(|c| !shown::acts(*c)).take(NAME_CHARS_MAX).collect();
+    let name = name.replace("ed25519:", "ed25519-");
     let name = name.trim();
     if name.is_empty() { "unnamed".to_owned() } else { name.to_owned() }
 }
@@ -114,9 +120,13 @@ mod tests {
     fn a_name_cannot_add_a_line() {
         let key = PrivateKey::generate().unwrap().public();
         let other = PrivateKey::generate().unwrap().public();
-        let name = format!("x\n{other} admin y");
-        let line = Authorized { permissions: Permissions::all(), name }.line(&key);
-        let (keys, _) = AuthorizedKeys::parse(&line);
-        assert!(keys.get(&other).is_none());
+        for between in ["\n", "\r", "\u{85}", "\u{2028}", " ", ","] {
+            let name = format!("x{between}{other} admin y");
+            let line = Authorized { permissions: Permissions::usual(), name }.line(&key);
+            let (keys, wrong) = AuthorizedKeys::parse(&line);
+            assert!(wrong.is_empty() && keys.iter().count() == 1, "{line}");
+            assert_eq!(keys.get(&key).unwrap().permissions, Permissions::usual());
+            assert!(!line.contains(&other.to_string()), "{line}");
+        }
     }
 }

@@ -48,6 +48,14 @@ pub enum IdentityError {
         /// Why.
         error: KeyError,
     },
+    /// A key that was to be removed is named by it all the same.
+    #[error("{key} was removed from {}, which still names it", path.display())]
+    StillThere {
+        /// Which file.
+        path: PathBuf,
+        /// The key.
+        key: PublicKey,
+    },
     /// Reading or writing failed.
     #[error("could not {what} {}: {error}", path.display())]
     Io {
@@ -71,6 +79,9 @@ impl IdentityError {
             }
             Self::NoFile { path, .. } => {
                 format!("put a file in place of {}, or name another one", path.display())
+            }
+            Self::StillThere { path, .. } => {
+                format!("look whether somebody else writes {}, and do it again", path.display())
             }
             Self::Io { path, .. } => format!("check the permissions of {}", path.display()),
         }
@@ -250,24 +261,32 @@ fn other_than_file(kind: fs::FileType) -> Option<&'static str> {
     }
 }
 
-/// Adds a line to a list, or makes the list. Lines of the same key are replaced: `make` gets the last
-/// of them, which is the one that counts.
+/// Adds a line to a list, or makes the list. Lines that begin with the same key are replaced: `make`
+/// gets the last of them, which is the one that counts.
 pub(super) fn add_line(
     path: &Path,
     key: &PublicKey,
     make: impl FnOnce(Option<&str>) -> String,
 ) -> Result<(), IdentityError> {
-    edit(path, key, |last| Some(make(last))).map(|_| ())
+    let key = key.to_string();
+    let of_key = |line: &str| line.split_whitespace().next() == Some(&key);
+    let without = |line: &str| of_key(line).then(String::new);
+    edit(path, without, |last| Some(make(last))).map(|_| ())
 }
 
-/// Removes the lines of a key; answers whether there were any.
-pub(super) fn remove_lines(path: &Path, key: &PublicKey) -> Result<bool, IdentityError> {
-    edit(path, key, |_| None)
+/// Puts what `other` makes of a line in its place, or nothing if that is empty, and adds a line at
+/// the end; answers whether a line was another.
+pub(super) fn rewrite(
+    path: &Path,
+    other: impl Fn(&str) -> Option<String>,
+    add: Option<String>,
+) -> Result<bool, IdentityError> {
+    edit(path, other, |_| add)
 }
 
 fn edit(
     path: &Path,
-    key: &PublicKey,
+    other: impl Fn(&str) -> Option<String>,
     make: impl FnOnce(Option<&str>) -> Option<String>,
 ) -> Result<bool, IdentityError> {
     if let Some(folder) = path.parent() {
@@ -275,20 +294,18 @@ fn edit(
     }
     let _lock = lock(path)?;
     let old = read(path, Exposure::Public)?.unwrap_or_default();
-    let key = key.to_string();
-    let of_key = |line: &&str| line.split_whitespace().next() == Some(&key);
-    let last = old.lines().rfind(of_key);
-    let mut new: String = old.lines().filter(|line| !of_key(line)).fold(
-        String::with_capacity(old.len()),
-        |mut text, line| {
-            text.push_str(line);
-            text.push('\n');
-            text
-        },
-    );
+    let mut new = String::with_capacity(old.len());
+    let mut last = None;
+    for line in old.lines() {
+        let other = other(line);
+        last = other.as_ref().map(|_| line).or(last);
+        match other.as_deref().unwrap_or(line) {
+            "" if other.is_some() => {}
+            line => new.extend([line, "\n"]),
+        }
+    }
     if let Some(line) = make(last) {
-        new.push_str(&line);
-        new.push('\n');
+        new.extend([line.as_str(), "\n"]);
     }
     if new != old {
         replace(path, &new, 0o600)?;
@@ -412,8 +429,9 @@ mod tests {
         add(&b, &two, None);
         add(&a, &three, Some(&one));
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{b} two\n{a} three\n"));
-        assert!(remove_lines(&path, &b).unwrap());
-        assert!(!remove_lines(&path, &b).unwrap());
+        let without_b = |line: &str| line.starts_with(&b.to_string()).then(String::new);
+        assert!(rewrite(&path, without_b, None).unwrap());
+        assert!(!rewrite(&path, without_b, None).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{a} three\n"));
     }
 }

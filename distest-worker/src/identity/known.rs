@@ -5,7 +5,10 @@ use std::path::Path;
 
 use super::authorized::one_line;
 use super::files::{self, Exposure, IdentityError};
-use super::key::PublicKey;
+use super::key::{KeyError, PublicKey};
+
+/// What stands between words.
+const SEPARATORS: [char; 4] = [' ', '\t', ',', '\r'];
 
 /// What a client knows of one worker.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,31 +28,21 @@ pub struct KnownWorkers {
 impl KnownWorkers {
     /// Reads a file's text; keys alone, in one line or several, will do too. What makes no sense
     /// is left out and told of.
+    ///
+    /// Only keys at the beginning of a line are any: behind an address all is a name, whatever it
+    /// looks like, because others choose names.
     pub fn parse(text: &str) -> (Self, Vec<String>) {
         let mut workers = BTreeMap::new();
         let mut wrong = Vec::new();
         for (index, line) in text.lines().enumerate() {
-            if line.trim_start().starts_with('#') {
-                continue;
+            let Line { keys, rest } = Line::of(line);
+            for key in &keys {
+                workers.insert(*key, KnownWorker { address: "-".to_owned(), name: String::new() });
             }
-            let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty()).peekable();
-            while let Some(word) = words.next() {
-                let key = match word.parse::<PublicKey>() {
-                    Ok(key) => key,
-                    Err(error) => {
-                        wrong.push(format!("line {}: {error}", index + 1));
-                        break;
-                    }
-                };
-                let mut next = || words.next_if(|word| word.parse::<PublicKey>().is_err());
-                let address = next().unwrap_or("-").to_owned();
-                let mut name = Vec::new();
-                while let Some(word) = next() {
-                    name.push(word);
-                }
-                // Whose key alone is known is called nothing.
-                let name = if name.is_empty() { String::new() } else { one_line(&name.join(" ")) };
-                workers.insert(key, KnownWorker { address, name });
+            match keys.last() {
+                _ if rest.is_empty() => {}
+                Some(key) => _ = workers.insert(*key, KnownWorker::of_words(rest)),
+                None => wrong.push(format!("line {}: {}", index + 1, KeyError::Public)),
             }
         }
         (Self { workers }, wrong)
@@ -69,15 +62,20 @@ impl KnownWorkers {
     /// # Errors
     /// The file can't be written.
     pub fn remember(path: &Path, key: &PublicKey, it: &KnownWorker) -> Result<(), IdentityError> {
-        files::add_line(path, key, |_| it.line(key))
+        let without = |line: &str| Line::of(line).without(key);
+        files::rewrite(path, without, Some(it.line(key))).map(|_| ())
     }
 
     /// Removes a key from a file; answers whether it was there.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// The file can't be written, or still names the key.
     pub fn forget(path: &Path, key: &PublicKey) -> Result<bool, IdentityError> {
-        files::remove_lines(path, key)
+        let there = files::rewrite(path, |line| Line::of(line).without(key), None)?;
+        match Self::load(path)?.0.knows(key) {
+            true => Err(IdentityError::StillThere { path: path.to_owned(), key: *key }),
+            false => Ok(there),
+        }
     }
 
     /// Whether a worker at `address` (`HOST:PORT`) with this key is known. Where an address became
@@ -121,7 +119,59 @@ impl KnownWorkers {
 impl KnownWorker {
     /// The line of a file that says this of `key`.
     pub fn line(&self, key: &PublicKey) -> String {
-        format!("{key} {} {}", self.address, one_line(&self.name))
+        // What isn't one word would be read as something else.
+        let address = Some(self.address.as_str()).filter(|it| Line::words(it).eq([*it]));
+        let address = address.filter(|it| it.parse::<PublicKey>().is_err()).unwrap_or("-");
+        format!("{key} {address} {}", one_line(&self.name))
+    }
+
+    /// What a line says behind its key.
+    fn of_words(rest: &str) -> Self {
+        let address = Line::words(rest).next().unwrap_or("-");
+        let name = rest[address.len()..].trim_matches(SEPARATORS);
+        // Whose name isn't told is called nothing.
+        let name = if name.is_empty() { String::new() } else { one_line(name) };
+        Self { address: address.to_owned(), name }
+    }
+}
+
+/// A line of the file: keys, and what is known of the last of them.
+struct Line<'a> {
+    keys: Vec<PublicKey>,
+    /// The address and the name; empty if there is nothing but keys.
+    rest: &'a str,
+}
+
+impl<'a> Line<'a> {
+    fn of(line: &'a str) -> Self {
+        let mut rest = line.trim_matches(SEPARATORS);
+        let mut keys = Vec::new();
+        if rest.starts_with('#') {
+            return Self { keys, rest: "" };
+        }
+        while let Some(word) = Self::words(rest).next()
+            && let Ok(key) = word.parse()
+        {
+            keys.push(key);
+            rest = rest[word.len()..].trim_start_matches(SEPARATORS);
+        }
+        Self { keys, rest }
+    }
+
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split(SEPARATORS).filter(|word| !word.is_empty())
+    }
+
+    /// What is left of the line without a key, if it names it.
+    fn without(&self, key: &PublicKey) -> Option<String> {
+        if !self.keys.contains(key) {
+            return None;
+        }
+        let others = self.keys.iter().filter(|it| *it != key).map(PublicKey::to_string);
+        let rest = self.rest.to_owned();
+        // What is known is known of the last key.
+        let kept = self.keys.last() != Some(key) && !rest.is_empty();
+        Some(others.chain(kept.then_some(rest)).collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -152,5 +202,64 @@ mod tests {
         assert_eq!(workers.get(&a).unwrap().name, "");
         let (workers, wrong) = KnownWorkers::parse(&format!("{a} {b}\nnonsense"));
         assert_eq!((workers.iter().count(), wrong.len()), (2, 1));
+        let (workers, wrong) = KnownWorkers::parse(&format!(" {a}, {b}  h:1\tmine, too \r\n\n"));
+        assert!(wrong.is_empty() && workers.get(&a).unwrap().name.is_empty());
+        let known = KnownWorker { address: "h:1".to_owned(), name: "mine, too".to_owned() };
+        assert_eq!(workers.get(&b), Some(&known));
+    }
+
+    #[test]
+    fn a_name_introduces_and_redirects_no_key() {
+        let [victim, own, new] = [(); 3].map(|()| PrivateKey::generate().unwrap().public());
+        let victims = KnownWorker { address: "h:1".to_owned(), name: "victim".to_owned() };
+        let names = [
+            format!("x {victim} 127.0.0.1:1 victim"),
+            format!("{new}"),
+            format!("{new} 127.0.0.1:1 x"),
+            format!("x,{new},{victim}"),
+            format!("x\n{new} 127.0.0.1:1 x"),
+            format!("\r{new} h:2\u{2028}{new}\u{85}{victim}"),
+            format!("# {victim}"),
+            format!("{}{victim} -", "x".repeat(90)),
+            " , ".to_owned(),
+            String::new(),
+        ];
+        for (name, address) in names.iter().flat_map(|it| {
+            ["-", "h:2", "", "h:2 x", it.as_str()].map(|address| (it.clone(), address))
+        }) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("known_workers");
+            KnownWorkers::remember(&path, &victim, &victims).unwrap();
+            let it = KnownWorker { address: address.to_owned(), name: name.clone() };
+            KnownWorkers::remember(&path, &own, &it).unwrap();
+            let (known, wrong) = KnownWorkers::load(&path).unwrap();
+            assert_eq!((known.iter().count(), wrong.len()), (2, 0), "{name:?} at {address:?}");
+            assert_eq!(known.get(&victim), Some(&victims), "{name:?} at {address:?}");
+            let line = std::fs::read_to_string(&path).unwrap();
+            let line = line.lines().last().unwrap();
+            let keys = line.split([' ', ',']).filter(|it| it.parse::<PublicKey>().is_ok());
+            assert_eq!(keys.count(), 1, "nor is anything else to be taken for a key: {line}");
+            assert!(KnownWorkers::forget(&path, &own).unwrap());
+            let (known, _) = KnownWorkers::load(&path).unwrap();
+            assert!(!known.knows(&own) && known.iter().count() == 1, "{name:?} at {address:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_forgotten_wherever_it_stands() {
+        let [a, b, c] = [(); 3].map(|()| PrivateKey::generate().unwrap().public());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("known_workers");
+        for (key, left) in [
+            (a, format!("# {a} mine\n{b} {c} h:1 x\n{c}\n")),
+            (b, format!("# {a} mine\n{a} {c} h:1 x\n{a} {c}\n")),
+            (c, format!("# {a} mine\n{a} {b}\n{a}\n")),
+        ] {
+            std::fs::write(&path, format!("# {a} mine\n{a},{b} {c} h:1 x\n{a} {c}\n{key}\n"))
+                .unwrap();
+            assert!(KnownWorkers::forget(&path, &key).unwrap());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), left);
+            assert!(!KnownWorkers::forget(&path, &key).unwrap());
+        }
     }
 }
