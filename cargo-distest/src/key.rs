@@ -17,7 +17,9 @@ pub fn key(command: &KeyCommand) -> Result<String, Failure> {
     match command {
         KeyCommand::Show => {
             let cwd = std::env::current_dir().unwrap_or_default();
-            let identity = IdentitySettings::of_environment(&|name| std::env::var(name).ok(), &cwd);
+            let identity =
+                IdentitySettings::of_environment(&|name| std::env::var(name).ok(), &cwd)?;
+            identity.check()?;
             let key = fleet::own_key(&identity).map_err(|(reason, hint)| Failure {
                 hint,
                 ..Failure::new(ExitCode::Setup, reason)

@@ -133,6 +133,7 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let facts = Facts { cores, workspace_root: workspace.root.clone(), cwd };
     let resolved = settings::resolve(args, &env, &files, &facts)?;
+    resolved.settings.fleet.identity.check()?;
     let (mut settings, mut warnings) = (resolved.settings, resolved.warnings);
     if let Some(Trouble { reason, hint }) = fleet::add_known(&mut settings.fleet) {
         let FleetSettings { workers, on, .. } = &settings.fleet;

@@ -27,7 +27,7 @@ use distest_worker::identity::PublicKey;
 
 pub use config::{ConfigFiles, ConfigText, Dialect, user_config_path};
 pub use constraints::{ConstraintSettings, GLOBAL, Network, Override, TestGroup, check_services};
-pub use identity::{EMPTY_KEY, IdentitySettings, KeySource};
+pub use identity::{EMPTY_KEY, IdentitySettings, KeySource, KnownSource};
 pub use resolve::{Environment, Facts, Resolved, Warning, compile_settings, resolve};
 pub use travel::TravelSettings;
 pub(crate) use travel::parse_pattern;

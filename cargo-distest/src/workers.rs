@@ -42,7 +42,8 @@ pub async fn workers(
 ) -> Result<ExitCode, Failure> {
     let cwd = std::env::current_dir().unwrap_or_default();
     let environment = |name: &str| std::env::var(name).ok();
-    let identity = &IdentitySettings::of_environment(&environment, &cwd);
+    let identity = &IdentitySettings::of_environment(&environment, &cwd)?;
+    identity.check()?;
     let command = match &args.command {
         None => return list(&args.list, &cwd, print).await,
         Some(command) => command,
@@ -120,7 +121,9 @@ fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failu
     args.fleet.worker = workers.to_owned();
     let environment = |name: &str| std::env::var(name).ok();
     let facts = Facts { cores: 1, workspace_root, cwd: cwd.to_owned() };
-    Ok(settings::resolve(&args, &environment, &files, &facts)?.settings)
+    let settings = settings::resolve(&args, &environment, &files, &facts)?.settings;
+    settings.fleet.identity.check()?;
+    Ok(settings)
 }
 
 /// The workers of these names, or all that are there: then whoever can't be reached is told of.

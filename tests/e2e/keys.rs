@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("keys::a_key_without_the_permission_runs_nothing", without_permission),
         case("keys::a_key_that_others_can_read_is_refused", exposed_key),
         case("keys::an_empty_key_is_one_notice", empty_key),
+        case("keys::what_is_no_key_of_a_worker_ends_every_command", unknown_keys),
         case("keys::a_list_that_is_no_file_is_told_at_the_start", no_list),
         case("keys::a_relay_changes_nothing", relay),
         case("keys::a_command_shows_and_makes_them", command),
@@ -216,4 +217,27 @@ fn command(scratch: &Scratch) {
     assert_eq!(shown("ci").stdout, of_ci);
     assert_ne!(of_ci.trim(), key);
     shown("").complains(96, &["DISTEST_KEY is empty"]);
+    let secret = "MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp";
+    for value in ["/nonexistent", secret] {
+        let told = shown(value);
+        told.complains(96, &["neither the path of a file", "key new --out FILE"]);
+        assert!(!told.stderr.contains(secret), "{}", told.stderr);
+    }
+}
+
+fn unknown_keys(scratch: &Scratch) {
+    let fixture = Fixture::named("paths");
+    for value in ["rubbish", "no/rubbish", "ed25519:rubbish"] {
+        let all: [&[&str]; 5] =
+            [&["workers"], &["exec", "--all", "--", "true"], &["key", "show"], &["list"], &["run"]];
+        for args in all {
+            let call = Client::call(scratch, &fixture.root, args);
+            let told = call.env("DISTEST_KNOWN_WORKERS", value).finish();
+            told.complains(2, &["DISTEST_KNOWN_WORKERS", "rubbish`"]);
+        }
+        let call = Client::call(scratch, scratch.path(), &["doctor"]);
+        let told = call.env("DISTEST_KNOWN_WORKERS", value).finish();
+        assert_eq!(told.code(), 96, "{}", told.stdout);
+        assert!(told.stdout.contains("WRONG  configuration: invalid"), "{}", told.stdout);
+    }
 }

@@ -87,6 +87,10 @@ fn idle_only(scratch: &Scratch) {
     let presence = scratch.join("terminal");
     used(&presence, Duration::ZERO);
     let path = presence.display().to_string();
+    // Where nobody could ever be seen politeness would be off.
+    let args = ["worker", "serve", "--listen", "127.0.0.1:0", "--idle-only", "--presence"];
+    let nowhere = Client::call(scratch, scratch.path(), &args).args(["/no/such/terminal"]).finish();
+    nowhere.complains(96, &["--presence /no/such/terminal", "hint: name a file or folder"]);
     let worker = polite(scratch, "w1", 1, &["--idle-only", "--presence", &path]);
     run_on(scratch, &worker).complains(97, &["somebody is there", &path]);
     used(&presence, LONG_AGO);

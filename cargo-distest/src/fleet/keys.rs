@@ -10,7 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Unusable;
 use super::discover::Found;
 use super::greeting::Names;
-use crate::settings::{IdentitySettings, KeySource};
+use crate::settings::{IdentitySettings, KeySource, KnownSource};
+
+/// What to do where `DISTEST_KEY` is of no use.
+const NAME_A_KEY: &str = "set it to the path or to the text (`-----BEGIN PRIVATE KEY-----`…) of a key: \
+                          `cargo distest key new --out FILE` makes one; or unset it";
 
 /// Our key and the keys that we know.
 #[derive(Clone, Debug)]
@@ -39,16 +43,21 @@ impl Keys {
         let ours = match &settings.key {
             KeySource::Nowhere => return Err(Unusable::new("DISTEST_KEY is empty")),
             KeySource::Text(text) => text.parse().map_err(|error| {
-                Unusable::new(format!("could not read DISTEST_KEY: {error}"))
-                    .hint("`cargo distest key new` makes a key")
+                Unusable::new(format!("could not read DISTEST_KEY: {error}")).hint(NAME_A_KEY)
             })?,
             KeySource::File(path) => {
-                PrivateKey::load(path).map_err(unusable)?.ok_or_else(|| {
-                    Unusable::new(format!(
-                        "DISTEST_KEY names {}, and there is no such file",
-                        path.display()
-                    ))
-                    .hint("`cargo distest key new` makes a key")
+                let loaded = PrivateKey::load(path).map_err(|error| match error {
+                    // None is made there.
+                    IdentityError::Malformed { .. } => unusable(error).hint(NAME_A_KEY),
+                    other => unusable(other),
+                });
+                loaded?.ok_or_else(|| {
+                    // What it says may be a key after all, so it is not repeated.
+                    Unusable::new(
+                        "DISTEST_KEY is neither the path of a file that is there nor the text of \
+                         a private key",
+                    )
+                    .hint(NAME_A_KEY)
                 })?
             }
             KeySource::User => {
@@ -61,8 +70,10 @@ impl Keys {
         if let Some(folder) = &folder {
             known = read_known(&folder.known_workers())?;
         }
-        if let Some(text) = &settings.known_workers {
-            known = known.with(known_in_environment(text)?);
+        match &settings.known_workers {
+            None => {}
+            Some(KnownSource::Keys(keys)) => known = known.with(keys.clone()),
+            Some(KnownSource::File(path)) => known = known.with(read_known(path)?),
         }
         Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
     }
@@ -181,17 +192,6 @@ impl Keys {
             }
         }
         Unusable { reason, hint, spare: None }
-    }
-}
-
-fn known_in_environment(text: &str) -> Result<KnownWorkers, Unusable> {
-    if !text.contains("ed25519:") {
-        return read_known(std::path::Path::new(text));
-    }
-    let (known, wrong) = KnownWorkers::parse(text);
-    match wrong.first() {
-        Some(wrong) => Err(Unusable::new(format!("DISTEST_KNOWN_WORKERS, {wrong}"))),
-        None => Ok(known),
     }
 }
 

@@ -466,6 +466,7 @@ pub(super) fn settings_here() -> Result<Resolved, Failure> {
     let facts = Facts { cores, workspace_root: root, cwd };
     let env = |name: &str| std::env::var(name).ok();
     let mut resolved = settings::resolve(&RunArgs::default(), &env, &files, &facts)?;
+    resolved.settings.fleet.identity.check()?;
     let fleet = &mut resolved.settings.fleet;
     if fleet.local_slots == LocalSlots::Auto {
         fleet.local_slots = LocalSlots::Count(0);

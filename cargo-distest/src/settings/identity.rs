@@ -3,16 +3,34 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use distest_worker::identity::KnownWorkers;
+use distest_worker::registry::place;
+use distest_worker::shown;
+
 use super::resolve::{Environment, Warning};
 use super::{Fallback, FleetSettings, LocalSlots};
+use crate::failure::{ExitCode, Failure};
+
+/// Characters that are shown of what should be a key: less than would tell anything of a private
+/// one that is here by mistake.
+const SHOWN_CHARS_MAX: usize = 20;
 
 /// Who we are to workers, and which of them we know.
 #[derive(Clone, Debug, Default)]
 pub struct IdentitySettings {
     /// `DISTEST_KEY`.
     pub key: KeySource,
-    /// `DISTEST_KNOWN_WORKERS`: keys, or the path of a file with keys. Beside the user's file.
-    pub known_workers: Option<String>,
+    /// `DISTEST_KNOWN_WORKERS`. Beside the user's file.
+    pub known_workers: Option<KnownSource>,
+}
+
+/// Where more keys of workers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KnownSource {
+    /// Here.
+    Keys(KnownWorkers),
+    /// In this file.
+    File(PathBuf),
 }
 
 /// Where our private key is.
@@ -31,7 +49,10 @@ pub enum KeySource {
 
 impl IdentitySettings {
     /// What the environment says. Relative paths start from `cwd`.
-    pub fn of_environment(env: &Environment<'_>, cwd: &Path) -> Self {
+    ///
+    /// # Errors
+    /// [`ExitCode::Usage`]: `DISTEST_KNOWN_WORKERS` has keys, and something that is none.
+    pub fn of_environment(env: &Environment<'_>, cwd: &Path) -> Result<Self, Failure> {
         let key = match env("DISTEST_KEY") {
             None => KeySource::User,
             Some(text) if text.trim().is_empty() => KeySource::Nowhere,
@@ -39,8 +60,63 @@ impl IdentitySettings {
             Some(path) => KeySource::File(cwd.join(path)),
         };
         let known_workers = env("DISTEST_KNOWN_WORKERS").filter(|text| !text.trim().is_empty());
-        Self { key, known_workers }
+        let known_workers = known_workers.map(|text| known_source(&text, cwd)).transpose();
+        Ok(Self { key, known_workers: known_workers.map_err(|why| wrongly_known(&why))? })
     }
+
+    /// Looks whether the file with keys is there: a word that is neither a key nor a file is no
+    /// reason to know nobody.
+    ///
+    /// # Errors
+    /// [`ExitCode::Usage`]: it isn't.
+    pub fn check(&self) -> Result<(), Failure> {
+        match &self.known_workers {
+            Some(KnownSource::File(path)) if !path.exists() => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                Err(wrongly_known(&format!(
+                    "{} is no key (`ed25519:…`), and there is no file of that name",
+                    quoted(&name)
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wrongly_known(why: &str) -> Failure {
+    let what = format!("invalid value of DISTEST_KNOWN_WORKERS: {why}");
+    Failure::new(ExitCode::Usage, what).hint(
+        "name keys of workers, which `distest-worker serve` prints, or a file like \
+         ~/.config/distest/known_workers",
+    )
+}
+
+/// Keys, or else the path of a file.
+fn known_source(text: &str, cwd: &Path) -> Result<KnownSource, String> {
+    if !text.contains("ed25519:") {
+        return Ok(KnownSource::File(cwd.join(text.trim())));
+    }
+    let (known, wrong) = KnownWorkers::parse(text);
+    if let Some(wrong) = wrong.into_iter().next() {
+        return Err(wrong);
+    }
+    // What stands behind a key is an address, or no key.
+    let odd = known.iter().find(|(_, it)| it.address != "-" && place(&it.address).is_none());
+    match odd {
+        None => Ok(KnownSource::Keys(known)),
+        Some((_, odd)) => Err(format!(
+            "{} is no key (`ed25519:…`), and no address of one (`HOST:PORT`)",
+            quoted(&odd.address)
+        )),
+    }
+}
+
+/// The beginning of a text, safe to print.
+fn quoted(text: &str) -> String {
+    let text = text.trim();
+    let beginning: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let more = if beginning.len() < text.len() { "…" } else { "" };
+    format!("`{}{more}`", shown::word(&beginning))
 }
 
 /// Why workers are left out that are configured.
@@ -83,12 +159,39 @@ mod tests {
         let source = |text: Option<&str>| {
             let text = text.map(str::to_owned);
             let env = move |name: &str| text.clone().filter(|_| name == "DISTEST_KEY");
-            IdentitySettings::of_environment(&env, Path::new("/cwd")).key
+            IdentitySettings::of_environment(&env, Path::new("/cwd")).unwrap().key
         };
         assert_eq!(source(None), KeySource::User);
         assert_eq!(source(Some(" ")), KeySource::Nowhere);
         assert_eq!(source(Some("keys/ci")), KeySource::File("/cwd/keys/ci".into()));
         let text = "-----BEGIN PRIVATE KEY----- secret";
         assert!(!format!("{:?}", source(Some(text))).contains("secret"));
+    }
+
+    #[test]
+    fn a_known_worker_is_a_key_or_in_a_file_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("known"), "").unwrap();
+        let source = |text: &str| {
+            let text = text.to_owned();
+            let env = move |name: &str| Some(text.clone()).filter(|_| name != "DISTEST_KEY");
+            let identity = IdentitySettings::of_environment(&env, folder.path())?;
+            identity.check().map(|()| identity.known_workers)
+        };
+        assert_eq!(source(" ").unwrap(), None);
+        assert_eq!(source("known").unwrap(), Some(KnownSource::File(folder.path().join("known"))));
+        let key = format!("ed25519:{}", "A".repeat(43));
+        for text in [key.clone(), format!("{key} host:7 name"), format!("{key},{key}")] {
+            assert!(matches!(source(&text), Ok(Some(KnownSource::Keys(_)))), "{text}");
+        }
+        let wrong = ["rubbish", "/no/\u{1b}[2Jx", "ed25519:xx", &format!("{key},ed25519:xx")];
+        let after = [format!("{key} rubbish"), format!("rubbish {key}")];
+        for text in wrong.into_iter().chain(after.iter().map(String::as_str)) {
+            let failure = source(text).unwrap_err();
+            assert_eq!(failure.code, ExitCode::Usage, "{text}");
+            let entry =
+                text.replace(&key, "").replace([' ', ','], "").replace("/no/\u{1b}", "\\u{1b}");
+            assert!(failure.what.contains(&format!("`{entry}`")), "{text}: {}", failure.what);
+        }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use distest_worker::shown;
+
 use super::constraints::{self, ConstraintSettings};
 use super::layer::{Layer, parse_choice};
 use super::reader::{self, FileConfig, FileProfile};
@@ -439,7 +441,7 @@ fn fleet_settings(
     Ok(FleetSettings {
         workers,
         ssh_program: variable(env, "DISTEST_SSH").unwrap_or_else(|| "ssh".to_owned()),
-        identity: IdentitySettings::of_environment(env, &facts.cwd),
+        identity: IdentitySettings::of_environment(env, &facts.cwd)?,
         wait_workers: count,
         wait_given: wait_workers.is_some(),
         wait_for: within.unwrap_or(Duration::from_secs(30)),
@@ -512,8 +514,11 @@ fn parsed<T>(
 ) -> Result<Option<T>, Failure> {
     let Some(text) = variable(env, name) else { return Ok(None) };
     parse(&text).map(Some).map_err(|error| {
-        Failure::new(ExitCode::Usage, format!("invalid value `{text}` of {name}: {error}"))
-            .hint(format!("correct or unset the variable {name}"))
+        Failure::new(
+            ExitCode::Usage,
+            format!("invalid value `{}` of {name}: {error}", shown::word(&text)),
+        )
+        .hint(format!("correct or unset the variable {name}"))
     })
 }
 

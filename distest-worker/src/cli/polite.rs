@@ -1,11 +1,15 @@
 //! How much a worker leaves to others who use its machine.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::say;
+use crate::log::{Complaint, Line};
 use crate::polite::{Politeness, Presence};
 use crate::server::WorkerShared;
 
@@ -45,9 +49,13 @@ pub struct PoliteArgs {
 
 impl PoliteArgs {
     /// Obeys, as far as this process is concerned. Before there are other threads.
-    pub(super) fn obey(&self) -> Result<(), String> {
+    pub(super) fn obey(&self) -> Result<(), Complaint> {
+        for path in &self.presence {
+            looks(path)?.into_iter().for_each(say);
+        }
         let Some(nice) = self.nice else { return Ok(()) };
-        set_niceness(nice).map_err(|error| format!("could not set the niceness {nice}: {error}"))
+        let set = set_niceness(nice);
+        set.map_err(|error| format!("could not set the niceness {nice}: {error}").into())
     }
 
     /// Keeps the worker to it from now on.
@@ -69,6 +77,24 @@ impl PoliteArgs {
     }
 }
 
+/// Whether somebody can be seen there: a file may come later, which is said; a folder that is not
+/// there is misspelt.
+fn looks(path: &Path) -> Result<Option<Line>, Complaint> {
+    let Err(error) = fs::metadata(path) else { return Ok(None) };
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (shown, folder) = (path.display(), path.parent().filter(|folder| folder.is_dir()));
+    if error.kind() == io::ErrorKind::NotFound && folder.is_some() {
+        let what = format!("--presence {shown} is not there: until it is, it shows nobody");
+        return Ok(Some(
+            Line::warning(what).hint("check how it is spelt, unless it is made later"),
+        ));
+    }
+    Err(Complaint::from(format!(
+        "could not look whether somebody is at --presence {shown}: {error}"
+    ))
+    .hint("name a file or folder that is there and whose use shows that somebody is there"))
+}
+
 #[expect(unsafe_code, reason = "no crate here wraps setpriority")]
 fn set_niceness(nice: u8) -> std::io::Result<()> {
     // SAFETY: takes numbers only.
@@ -79,4 +105,22 @@ fn set_niceness(nice: u8) -> std::io::Result<()> {
 fn load(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|load: &f64| load.is_finite() && *load >= 0.0);
     number.ok_or_else(|| "expected a number such as 2.5".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_show_presence_must_be_able_to() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(looks(folder.path()).unwrap(), None);
+        let later = looks(&folder.path().join("later")).unwrap().expect("a warning");
+        assert!(later.message.contains("is not there"), "{later:?}");
+        for nowhere in ["no/folder", "file/below"] {
+            fs::write(folder.path().join("file"), "").unwrap();
+            let complaint = looks(&folder.path().join(nowhere)).unwrap_err();
+            assert!(complaint.why.contains(nowhere) && complaint.hint.is_some(), "{complaint:?}");
+        }
+    }
 }

@@ -6,9 +6,13 @@ use std::path::Path;
 use super::authorized::one_line;
 use super::files::{self, Exposure, IdentityError};
 use super::key::{KeyError, PublicKey};
+use crate::shown;
 
 /// What stands between words.
 const SEPARATORS: [char; 4] = [' ', '\t', ',', '\r'];
+/// Characters that are shown of what should be a key: less than would tell anything of a private one
+/// that is there by mistake.
+const SHOWN_CHARS_MAX: usize = 16;
 
 /// What a client knows of one worker.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,7 +46,12 @@ impl KnownWorkers {
             match keys.last() {
                 _ if rest.is_empty() => {}
                 Some(key) => _ = workers.insert(*key, KnownWorker::of_words(rest)),
-                None => wrong.push(format!("line {}: {}", index + 1, KeyError::Public)),
+                None => {
+                    let word = rest.split(SEPARATORS).next().unwrap_or_default();
+                    let beginning: String = word.chars().take(SHOWN_CHARS_MAX).collect();
+                    let (line, shown) = (index + 1, shown::word(&beginning));
+                    wrong.push(format!("line {line}: `{shown}`: {}", KeyError::Public));
+                }
             }
         }
         (Self { workers }, wrong)
@@ -200,8 +209,9 @@ mod tests {
         let (workers, wrong) = KnownWorkers::parse(&format!("{a},{b}"));
         assert!(wrong.is_empty() && workers.trust(&a, "h:1") && workers.trust(&b, "h:1"));
         assert_eq!(workers.get(&a).unwrap().name, "");
-        let (workers, wrong) = KnownWorkers::parse(&format!("{a} {b}\nnonsense"));
+        let (workers, wrong) = KnownWorkers::parse(&format!("{a} {b}\nnon\u{1b}sense of mine"));
         assert_eq!((workers.iter().count(), wrong.len()), (2, 1));
+        assert!(wrong[0].starts_with("line 2: `non\\u{1b}sense`"), "{wrong:?}");
         let (workers, wrong) = KnownWorkers::parse(&format!(" {a}, {b}  h:1\tmine, too \r\n\n"));
         assert!(wrong.is_empty() && workers.get(&a).unwrap().name.is_empty());
         let known = KnownWorker { address: "h:1".to_owned(), name: "mine, too".to_owned() };
