@@ -128,8 +128,8 @@ impl Loader<'_> {
 /// Which of these libraries are nowhere that a loader looks by itself, in the kind that this process
 /// is made of.
 pub fn lacking(names: Vec<String>) -> Vec<String> {
-    let Some(own) = read(Path::new("/proc/self/exe")) else { return Vec::new() };
-    let fits = |path: &Path| read(path).is_some_and(|elf| elf.kind == own.kind);
+    let Some(own) = own_kind() else { return Vec::new() };
+    let fits = |path: &Path| read(path).is_some_and(|elf| elf.kind == own);
     let is_lacking = |name: &String| {
         let cached = known_libraries().get(name).into_iter().flatten();
         let standard = STANDARD.iter().map(|folder| Path::new(folder).join(name));
@@ -137,6 +137,12 @@ pub fn lacking(names: Vec<String>) -> Vec<String> {
         name.contains('/') || !(cached.cloned().chain(standard).any(|path| fits(&path)))
     };
     names.into_iter().filter(is_lacking).collect()
+}
+
+/// What this process is made of.
+fn own_kind() -> Option<Kind> {
+    static OWN: OnceLock<Option<Kind>> = OnceLock::new();
+    *OWN.get_or_init(|| read(Path::new("/proc/self/exe")).map(|elf| elf.kind))
 }
 
 /// Folders that a file names, with `$ORIGIN` put in.

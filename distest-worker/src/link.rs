@@ -26,6 +26,7 @@
 //! [`Client::forward_read`]: crate::protocol::Client::forward_read
 //! [`Client::forward_write`]: crate::protocol::Client::forward_write
 
+mod backlog;
 pub mod codec;
 mod frame;
 mod half;
@@ -54,6 +55,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub use self::backlog::{BACKLOG_BYTES_MAX, Backlog};
 use self::half::{AskingHalf, ServingHalf};
 pub use self::pipeline::Pipeline;
 use self::pump::{Carried, Shared};
@@ -129,7 +131,7 @@ where
     H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
 {
-    let (mut link, asking, serving) = Link::start(stream);
+    let (mut link, asking, serving) = Link::start(stream, &Backlog::default());
     let tarpc::client::NewClient { client, dispatch } = WorkerClient::new(asking_config(), asking);
     link.tasks.spawn(dispatch.map(|_| ()));
     link.serve(serving, callbacks);
@@ -147,7 +149,20 @@ where
     H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
 {
-    let (mut link, asking, serving) = Link::start(stream);
+    worker_end_within(stream, &Backlog::default(), make)
+}
+
+/// The same for one of several connections of a client, who may leave so much on all of them.
+///
+/// Must be called within a tokio runtime.
+pub fn worker_end_within<S, M, H, F>(stream: S, backlog: &Backlog, make: M) -> Link
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+    M: FnOnce(ClientClient) -> H,
+    H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
+{
+    let (mut link, asking, serving) = Link::start(stream, backlog);
     let tarpc::client::NewClient { client, dispatch } = ClientClient::new(asking_config(), asking);
     link.tasks.spawn(dispatch.map(|_| ()));
     link.serve(serving, make(client));
@@ -173,13 +188,14 @@ impl Link {
 
     fn start<S, Ask, Answer, Req, Resp>(
         stream: S,
+        backlog: &Backlog,
     ) -> (Self, AskingHalf<Ask, Answer>, ServingHalf<Req, Resp>)
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
         Req: serde::de::DeserializeOwned + wire::Method + Send + 'static,
         Answer: serde::de::DeserializeOwned + wire::Method + Send + 'static,
     {
-        let shared = Shared::new();
+        let shared = Shared::new(backlog);
         let (to_server, requests) = mpsc::unbounded_channel();
         let (to_caller, responses) = mpsc::unbounded_channel();
         let (read, write) = tokio::io::split(stream);

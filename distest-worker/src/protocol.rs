@@ -76,6 +76,8 @@ pub struct SlotId(pub u32);
 
 /// Libraries that a worker looks for at a time.
 pub const LIBRARIES_MAX: usize = 1000;
+/// Bytes of their names, all together.
+pub const LIBRARIES_BYTES_MAX: usize = 64 * 1024;
 
 /// Served by the worker.
 #[tarpc::service]
@@ -140,8 +142,9 @@ pub trait Worker {
     /// Removes all received files that no session uses. Needs no session, and the permission
     /// `admin`. Since version 1.1.
     async fn collect_garbage() -> Result<Freed, Refusal>;
-    /// Which of these shared libraries, at most [`LIBRARIES_MAX`], a test that needs them would not
-    /// find among the worker's own. Needs no session, and the permission `view`. Since version 1.1.
+    /// Which of these shared libraries, at most [`LIBRARIES_MAX`] with names of at most
+    /// [`LIBRARIES_BYTES_MAX`], a test that needs them would not find among the worker's own. One call
+    /// at a time; needs no session, and the permission `view`. Since version 1.1.
     async fn lacks_libraries(names: Vec<String>) -> Result<Vec<String>, Refusal>;
 }
 
@@ -590,7 +593,10 @@ pub enum Network {
     Private,
 }
 
-/// The clocks of one attempt. All are the worker's, monotonic.
+/// How long each of an attempt's limits may be; longer ones count as this.
+pub const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The clocks of one attempt, each at most [`LIMIT_MAX`]. All are the worker's, monotonic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Report [`Report::Slow`] each time this long has passed.
@@ -602,6 +608,20 @@ pub struct Limits {
     /// How long after its exit an attempt's left-over processes and open output may end by
     /// themselves before they count as a leak.
     pub leak_timeout: Duration,
+}
+
+impl Limits {
+    /// The same, none beyond [`LIMIT_MAX`].
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let Self { slow_after, timeout, grace, leak_timeout } = self;
+        Self {
+            slow_after: slow_after.min(LIMIT_MAX),
+            timeout: timeout.map(|timeout| timeout.min(LIMIT_MAX)),
+            grace: grace.min(LIMIT_MAX),
+            leak_timeout: leak_timeout.min(LIMIT_MAX),
+        }
+    }
 }
 
 impl Default for Limits {

@@ -7,6 +7,7 @@
 //!
 //! [`protocol::Worker`]: crate::protocol::Worker
 
+mod backlogs;
 mod collect;
 mod driver;
 mod environment;
@@ -33,6 +34,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
+use self::backlogs::Backlogs;
 use self::driver::Driver;
 pub use self::environment::FROM_WORKER;
 
@@ -86,7 +88,10 @@ pub struct WorkerShared {
     /// Whom alone it serves, if it hides one client's files from another's tests in no sandbox.
     only: OnceLock<Mutex<Option<PublicKey>>>,
     sessions: Sessions,
+    backlogs: Backlogs,
     tally: Tally,
+    /// Held by whoever looks for libraries: it reads files, at anybody's word.
+    looking: Arc<tokio::sync::Mutex<()>>,
     /// If it can be given another executable.
     upgrades: OnceLock<Upgrades>,
     /// See [`Hello::instance`].
@@ -149,7 +154,9 @@ impl WorkerShared {
             paused: watch::Sender::new(None),
             only: OnceLock::new(),
             sessions,
+            backlogs: Backlogs::default(),
             tally: Tally::default(),
+            looking: Arc::default(),
             upgrades: OnceLock::new(),
             instance,
         })
@@ -424,7 +431,8 @@ where
     ));
     let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
-    let link = link::worker_end(stream, |client| {
+    let backlog = worker.backlogs.of(peer.key.as_ref());
+    let link = link::worker_end_within(stream, &backlog, |client| {
         caller = Some(client);
         let shared = Arc::clone(&worker);
         let handler = Handler::new(requests, Arc::clone(&files), permissions, shared);

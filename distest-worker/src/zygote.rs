@@ -27,7 +27,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::protocol::{AttemptId, AttemptSignal, Exit, Network, Usage};
+use crate::protocol::{AttemptId, AttemptSignal, Exit, LIMIT_MAX, Network, Usage};
 use crate::sandbox::changes::{Stamp, is_nearly_full};
 use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
 use listen::Places;
@@ -491,7 +491,7 @@ impl Attempt {
             let now = Instant::now();
             self.end = Some((exit, now - self.started));
             if let Stage::Running = self.stage {
-                self.stage = Stage::Leaving { until: now + self.leak_timeout };
+                self.stage = Stage::Leaving { until: now + self.leak_timeout.min(LIMIT_MAX) };
             }
         }
     }

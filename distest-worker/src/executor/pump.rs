@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::SlotEvent;
 use crate::output::Capture;
-use crate::protocol::{AttemptId, SlotId, Stream};
+use crate::protocol::{AttemptId, LIMIT_MAX, SlotId, Stream};
 
 /// The most bytes read at once: what a pipe holds.
 pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
@@ -160,7 +160,8 @@ async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duratio
         tokio::select! {
             biased;
             leak_timeout = &mut end, if until.is_none() => {
-                until = Some(Instant::now() + leak_timeout.unwrap_or_default());
+                let leak_timeout = leak_timeout.unwrap_or_default().min(LIMIT_MAX);
+                until = Some(Instant::now() + leak_timeout);
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                 return Drained { capture: sink.capture, open: true };

@@ -10,6 +10,9 @@ use bytes::{Buf, Bytes, BytesMut};
 pub(super) const PAYLOAD_BYTES_MAX: usize = 32 * 1024;
 /// The most bytes of one message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The most bytes of one message on [`Channel::Control`], for which nobody gives credit: larger ones
+/// go on the bulk channel, whatever they are.
+pub(super) const CONTROL_BYTES_MAX: usize = 16 * 1024;
 /// Bytes before a frame's payload.
 const HEADER_BYTES: usize = 4;
 /// Flag of the frame that ends a message.
@@ -103,27 +106,33 @@ impl Assembler {
         input.advance(HEADER_BYTES);
         let payload = input.split_to(length);
         match channel {
-            0 => join(&mut self.control, payload, flags).map(Some),
+            0 => join(&mut self.control, payload, flags, CONTROL_BYTES_MAX).map(Some),
             1 => {
                 self.bulk_bytes += length as u64;
-                join(&mut self.bulk, payload, flags).map(Some)
+                join(&mut self.bulk, payload, flags, MESSAGE_BYTES_MAX).map(Some)
             }
             _ => own(&payload, flags).map(Some),
         }
     }
 }
 
-fn join(message: &mut BytesMut, payload: BytesMut, flags: u8) -> Result<Arrival, Violation> {
-    let bytes = message.len() + payload.len();
-    if bytes > MESSAGE_BYTES_MAX {
-        return Err(Violation(format!("it sent a message of more than {MESSAGE_BYTES_MAX} bytes")));
+fn join(
+    message: &mut BytesMut,
+    payload: BytesMut,
+    flags: u8,
+    most: usize,
+) -> Result<Arrival, Violation> {
+    if message.len() + payload.len() > most {
+        let channel = if most == CONTROL_BYTES_MAX { "control" } else { "bulk" };
+        let what = format!("it sent a message of more than {most} bytes on the {channel} channel");
+        return Err(Violation(what));
     }
     let last = flags & LAST != 0;
     if last && message.is_empty() {
         return Ok(Arrival::Message(payload.freeze()));
     }
     if message.is_empty() {
-        message.reserve(LIKELY_MESSAGE_BYTES);
+        message.reserve(LIKELY_MESSAGE_BYTES.min(most));
     }
     message.extend_from_slice(&payload);
     Ok(if last { Arrival::Message(message.split().freeze()) } else { Arrival::Part })
@@ -194,5 +203,24 @@ mod tests {
             assert_eq!(assembler.next(&mut input).unwrap(), Some(Arrival::Part));
         }
         assembler.next(&mut BytesMut::from(&frame[..])).unwrap_err();
+    }
+
+    #[test]
+    fn nothing_large_comes_where_no_credit_is_needed() {
+        let message = |pieces: &[usize]| {
+            let mut bytes = Vec::new();
+            for (index, length) in pieces.iter().enumerate() {
+                let last = index + 1 == pieces.len();
+                put_message(&mut bytes, Channel::Control, &vec![0; *length], last);
+            }
+            all(&bytes)
+        };
+        for good in [&[CONTROL_BYTES_MAX][..], &[CONTROL_BYTES_MAX - 1, 1]] {
+            message(good).unwrap();
+        }
+        for bad in [&[CONTROL_BYTES_MAX + 1][..], &[CONTROL_BYTES_MAX, 1, 1]] {
+            let Violation(what) = message(bad).unwrap_err();
+            assert!(what.contains("16384 bytes on the control channel"), "{what}");
+        }
     }
 }

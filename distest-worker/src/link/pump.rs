@@ -17,20 +17,19 @@ use tarpc::{ClientMessage, RequestName, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::backlog::{Backlog, Waiting};
 use super::frame::{self, Arrival, Assembler, Channel, Violation};
 use super::window::{self, Window};
 use super::wire::{self, Method, TwoWay};
 use super::{DEADLINE_MAX, LinkEnd, LinkStats};
 
-/// Larger messages go on the bulk channel, whatever they are.
-const CONTROL_BYTES_MAX: usize = 16 * 1024;
 /// Bytes handed to the stream at once: a control message may have to wait for them.
 const BATCH_BYTES: usize = 64 * 1024;
 /// Bytes read at once.
 const READ_BYTES: usize = 128 * 1024;
-/// Bytes that may wait for a peer that doesn't read, before it counts as gone.
+/// Bytes of memory for what waits on one connection for a peer that doesn't read, before it counts as gone.
 const QUEUED_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Bytes of bulk requests under way in handlers before no more credit is given.
+/// Bytes of requests under way in handlers before no more credit is given.
 const HELD_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Requests of the peer that may be under way at once.
 const SERVING_MAX: usize = 1024;
@@ -57,13 +56,14 @@ struct Outbox {
     bulk: VecDeque<Vec<u8>>,
     /// Bytes of the first bulk message that have been sent.
     bulk_sent: usize,
-    queued_bytes: usize,
+    /// Memory that both take.
+    waiting: Waiting,
     window: Window,
     /// Bulk bytes received, credited as far as they may be, and told to the peer.
     received: u64,
     credit_due: u64,
     credit_told: u64,
-    /// Bytes of bulk requests that handlers are at.
+    /// Bytes of requests that handlers are at.
     held: u64,
     goodbye: Option<String>,
 }
@@ -98,13 +98,13 @@ pub(super) enum SendError {
 }
 
 impl Shared {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(backlog: &Backlog) -> Arc<Self> {
         Arc::new(Self {
             outbox: Mutex::new(Outbox {
                 control: VecDeque::new(),
                 bulk: VecDeque::new(),
                 bulk_sent: 0,
-                queued_bytes: 0,
+                waiting: backlog.begin(),
                 window: Window::new(),
                 received: 0,
                 credit_due: 0,
@@ -172,9 +172,9 @@ impl Shared {
             return Err(SendError::TooLarge(bytes));
         }
         let mut outbox = self.outbox();
-        outbox.queued_bytes += bytes;
-        let overflow = outbox.queued_bytes > QUEUED_BYTES_MAX;
-        if bulk || bytes > CONTROL_BYTES_MAX {
+        let fits = outbox.waiting.add(memory(&message));
+        let overflow = !fits || outbox.waiting.bytes() > QUEUED_BYTES_MAX;
+        if bulk || bytes > frame::CONTROL_BYTES_MAX {
             outbox.bulk.push_back(message);
         } else {
             outbox.control.push_back(message);
@@ -261,7 +261,7 @@ impl Outbox {
         while batch.len() < BATCH_BYTES
             && let Some(message) = self.control.pop_front()
         {
-            self.queued_bytes -= message.len();
+            self.waiting.take(memory(&message));
             frame::put_message(batch, Channel::Control, &message, true);
         }
         while batch.len() < BATCH_BYTES
@@ -276,14 +276,19 @@ impl Outbox {
             frame::put_message(batch, Channel::Bulk, piece, last);
             self.window.sent(bytes, now);
             self.bulk_sent += bytes;
-            self.queued_bytes -= bytes;
             if last {
+                self.waiting.take(memory(message));
                 self.bulk.pop_front();
                 self.bulk_sent = 0;
             }
         }
         false
     }
+}
+
+/// Bytes of memory that a message takes while it waits.
+fn memory(message: &Vec<u8>) -> usize {
+    message.capacity() + size_of::<Vec<u8>>()
 }
 
 impl Drop for Hold {
@@ -465,5 +470,40 @@ where
         }
         let _ = self.to_caller.send(response);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_takes_is_bounded_over_all_connections_of_a_peer() {
+        let bytes_max = 1 << 20;
+        let backlog = Backlog::new(bytes_max);
+        let many: Vec<_> = (0..256).map(|_| Shared::new(&backlog)).collect();
+        let is_open = |shared: &&Arc<Shared>| shared.check_open().is_ok();
+        // Nobody writes what these have to send.
+        for shared in &many[..128] {
+            shared.send(vec![0; 4096], false).unwrap();
+        }
+        let greedy = &many[128];
+        for sent in 0.. {
+            if !is_open(&greedy) {
+                assert!((100..140).contains(&sent), "{sent}");
+                break;
+            }
+            greedy.send(vec![0; 4096], sent % 2 == 0).unwrap();
+        }
+        assert_eq!(many.iter().filter(is_open).count(), 255, "only that one is cut");
+        let LinkEnd::Violation(why) = greedy.ended().await else { panic!() };
+        assert!(why.contains("does not take what it is sent"), "{why}");
+        // What is sent waits no more, and neither does what a connection leaves that has ended.
+        let before = backlog.bytes();
+        let mut batch = Vec::new();
+        many[0].outbox().fill(&mut batch, Duration::ZERO);
+        assert!(backlog.bytes() < before);
+        drop(many);
+        assert_eq!(backlog.bytes(), 0);
     }
 }

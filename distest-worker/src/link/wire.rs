@@ -54,10 +54,10 @@ pub(super) trait Method {
     fn method(&self) -> u8;
     /// Whether it carries blobs, output or forwarded bytes: sent behind all else.
     fn is_bulk(&self) -> bool;
-    /// Whether others that are bulk are taken in only as fast as it is served. Not if its handler
-    /// waits for somebody else and has a bound of its own.
+    /// Whether what is bulk is taken in only as fast as it is served. Not if its handler waits for
+    /// somebody else and has a bound of its own.
     fn holds_up(&self) -> bool {
-        self.is_bulk()
+        true
     }
 }
 
@@ -239,7 +239,7 @@ impl Method for ClientRequest {
     }
 
     fn holds_up(&self) -> bool {
-        self.is_bulk() && !matches!(self, Self::ForwardWrite { .. })
+        !matches!(self, Self::ForwardWrite { .. })
     }
 }
 

@@ -443,7 +443,8 @@ impl Driver {
         Ok(())
     }
 
-    fn lease(&mut self, lease: Lease) -> Result<(), Refusal> {
+    fn lease(&mut self, mut lease: Lease) -> Result<(), Refusal> {
+        lease.attempts.iter_mut().for_each(|spec| spec.limits = spec.limits.bounded());
         let opened = self.opened.as_ref().ok_or_else(no_session)?;
         let unknown = |spec: &&AttemptSpec| !opened.binaries.contains_key(&spec.binary);
         if let Some(spec) = lease.attempts.iter().find(unknown) {

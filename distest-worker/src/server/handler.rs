@@ -8,7 +8,7 @@ use std::time::Duration;
 use tarpc::ServerError;
 use tarpc::context::Context;
 use tarpc::server::Serve;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 
 use super::WorkerShared;
 use super::driver;
@@ -19,10 +19,10 @@ use crate::compat::lacking;
 use crate::digest::Digest;
 use crate::identity::{Permission, Permissions};
 use crate::protocol::{
-    AttemptId, AttemptSignal, BinarySpec, BlobChunk, Challenge, ExecutablePiece, FilePiece,
-    FolderPage, Freed, LIBRARIES_MAX, Lease, OsText, Pong, Proof, PutReply, Refusal, RefusalKind,
-    SessionReady, SessionSpec, StdinChunk, Stop, TestTime, TreePiece, TreeSpec, UpgradeReply,
-    Worker, WorkerRequest, WorkerResponse, WorkerStatus,
+    AttemptId, AttemptSignal, BinarySpec, BlobChunk, CHUNK_BYTES_MAX, Challenge, ExecutablePiece,
+    FilePiece, FolderPage, Freed, LIBRARIES_BYTES_MAX, LIBRARIES_MAX, Lease, OsText, Pong, Proof,
+    PutReply, Refusal, RefusalKind, SessionReady, SessionSpec, StdinChunk, Stop, TestTime,
+    TreePiece, TreeSpec, UpgradeReply, Worker, WorkerRequest, WorkerResponse, WorkerStatus,
 };
 
 /// Between signs of life that a long call gives.
@@ -59,6 +59,8 @@ pub(super) struct Handler {
     hands: Arc<AtomicBool>,
     copying: Hands,
     arriving: Arriving,
+    /// Held while libraries are looked for.
+    looking: Arc<AsyncMutex<()>>,
 }
 
 impl Handler {
@@ -76,6 +78,7 @@ impl Handler {
             hands: Arc::default(),
             copying: Hands::default(),
             arriving: Arriving::default(),
+            looking: Arc::default(),
         }
     }
 
@@ -126,6 +129,15 @@ pub(super) fn need(permissions: &Permissions, permission: Permission) -> Result<
     Err(Refusal::new(RefusalKind::Forbidden, message).with_hint(hint))
 }
 
+/// Whether one call may bring so much.
+fn may_be_a_piece(data: &[u8]) -> Result<(), Refusal> {
+    if data.len() <= CHUNK_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("could not take {} bytes at once: at most {CHUNK_BYTES_MAX}", data.len());
+    Err(Refusal::new(RefusalKind::Invalid, message))
+}
+
 /// The answer, or that the session is over.
 async fn answered<T>(receiver: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
     let closed = |_| Err(Refusal::new(RefusalKind::Closed, "the session is over"));
@@ -157,6 +169,7 @@ impl Worker for Handler {
     async fn put(self, _: Context, chunk: BlobChunk) -> Result<PutReply, Refusal> {
         self.need(Permission::Run)?;
         self.word();
+        may_be_a_piece(&chunk.data)?;
         self.files.put(chunk).await
     }
 
@@ -188,6 +201,7 @@ impl Worker for Handler {
 
     async fn stdin(self, _: Context, chunk: StdinChunk) -> Result<(), Refusal> {
         self.need_to_run()?;
+        may_be_a_piece(&chunk.data)?;
         answered(self.ask(|answer| Request::Stdin(chunk, answer))).await
     }
 
@@ -279,17 +293,92 @@ impl Worker for Handler {
     async fn lacks_libraries(self, _: Context, names: Vec<String>) -> Result<Vec<String>, Refusal> {
         self.need(Permission::View)?;
         self.word();
-        if names.len() > LIBRARIES_MAX {
-            let message = format!("at most {LIBRARIES_MAX} libraries are looked for at a time");
+        let bytes: usize = names.iter().map(String::len).sum();
+        if names.len() > LIBRARIES_MAX || bytes > LIBRARIES_BYTES_MAX {
+            let message = format!(
+                "could not look for {} libraries with names of {bytes} bytes: at most \
+                 {LIBRARIES_MAX} with {LIBRARIES_BYTES_MAX} are looked for at a time",
+                names.len()
+            );
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
-        let looked = tokio::task::spawn_blocking(move || lacking(names)).await;
-        looked.map_err(|error| Refusal::new(RefusalKind::Closed, error.to_string()))
+        let Ok(own_turn) = self.looking.try_lock_owned() else {
+            let message = "could not look for libraries: this connection's last such call is not \
+                           answered yet";
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        };
+        let turn = Arc::clone(&self.worker.looking).lock_owned().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            // Whoever is next waits for the work to end, not for the answer.
+            let _turns = (own_turn, turn);
+            lacking(names)
+        });
+        looked.await.map_err(|error| Refusal::new(RefusalKind::Closed, error.to_string()))
     }
 
     async fn drain(self, _: Context) -> Result<(), Refusal> {
         self.need(Permission::Admin)?;
         self.worker.drain();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::server::{WorkerConfig, WorkerShared};
+    use crate::zygote::ZygoteProgram;
+
+    fn worker() -> Arc<WorkerShared> {
+        let (name, labels) = ("w".to_owned(), Default::default());
+        let config = WorkerConfig { name, slots: 1, store: None, in_place: true, labels };
+        WorkerShared::new(config, ZygoteProgram::new("/bin/false"))
+    }
+
+    /// A connection's.
+    fn handler(worker: &Arc<WorkerShared>) -> Handler {
+        let host = Arc::clone(&worker.host);
+        let files = Arc::new(Files::new(None, None, true, host));
+        let (requests, _) = mpsc::unbounded_channel();
+        Handler::new(requests, files, Arc::new(Permissions::all()), Arc::clone(worker))
+    }
+
+    #[tokio::test]
+    async fn libraries_are_looked_for_one_call_after_another_and_not_without_end() {
+        let worker = worker();
+        let [one, other] = [(); 2].map(|()| handler(&worker));
+        let ask = |handler: &Handler, names| {
+            handler.clone().lacks_libraries(tarpc::context::current(), names).boxed()
+        };
+        let names = || vec!["libno-such.so".to_owned()];
+        let kind = |refused: Result<_, Refusal>| refused.map(|_: Vec<String>| ()).unwrap_err().kind;
+        for bad in
+            [vec!["a".to_owned(); LIBRARIES_MAX + 1], vec!["a".repeat(LIBRARIES_BYTES_MAX + 1)]]
+        {
+            assert_eq!(kind(ask(&one, bad).await), RefusalKind::Invalid);
+        }
+        let looks = Arc::clone(&worker.looking).lock_owned().await;
+        let (mut first, mut others) = (ask(&one, names()), ask(&other, names()));
+        assert!((&mut first).now_or_never().is_none(), "somebody else's is looked at");
+        assert_eq!(kind(ask(&one, names()).await), RefusalKind::Invalid, "it has one already");
+        assert!((&mut others).now_or_never().is_none());
+        drop(looks);
+        assert_eq!(first.await, Ok(names()));
+        assert_eq!(others.await, Ok(names()));
+        // Its turn ends with the work, which may be a little later than the answer.
+        let again = async { while ask(&one, names()).await.is_err() {} };
+        again.await;
+    }
+
+    #[tokio::test]
+    async fn no_piece_is_larger_than_agreed() {
+        let handler = handler(&worker());
+        let data = bytes::Bytes::from(vec![0; CHUNK_BYTES_MAX + 1]);
+        let chunk = StdinChunk { attempt: AttemptId(1), data };
+        let refused = handler.stdin(tarpc::context::current(), chunk).await.unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::Invalid, "{refused}");
+        assert!(refused.message.contains("262145 bytes"), "{refused}");
     }
 }

@@ -131,3 +131,15 @@ async fn a_session_has_as_many_helpers_as_it_ran_attempts_at_once() {
     }
     assert_eq!(served.children(), 1, "it ran one after the other");
 }
+
+#[tokio::test]
+async fn an_attempt_with_limits_beyond_all_time_runs() {
+    let (mut peer, _served) = session(&shared(1, None)).await;
+    let most = Duration::MAX;
+    let limits = Limits { slow_after: most, timeout: Some(most), grace: most, leak_timeout: most };
+    let spec = AttemptSpec { limits, ..attempt(1, "exit 3", Streams::Capture) };
+    let lease = Lease { attempts: vec![spec] };
+    peer.worker.lease(link::context(DEADLINE), lease).await.unwrap().unwrap();
+    peer.started(1).await;
+    assert_eq!(peer.finished(1).await.exit, Exit::Code(3));
+}
