@@ -340,7 +340,7 @@ pub fn run_name() -> String {
 /// # Errors
 /// Why there is none, and what to do.
 pub fn own_key(identity: &IdentitySettings) -> Result<PrivateKey, (String, Option<String>)> {
-    Keys::load(identity).map(Keys::into_ours).map_err(|it| (it.reason, it.hint))
+    Keys::ours_of(identity).map_err(|it| (it.reason, it.hint))
 }
 
 /// Slots that the embedded worker gets beside the given workers.

@@ -167,7 +167,8 @@ async fn add(
         let worker = KnownWorker { address: address.clone(), name };
         KnownWorkers::remember(&known, theirs, &worker).map_err(|error| error.to_string())
     };
-    let granted = invitation::take(invitation, &key, &our_name(), store).await.map_err(failed)?;
+    let granted = invitation::take(invitation, &key, &our_name(), store).await;
+    let granted = granted.map_err(|error| failed(error.to_string()))?;
     let name = name.unwrap_or(&granted.name);
     let worker = KnownWorker { address: address.clone(), name: name.to_owned() };
     Ok(told_of(theirs, &worker))

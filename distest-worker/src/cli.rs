@@ -22,7 +22,7 @@ pub use self::polite::PoliteArgs;
 pub use self::registry::RegistryArgs;
 use crate::accept::listen_hint;
 use crate::identity::{Folder, Gate, IdentityError, Permission, Permissions, PrivateKey};
-use crate::invitation::{Host, Invitation};
+use crate::invitation::{Host, Invitation, InvitationError};
 use crate::log::{Complaint, Format, Level as Weight, Line, Log};
 use crate::metrics::Metrics;
 use crate::protocol::Labels;
@@ -388,7 +388,7 @@ async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result
                     permissions.in_words()
                 ));
                 let told = reception.accept_invitation(&invitation).await;
-                say(told.map_err(|error| format!("could not use the invitation: {error}"))?);
+                say(told.map_err(|error| unused(&error))?);
                 let Invitation { address, key, .. } = *invitation;
                 say(format!("it is known from now on: `distest-worker join {address}` will do"));
                 JoinAddress { place: address, key: Some(key) }
@@ -401,6 +401,20 @@ async fn join_all(reception: Arc<Reception>, targets: Vec<JoinTarget>) -> Result
     ready(&format!("ready {name} {}", places.join(" ")))?;
     let joined = join(reception, addresses, &Log::stderr()).await;
     joined.map_err(|error| format!("could not catch signals: {error}").into())
+}
+
+/// That an invitation of a client's came to nothing.
+fn unused(error: &InvitationError) -> Complaint {
+    let complaint = Complaint::from(format!("could not use the invitation: {error}"));
+    match error {
+        InvitationError::NoConnection(_) | InvitationError::NotOpen | InvitationError::Silent => {
+            complaint.hint(
+                "`cargo distest workers invite` must be running there: it waits until its \
+                 invitation has been taken, which is good once",
+            )
+        }
+        _ => complaint,
+    }
 }
 
 impl JoinTarget {

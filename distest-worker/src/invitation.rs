@@ -125,34 +125,36 @@ impl Invitations {
 /// Dials the host of an invitation and takes it. Only the host's own key will do.
 ///
 /// # Errors
-/// In words; nothing has been stored here.
+/// See [`InvitationError`]; nothing has been stored here.
 pub async fn take(
     invitation: &Invitation,
     ours: &PrivateKey,
     name: &str,
     store: impl FnOnce(&Granted) -> Result<(), String>,
-) -> Result<Granted, String> {
+) -> Result<Granted, InvitationError> {
     let connect = TcpStream::connect(&invitation.address);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
     let stream = stream
-        .map_err(|_| format!("{} does not answer", invitation.address))?
-        .map_err(|error| format!("could not connect to {}: {error}", invitation.address))?;
+        .map_err(|_| format!("{} does not answer", invitation.address))
+        .and_then(|stream| {
+            stream.map_err(|error| format!("could not connect to {}: {error}", invitation.address))
+        })
+        .map_err(InvitationError::NoConnection)?;
     let _ = stream.set_nodelay(true);
     let expected = invitation.key;
     let trust: Trust = Arc::new(move |key| *key == expected);
     let secured = tls::connect(stream, ours, Purpose::Invitation, trust).await;
     let secured = secured.map_err(|error| match error {
-        TlsError::UnknownKey(key) => format!(
+        TlsError::UnknownKey(key) => InvitationError::Other(format!(
             "somebody else answers at {}: their key is {key}, the invitation's is {expected}",
             invitation.address
-        ),
+        )),
         // Who has no invitation open listens to nobody who brings one.
-        TlsError::WrongPurpose | TlsError::Closed => InvitationError::NotOpen.to_string(),
-        other => other.to_string(),
+        TlsError::WrongPurpose | TlsError::Closed => InvitationError::NotOpen,
+        other => InvitationError::Other(other.to_string()),
     })?;
     let Invitation { secret, permissions, .. } = invitation;
-    let granted = redeem(secured.stream, secret, permissions, name, store).await;
-    granted.map_err(|error| error.to_string())
+    redeem(secured.stream, secret, permissions, name, store).await
 }
 
 impl fmt::Display for Host {

@@ -315,6 +315,8 @@ pub struct WorkerStatus {
     pub descriptors_max: u64,
     /// Bytes that are free where it keeps received files, if it says.
     pub disk_free_bytes: Option<u64>,
+    /// The first client that came is the only one that gets sessions: its sandboxes hide nothing.
+    pub one_client: bool,
     /// Who has a session.
     pub sessions: Vec<SessionStatus>,
 }

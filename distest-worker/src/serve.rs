@@ -278,8 +278,20 @@ fn tell_end(log: &Log, peer: SocketAddr, end: End) {
         End::Served(ConnectionEnd::NoHello(error)) => refused(&error),
         End::Invited(Err(error)) => refused(&error),
         End::Full(full) => refused(&full),
-        End::Refused(error) => refused(&error),
+        End::Refused(error) => not_let_in(&error),
     }));
+}
+
+/// Why nobody was let in, or let us in.
+fn not_let_in(error: &TlsError) -> Line {
+    match error {
+        TlsError::Refused => Line::warning(
+            "a client that does not know this worker's key went away: to it, somebody else might \
+             answer here",
+        )
+        .hint("run `distest-worker invite` here, and `cargo distest workers add INVITATION` there"),
+        other => Line::warning(format!("refused: {other}")),
+    }
 }
 
 /// That a run has ended here, and how.

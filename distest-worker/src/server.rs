@@ -315,6 +315,7 @@ impl WorkerShared {
                 .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
             descriptors_max: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
             disk_free_bytes: store.and_then(Store::disk_free),
+            one_client: self.serves_one_client(),
             sessions: self.sessions.all(),
         }
     }

@@ -56,6 +56,19 @@ impl Purpose {
         }
     }
 
+    /// What to say where nobody waits for that.
+    fn not_here(self) -> &'static str {
+        match self {
+            Self::Session => "a client came to run tests, and no worker listens here",
+            Self::Invitation => {
+                "somebody brought an invitation, and none is open here: it is used up, has expired \
+                 or was never given"
+            }
+            Self::Join => "a worker came to join a run, and no run waits for workers here",
+            Self::Registry => "somebody looked for a registry, and none is here",
+        }
+    }
+
     fn of_alpn(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|purpose| purpose.alpn() == name)
     }
@@ -101,6 +114,9 @@ pub enum TlsError {
     /// It is there for something else.
     #[error("the other side does not do that")]
     WrongPurpose,
+    /// It came for what nobody does here now.
+    #[error("{}", .0.not_here())]
+    NotHere(Purpose),
     /// It broke the rules, or can't do what we need.
     #[error("no secure connection: {0}")]
     Failed(String),
@@ -166,7 +182,7 @@ where
             (names.next().flatten(), names.next())
         });
         let Some((Some(purpose), None)) = asked else { return Err(TlsError::WrongPurpose) };
-        let Some(trust) = trust(purpose) else { return Err(TlsError::WrongPurpose) };
+        let Some(trust) = trust(purpose) else { return Err(TlsError::NotHere(purpose)) };
         let (config, seen) = config::server(ours, purpose, trust)?;
         match start.into_stream(config).into_fallible().await {
             Err((error, mut stream)) => {
@@ -266,9 +282,14 @@ impl TlsError {
             )),
             Self::Refused => Some(format!(
                 "run `distest-worker invite` there and `cargo distest workers add INVITATION` \
-                 here, or add this line to its authorized_keys: {ours} run NAME"
+                 here, or add this line to its authorized_keys: {ours} run,view NAME"
             )),
-            Self::Closed | Self::TooMuch | Self::WrongPurpose | Self::Failed(_) => None,
+            Self::Closed | Self::WrongPurpose => Some(
+                "check that a worker listens there: a registry is named registry://HOST:PORT, and \
+                 no client can be dialled"
+                    .to_owned(),
+            ),
+            Self::TooMuch | Self::NotHere(_) | Self::Failed(_) => None,
         }
     }
 }

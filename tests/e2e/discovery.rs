@@ -98,6 +98,19 @@ fn killed(scratch: &Scratch) {
     worker.process.wait(DEADLINE).expect("it ends");
     let nobody = on(scratch, &registry.address).args(["--wait-workers", "1:1s"]).finish();
     nobody.complains(97, &["no worker was found within 1 s"]);
+    let none = "it answers, and shows this key no worker";
+    let listed = call(scratch, &["workers", "--worker", &registry.address]).stdout;
+    assert!(listed.contains(none) && listed.contains("serve --register"), "{listed}");
+    let looked = call(scratch, &["doctor", "--worker", &registry.address]);
+    assert_eq!(looked.code(), 0, "{}", looked.stdout);
+    let found = format!("could  {}: {none}", registry.address);
+    assert!(looked.stdout.contains(&found), "{}", looked.stdout);
+    // Each is taken for the other.
+    let as_worker = on(scratch, &format!("tcp://{}", registry.socket())).finish();
+    as_worker.complains(97, &["a registry is named registry://HOST:PORT"]);
+    let worker = Worker::start(scratch, "w2", 1);
+    let as_registry = on(scratch, &format!("registry://{}", worker.socket())).finish();
+    as_registry.complains(97, &["a worker itself is named tcp://HOST:PORT"]);
 }
 
 fn lost(scratch: &Scratch) {

@@ -33,6 +33,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("doctor::finds_nothing_where_nothing_is", healthy),
         case("doctor::finds_what_is_wrong", ill),
         case("doctor::known_keys_without_a_place_are_no_finding", known_without_place),
+        case("doctor::looks_at_no_worker_while_keys_can_not_be_used", bad_keys),
         case("doctor::uses_the_compiler_that_cargo_would", compiler),
         case("doctor::tells_that_nobody_has_dialled", dials),
         case_if("doctor::starts_workers_behind_ssh", sshd::possible, behind_ssh),
@@ -265,6 +266,22 @@ fn known_without_place(scratch: &Scratch) {
     assert!(!listed.contains("unnamed") && listed.lines().count() == 4, "{listed}");
     let other = call(&["workers", "--on", "nix"]).stdout;
     assert!(other.contains("leave out --on"), "{other}");
+}
+
+fn bad_keys(scratch: &Scratch) {
+    let doctor = || Client::call(scratch, scratch.path(), &["doctor"]);
+    let not_looked = "could  workers: were not looked at";
+    let no_key = doctor().env("DISTEST_KEY", "/nonexistent").finish();
+    assert_eq!(no_key.code(), 96, "{}", no_key.stdout);
+    assert!(no_key.stdout.contains(not_looked), "{}", no_key.stdout);
+    assert!(!no_key.stdout.contains("tests run"), "{}", no_key.stdout);
+    let known = scratch.write("config/distest/known_workers", "");
+    fs::set_permissions(known, fs::Permissions::from_mode(0o666)).expect("a file of ours");
+    let exposed = doctor().finish();
+    assert_eq!(exposed.code(), 96, "{}", exposed.stdout);
+    assert_eq!(exposed.stdout.matches("WRONG").count(), 1, "{}", exposed.stdout);
+    assert!(exposed.stdout.contains("WRONG  known workers:"), "{}", exposed.stdout);
+    assert!(exposed.stdout.contains(not_looked), "{}", exposed.stdout);
 }
 
 fn compiler(scratch: &Scratch) {

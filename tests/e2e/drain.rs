@@ -357,7 +357,9 @@ fn serves_another(scratch: &Scratch) {
         assert_eq!(told.code(), code, "{}{}", told.stdout, told.stderr);
         told.stdout
     };
-    assert_eq!(workers(&look_at("json"))[0]["usable"], Value::from(true));
+    let shown = &workers(&look_at("json"))[0];
+    assert_eq!((&shown["usable"], &shown["one_client"]), (&true.into(), &true.into()));
+    assert!(look_at("human").contains("serves one client only"));
     let told = doctor(0);
     // What the level means, and what would raise it.
     assert!(told.contains("could  worker w1: its sandboxes have level variables: "), "{told}");

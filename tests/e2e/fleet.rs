@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use distest_tests::DEADLINE;
@@ -157,7 +158,7 @@ fn by_alias(scratch: &Scratch) {
 
 fn good_once(scratch: &Scratch) {
     let (other, thief) = (Scratch::new(), Scratch::new());
-    let _worker = Worker::start(&other, "w1", 2);
+    let worker = Worker::start(&other, "w1", 2);
     let text = invitation(&other, &[]);
     // A changed secret is none, and does not use up the invitation.
     let (head, secret) = text
@@ -171,6 +172,7 @@ fn good_once(scratch: &Scratch) {
     call(&thief, &["workers", "add", &guessed]).complains(96, &["used up"]);
     assert_eq!(call(scratch, &["workers", "add", &text]).code(), 0);
     call(&thief, &["workers", "add", &text]).complains(96, &["used up"]);
+    says(&worker, "somebody brought an invitation, and none is open here");
     assert_eq!(read(&thief, "known_workers"), "", "nothing is stored");
     assert_eq!(read(&other, "authorized_keys").lines().count(), 1);
 }
@@ -333,10 +335,13 @@ fn odd_places(scratch: &Scratch) {
 }
 
 fn join_unknown(scratch: &Scratch) {
-    let other = Scratch::new();
+    let (other, willing) = (Scratch::new(), Scratch::new());
     let port = free_port();
-    call(scratch, &["key", "show"]);
+    let key = call(scratch, &["key", "show"]).stdout;
     let _joiner = joiner(&other, "j1", &format!("127.0.0.1:{port}"));
+    let list = willing.write("config/distest/authorized_keys", &format!("{} run x\n", key.trim()));
+    fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
+    let _willing = joiner(&willing, "j2", &format!("127.0.0.1:{port}"));
     let fixture = Fixture::named("paths");
     scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
     let finished = Client::run_human(scratch, &fixture)
@@ -345,9 +350,13 @@ fn join_unknown(scratch: &Scratch) {
         .finish();
     finished.complains(97, &["no worker has joined"]);
     let told = finished.stderr.matches("worker from 127.0.0.1 can't be used").count();
-    assert_eq!(told, 1, "however often it dials: {}", finished.stderr);
+    assert_eq!(told, 2, "each once, however often it dials: {}", finished.stderr);
+    let log = fs::read_to_string(willing.join("joiner-j2.log")).expect("it was made");
+    assert!(log.contains("the client there does not know this worker's key"), "{log}");
+    assert!(log.contains("cargo distest workers invite") && !log.contains("AccessDenied"), "{log}");
     let log = fs::read_to_string(other.join("joiner-j1.log")).expect("it was made");
     assert!(log.contains("not known here"), "the worker doesn't trust us either: {log}");
+    assert!(log.contains("hint: ask there for an invitation"), "{log}");
 }
 
 fn reconnects(scratch: &Scratch) {
@@ -451,6 +460,8 @@ fn join_permits(scratch: &Scratch) {
     assert_eq!(read(&other, "authorized_keys"), "");
     assert_eq!(read(scratch, "known_workers"), "");
     drop(inviting);
+    let left = call(&other, &["worker", "join", "--permit", "run,exec", &text]);
+    left.complains(96, &["could not connect", "hint: `cargo distest workers invite` must be"]);
 
     let args = [&args[..], &["--valid", "5"]].concat();
     let mut inviting = Client::call(scratch, scratch.path(), &args).start();

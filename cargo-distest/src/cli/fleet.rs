@@ -141,6 +141,7 @@ pub enum WorkersCommand {
         /// Its name, key or address
         worker: String,
         /// Where to look for it beside those that are known, as for `run`; may be repeated
+        /// [env: DISTEST_WORKERS]
         #[arg(long = "worker", value_name = "ADDR", id = "addresses")]
         addresses: Vec<WorkerAddress>,
     },

@@ -32,6 +32,10 @@ use crate::settings::WorkerAddress;
 /// What a worker that dialled us may take to prove its key and to greet.
 pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
 
+/// What to do where no connection comes about.
+const NO_WAY: &str = "check how host and port are spelt, that the machine is up, and that this \
+                      machine's network leads there (routes, a VPN, a firewall)";
+
 /// A worker with an open session. Dropping it ends the session.
 #[derive(Debug)]
 pub struct Connection {
@@ -131,10 +135,12 @@ pub(super) async fn reach(
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
         }
-        Ok(Err(error)) => return Err(Unusable::new(format!("could not connect: {error}"))),
+        Ok(Err(error)) => {
+            return Err(Unusable::new(format!("could not connect: {error}")).hint(NO_WAY));
+        }
         Err(_) => {
             let seconds = CONNECT_TIMEOUT.as_secs();
-            return Err(Unusable::new(format!("could not connect within {seconds} s")));
+            return Err(Unusable::new(format!("could not connect within {seconds} s")).hint(NO_WAY));
         }
     };
     stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;

@@ -281,13 +281,8 @@ async fn nobody(fleet: &Fleet, sight: &Sight, troubles: &BTreeSet<String>) -> Un
 }
 
 pub(super) fn explain(error: &RegistryError) -> Unusable {
-    let unusable = Unusable::new(error.to_string());
-    match error {
-        RegistryError::NoConnection(_) | RegistryError::Silent => {
-            unusable.hint("start it with: distest-worker registry --listen IP:PORT")
-        }
-        _ => unusable,
-    }
+    let hint = error.hint().map(str::to_owned);
+    Unusable { hint, ..Unusable::new(error.to_string()) }
 }
 
 pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {

@@ -39,8 +39,23 @@ pub(super) struct Place<'a> {
 impl Keys {
     /// Reads what the settings name; makes our key on first use.
     pub(super) fn load(settings: &IdentitySettings) -> Result<Self, Unusable> {
+        let ours = Self::ours_of(settings)?;
         let folder = Folder::of_user();
-        let ours = match &settings.key {
+        let mut known = KnownWorkers::default();
+        if let Some(folder) = &folder {
+            known = read_known(&folder.known_workers())?;
+        }
+        match &settings.known_workers {
+            None => {}
+            Some(KnownSource::Keys(keys)) => known = known.with(keys.clone()),
+            Some(KnownSource::File(path)) => known = known.with(read_known(path)?),
+        }
+        Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
+    }
+
+    /// Reads our key alone; makes it on first use.
+    pub(super) fn ours_of(settings: &IdentitySettings) -> Result<PrivateKey, Unusable> {
+        Ok(match &settings.key {
             KeySource::Nowhere => return Err(Unusable::new("DISTEST_KEY is empty")),
             KeySource::Text(text) => text.parse().map_err(|error| {
                 Unusable::new(format!("could not read DISTEST_KEY: {error}")).hint(NAME_A_KEY)
@@ -61,21 +76,11 @@ impl Keys {
                 })?
             }
             KeySource::User => {
-                let path = folder.as_ref().map(Folder::client_key);
+                let path = Folder::of_user().map(|folder| folder.client_key());
                 let path = path.ok_or(IdentityError::NoFolder).map_err(unusable)?;
                 PrivateKey::load_or_make(&path).map_err(unusable)?
             }
-        };
-        let mut known = KnownWorkers::default();
-        if let Some(folder) = &folder {
-            known = read_known(&folder.known_workers())?;
-        }
-        match &settings.known_workers {
-            None => {}
-            Some(KnownSource::Keys(keys)) => known = known.with(keys.clone()),
-            Some(KnownSource::File(path)) => known = known.with(read_known(path)?),
-        }
-        Ok(Self { ours, known, own_worker: folder.as_ref().map(Folder::worker_key) })
+        })
     }
 
     pub(super) fn known(&self) -> &KnownWorkers {
@@ -105,10 +110,6 @@ impl Keys {
 
     fn is_own(&self, key: &PublicKey) -> bool {
         self.own_worker.as_deref().and_then(PublicKey::load).as_ref() == Some(key)
-    }
-
-    pub(super) fn into_ours(self) -> PrivateKey {
-        self.ours
     }
 
     /// Secures a stream to a worker that we trust.
@@ -150,7 +151,7 @@ impl Keys {
                 Err(Unusable::new("the worker that dialled does not let this key in").hint(
                     format!(
                         "take it in with `cargo distest workers invite`, or add this line to its \
-                     authorized_keys: {ours} run NAME"
+                     authorized_keys: {ours} run,view NAME"
                     ),
                 ))
             }

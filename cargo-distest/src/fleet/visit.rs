@@ -222,6 +222,14 @@ impl Visitor<'_> {
                 let at = RegistryPlace { place: format_place(host, *port), key: *key };
                 let listed = async { Asker::dial(&at, keys.ours()).await?.list().await };
                 match listed.await {
+                    Ok(entries) if entries.is_empty() => {
+                        let none = Unusable::new("it answers, and shows this key no worker").hint(
+                            "a registry shows the workers that let this key in: start them with \
+                             `serve --register HOST:PORT`, and add an invitation of each",
+                        );
+                        let shown = here(Names::default(), Err(none.into()));
+                        shown.into_iter().map(Visited::unasked).collect()
+                    }
                     Ok(entries) => self.all(discover::of_entries(entries), Source::Registry).await,
                     Err(error) => here(Names::default(), Err(discover::explain(&error).into())),
                 }
@@ -236,6 +244,14 @@ impl Visitor<'_> {
                         while tokio::time::Instant::now() < end {
                             let left = end.saturating_duration_since(tokio::time::Instant::now());
                             found = browser.look(left).await;
+                        }
+                        if found.is_empty() {
+                            let none = Unusable::new(
+                                "no worker in the local network says that it is there",
+                            )
+                            .hint("start workers with `serve --mdns`, or use a registry");
+                            let seen = here(Names::default(), Err(none.into()));
+                            return seen.into_iter().map(Visited::unasked).collect();
                         }
                         self.all(discover::of_mdns(found), Source::Mdns).await
                     }
@@ -260,10 +276,11 @@ impl Visitor<'_> {
         let asked: Vec<_> = stream::iter(asking).buffered(VISITED_MAX).collect().await;
         let strangers = strangers.into_iter().map(|found| {
             let key = found.key;
-            let unknown = Unusable::new("its key is not known here").hint(format!(
-                "{key}: run `distest-worker invite` there and `cargo distest workers add \
+            let unknown =
+                Unusable::new("its key is not known here, and nobody has named it").hint(format!(
+                    "{key}: run `distest-worker invite` there and `cargo distest workers add \
                  INVITATION` here"
-            ));
+                ));
             let address = found.addresses.first();
             let address = address.map_or_else(|| NO_ADDRESS.to_owned(), |at| at_key(at, key));
             let names = Names { own: found.name, ..keys.names(key) };

@@ -59,12 +59,24 @@ pub async fn doctor(args: &DoctorArgs, mut print: impl FnMut(&str)) -> Result<Ex
             let (built, finding) = built::look(&machine::cargo());
             findings.extend(finding);
             let visited = fleet::visited(&settings.fleet, &built).await;
-            let elsewhere = !settings.fleet.workers.is_empty() || !visited.is_empty();
-            findings.extend(match elsewhere {
-                true => machine::variables(&settings.travel.pass, std::env::vars_os()),
-                false => Some(fine("variables", "tests run here, with all of them".to_owned())),
-            });
-            findings.extend(fleet::workers(&settings.fleet, &visited, &built));
+            match visited {
+                Ok(visited) => {
+                    let elsewhere = !settings.fleet.workers.is_empty() || !visited.is_empty();
+                    findings.extend(match elsewhere {
+                        true => machine::variables(&settings.travel.pass, std::env::vars_os()),
+                        false => {
+                            Some(fine("variables", "tests run here, with all of them".to_owned()))
+                        }
+                    });
+                    findings.extend(fleet::workers(&settings.fleet, &visited, &built));
+                }
+                // Why is said where the key is, and whom we know.
+                Err(_) => findings.push(could(
+                    "workers",
+                    "were not looked at: no worker can be used until the keys can be".to_owned(),
+                    "mend what is wrong above, and look again",
+                )),
+            }
         }
     }
     match format {

@@ -85,6 +85,7 @@ fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
         "free": status.slots.saturating_sub(status.used),
         "draining": status.draining,
         "short_of_memory": status.short_of_memory,
+        "one_client": status.one_client,
         "store_bytes": status.store_bytes,
         "store_bytes_max": status.store_bytes_max,
         "sandbox_reason": Some(&status.sandbox_reason).filter(|reason| !reason.is_empty()),
@@ -92,6 +93,9 @@ fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
         "sessions": sessions.collect::<Vec<_>>(),
     })
 }
+
+const ONE_CLIENT: &str = "serves one client only: its sandboxes hide no client's files from another's \
+                          tests (`serve --trust-clients` serves all that it lets in)";
 
 const DRAINS: &str = "it finishes what runs and takes nothing more";
 
@@ -204,6 +208,9 @@ fn notes(visited: &Visited) -> Vec<String> {
     }
     if !status.paused.is_empty() {
         notes.push(format!("takes no tests for now: {}", plain(&status.paused)));
+    }
+    if status.one_client {
+        notes.push(ONE_CLIENT.to_owned());
     }
     for session in &status.sessions {
         notes.push(format!(
@@ -337,5 +344,9 @@ mod tests {
             human(&[], 3).contains("--label to see all (3)") && human(&[], 0).contains("--worker")
         );
         assert!(human(&all, 0).contains("other (mine)"));
+        assert!(!human(&all, 0).contains("serves one client only"));
+        let status = all[0].said.as_mut().map(|said| said.status.as_mut());
+        status.unwrap().unwrap().one_client = true;
+        assert!(human(&all, 0).contains("serves one client only"));
     }
 }

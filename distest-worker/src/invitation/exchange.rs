@@ -38,6 +38,12 @@ pub struct Granted {
 /// Why an invitation came to nothing. Nothing has been stored, unless it says so.
 #[derive(Debug, thiserror::Error)]
 pub enum InvitationError {
+    /// Nobody could be reached.
+    #[error("{0}")]
+    NoConnection(String),
+    /// Who is there isn't who gave it.
+    #[error("{0}")]
+    Other(String),
     /// It was used before, has expired, or never was.
     #[error("the invitation is used up, has expired or was never given")]
     NotOpen,

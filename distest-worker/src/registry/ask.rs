@@ -47,6 +47,22 @@ pub enum RegistryError {
     Broken(#[from] io::Error),
 }
 
+impl RegistryError {
+    /// What to do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoConnection(_) | Self::Silent => {
+                Some("start it with: distest-worker registry --listen IP:PORT")
+            }
+            Self::NotSecure(TlsError::Closed | TlsError::WrongPurpose) => Some(
+                "check that a registry listens there: a worker itself is named tcp://HOST:PORT, \
+                 without one",
+            ),
+            _ => None,
+        }
+    }
+}
+
 /// A connection to a registry.
 pub struct Asker {
     stream: tls::Stream<TcpStream>,
@@ -165,13 +181,17 @@ pub async fn announce(
         };
         let ended: Result<std::convert::Infallible, RegistryError> = talking.await;
         let text = match ended {
-            Err(error) => format!("could not register with {at}: {error}"),
+            Err(error) => {
+                let text = format!("could not register with {at}: {error}; it is tried again");
+                if text != last {
+                    let hint = error.hint().map(str::to_owned);
+                    log.tell(Line { hint, ..Line::warning(text.clone()) });
+                }
+                text
+            }
             Ok(never) => match never {},
         };
-        if text != last {
-            log.tell(Line::warning(text.clone()));
-            last = text;
-        }
+        last = text;
         tokio::time::sleep(back_off).await;
         back_off = (back_off * 2).min(BACK_OFF_MAX);
     }

@@ -8,8 +8,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{ConnectionEnd, REFRESH, Reception, Signals, begins, ended};
+use crate::hello::HelloError;
 use crate::identity::PublicKey;
 use crate::log::{Line, Log};
+use crate::tls::{self, TlsError};
 
 /// Between two attempts to reach a client: at first, and at most. Each failure doubles it.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
@@ -121,8 +123,11 @@ async fn again_and_again(reception: &Reception, address: &JoinAddress, log: &Log
                 back_off = BACK_OFF_MIN;
                 Some(Line::from(end.to_string()))
             }
+            Ok(ConnectionEnd::NoHello(HelloError::Io(error))) if tls::refusal(&error) => {
+                Some(not_joined(&TlsError::Refused))
+            }
             Ok(ConnectionEnd::NoHello(error)) => Some(Line::warning(error.to_string())),
-            Err(error) => Some(Line::warning(error)),
+            Err(line) => Some(line),
         };
         // A client that isn't there yet is told of once.
         if let Some(line) = line.filter(|line| last.as_ref() != Some(line)) {
@@ -141,16 +146,35 @@ async fn dial(
     reception: &Reception,
     address: &JoinAddress,
     log: &Log,
-) -> Result<ConnectionEnd, String> {
+) -> Result<ConnectionEnd, Line> {
     let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address.place)).await;
     let stream = connect
-        .map_err(|_| format!("could not connect within {} s", CONNECT_TIMEOUT.as_secs()))?
-        .map_err(|error| format!("could not connect: {error}"))?;
+        .map_err(|_| format!("could not connect within {} s", CONNECT_TIMEOUT.as_secs()))
+        .and_then(|stream| stream.map_err(|error| format!("could not connect: {error}")))
+        .map_err(|why| Line::warning(format!("{why}; it is tried again")))?;
     let _ = stream.set_nodelay(true);
     let loopback = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
     let begins = begins(log.clone(), address.place.clone());
     let served = reception.join_stream(stream, loopback, address.key, begins).await;
-    served.map_err(|error| error.to_string())
+    served.map_err(|error| not_joined(&error))
+}
+
+/// Why a client that is there is not served.
+fn not_joined(error: &TlsError) -> Line {
+    match error {
+        TlsError::Refused => Line::warning("the client there does not know this worker's key")
+            .hint(
+                "ask there for an invitation (`cargo distest workers invite`), and run \
+             `distest-worker join INVITATION` here",
+            ),
+        TlsError::UnknownKey(key) => Line::warning(error.to_string()).hint(format!(
+            "ask there for an invitation (`cargo distest workers invite`), or add this line to \
+             authorized_keys here: {key} run,view NAME"
+        )),
+        TlsError::WrongPurpose | TlsError::Closed => Line::warning(error.to_string())
+            .hint("check that a run with --worker listen://IP:PORT waits for workers there"),
+        _ => Line::warning(error.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -51,8 +51,11 @@ impl Reception {
     /// Takes a client's invitation: it may use this worker from now on. Answers who may do what.
     ///
     /// # Errors
-    /// In words.
-    pub async fn accept_invitation(&self, invitation: &Invitation) -> Result<String, String> {
+    /// See [`InvitationError`].
+    pub async fn accept_invitation(
+        &self,
+        invitation: &Invitation,
+    ) -> Result<String, InvitationError> {
         let name = self.worker.config().name.clone();
         let mut now = Permissions::default();
         let store = |granted: &Granted| {

@@ -114,8 +114,9 @@ async fn each_purpose_is_its_own() {
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let accepted = accept(far, &worker, |purpose| (purpose == Purpose::Session).then(anyone));
     let ends = tokio::join!(connect(near, &client, Purpose::Join, anyone()), accepted);
-    assert!(matches!(ends.1, Err(TlsError::WrongPurpose)));
-    assert!(ends.0.is_err());
+    assert!(matches!(ends.1, Err(TlsError::NotHere(Purpose::Join))));
+    let told = ends.0.err().and_then(|error| error.hint(&client.public())).unwrap_or_default();
+    assert!(told.contains("registry://"), "{told}");
 }
 
 /// What a worker makes of a peer that sends these bytes and then closes, if `closes`.

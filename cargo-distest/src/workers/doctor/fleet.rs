@@ -19,14 +19,23 @@ const STORE_FULL_PERCENT: u64 = 90;
 /// Milliseconds by which clocks may differ.
 const CLOCK_MS_MAX: u64 = 2_000;
 
-/// Looks at every worker that is named or known; none if there is no key to look with, which the
-/// key's finding says.
-pub(super) async fn visited(settings: &FleetSettings, built: &Built) -> Vec<Visited> {
+/// What ends a worker's pause.
+const UNTIL_OVER: &str = "it takes tests again by itself when that is over; whoever started it chose \
+                          so (`--max-load`, `--idle-only`)";
+
+/// Looks at every worker that is named or known; none where the user wants no key.
+///
+/// # Errors
+/// There is no key to look with, or it can't be told who is known.
+pub(super) async fn visited(
+    settings: &FleetSettings,
+    built: &Built,
+) -> Result<Vec<Visited>, Trouble> {
     if settings.identity.key == KeySource::Nowhere {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let wanted = Wanted { starts: true, joiners: true, libraries: built.libraries.clone() };
-    fleet::visit(settings, &wanted).await.unwrap_or_default()
+    fleet::visit(settings, &wanted).await
 }
 
 /// What was seen of them.
@@ -39,7 +48,10 @@ pub(super) fn workers(
     if visited.is_empty() && settings.workers.is_empty() {
         findings.push(fine("workers", "none: tests run on this machine".to_owned()));
     }
-    findings.extend(visited.iter().flat_map(|it| worker(it, built)));
+    // That nobody was found there has been said.
+    let mdns = WorkerAddress::Mdns.to_string();
+    let seen = visited.iter().filter(|it| it.asked || it.address != mdns);
+    findings.extend(seen.flat_map(|it| worker(it, built)));
     findings
 }
 
@@ -93,7 +105,10 @@ fn worker(visited: &Visited, built: &Built) -> Vec<Finding> {
         "" => &visited.address,
         name => name,
     };
-    let about = format!("worker {name}");
+    let about = match name.parse() {
+        Ok(WorkerAddress::Registry { .. }) => name.to_owned(),
+        _ => format!("worker {name}"),
+    };
     let Said { hello, status, clock, lacks } = match &visited.said {
         Ok(said) => said,
         Err(Trouble { reason, hint }) => {
@@ -142,8 +157,11 @@ fn lacking(about: &str, status: &WorkerStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |text: String, hint: &str| findings.push(could(about, text, hint));
     if status.draining || !status.paused.is_empty() {
-        let why = if status.draining { "it drains" } else { &status.paused };
-        found(format!("takes no tests: {why}"), "wait, or restart it");
+        let (why, hint) = match status.draining {
+            true => ("it drains", "it ends when what runs has: start it again then"),
+            false => (status.paused.as_str(), UNTIL_OVER),
+        };
+        found(format!("takes no tests: {why}"), hint);
     }
     let full = status.store_bytes_max / 100 * STORE_FULL_PERCENT;
     if full > 0 && status.store_bytes > full {
@@ -264,6 +282,7 @@ mod tests {
         check(status(|it| it.sandbox_reason = "no namespaces".to_owned()), "(no namespaces)");
         check(|it| it.hello.sandbox_level = 0, "level variables: the client's files lie");
         check(status(|it| it.draining = true), "drains");
+        check(status(|it| it.paused = "the machine's load is 9".to_owned()), "load is 9");
     }
 
     #[test]
