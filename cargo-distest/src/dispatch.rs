@@ -151,6 +151,8 @@ pub struct DispatchSettings {
     pub wait_workers: u32,
     /// For how long.
     pub wait_for: Duration,
+    /// The user asked for that: when the last worker is gone as long is waited for another.
+    pub wait_given: bool,
     /// Wait no longer than the whole run takes on the embedded worker, where that is known.
     pub may_stay_local: bool,
     /// Where output goes that is too long for memory.
@@ -272,6 +274,8 @@ struct Gate {
     opened: bool,
     /// From when on nobody waits for workers, because the run would be over here.
     local_at: Option<Instant>,
+    /// Until then a worker is waited for, since the last one is gone.
+    another_until: Option<Instant>,
     /// Nobody takes a test: told when all are planned, so that all reasons can be told.
     nobody: bool,
 }
@@ -305,6 +309,10 @@ impl Dispatch {
                 Some(order) = orders.recv() => this.on_order(order, &mut inputs).await,
                 () = &mut wait, if !this.gate.workers => this.gate.workers = true,
                 () = until(this.gate.local_at.map(Into::into)), if this.gate.waits() => this.stay_local().await,
+                () = until(this.gate.another_until.map(Into::into)) => {
+                    this.gate.another_until = None;
+                    this.no_other_worker().await;
+                }
                 () = until(this.watches.first().map(|(due, ..)| *due)) => this.look(&mut inputs),
             }
             for _ in 0..BURST {
@@ -348,6 +356,7 @@ impl Dispatch {
                 workers: false,
                 opened: false,
                 local_at: None,
+                another_until: None,
                 nobody: false,
             },
             waited_for: 0,
@@ -477,6 +486,7 @@ impl Dispatch {
         self.workers.insert(worker, connected);
         // It is asked first.
         self.gate.nobody = false;
+        self.gate.another_until = None;
         if !info.embedded || !self.settings.workers_given {
             self.waited_for += 1;
         }
@@ -970,8 +980,22 @@ impl Dispatch {
         });
     }
 
-    /// Tests are left that no worker takes: the embedded one, if it may and has not been tried.
+    /// Tests are left that no worker takes: one that was there may come back.
     async fn need_worker(&mut self) {
+        let none_left = self.workers.values().all(Connected::is_leaving);
+        if !self.settings.wait_given || self.waited_for == 0 || !none_left {
+            return self.no_other_worker().await;
+        }
+        let patience = self.settings.wait_for;
+        self.gate.another_until = Instant::now().checked_add(patience);
+        let seconds = patience.as_secs_f64();
+        let text = format!("no worker is left: one is waited for, for {seconds} s at most");
+        let hint = Some("--wait-workers says how long".to_owned());
+        self.tell(RunEvent::Warning { text, hint }).await;
+    }
+
+    /// The embedded worker takes what is left, if it may and has not been tried.
+    async fn no_other_worker(&mut self) {
         let embedded = self.workers.values().any(Connected::embedded);
         if self.fell_back || embedded || self.settings.fallback == Fallback::Fail {
             self.scheduler_says_no_worker().await;

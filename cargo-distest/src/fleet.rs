@@ -37,7 +37,7 @@ use std::time::{Duration, SystemTime};
 use distest_worker::identity::PrivateKey;
 use distest_worker::protocol::{Forward, OsText, OutputChunk, Report, Writes};
 use distest_worker::registry::RegistryPlace;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::keys::Keys;
@@ -171,6 +171,8 @@ struct Shared {
     workers: AtomicU32,
     slots: AtomicU32,
     members: Arc<Members>,
+    /// Workers that have joined, without the embedded one, whether or not they are still there.
+    joined: watch::Sender<u32>,
     /// Read when the first worker needs them.
     keys: OnceCell<Result<Keys, Unusable>>,
 }
@@ -185,13 +187,16 @@ impl Fleet {
         let (workers, slots) = (AtomicU32::new(0), AtomicU32::new(0));
         let keys = OnceCell::new();
         let members = Members::new(settings.max_workers);
-        let shared = Shared { facts, settings, messages, workers, slots, members, keys };
+        let joined = watch::Sender::new(0);
+        let shared = Shared { facts, settings, messages, workers, slots, members, joined, keys };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 
     /// Connects to every address and starts the embedded worker if the settings want one. Ends
-    /// when all have joined or failed, with [`FleetMessage::AllAnswered`].
+    /// when all have joined or failed, with [`FleetMessage::AllAnswered`]; if the user asked to wait
+    /// for some, not before so many have joined or the time is over.
     pub async fn connect(&self) {
+        let began = Instant::now();
         let settings = &self.shared.settings;
         let local = local_slots(settings);
         let embedded = async {
@@ -201,6 +206,12 @@ impl Fleet {
         };
         let remote = futures::future::join_all(settings.workers.iter().map(|a| self.remote(a)));
         futures::future::join(embedded, remote).await;
+        if settings.wait_given && !settings.workers.is_empty() {
+            // Whoever was not there is dialled again meanwhile.
+            let mut joined = self.shared.joined.subscribe();
+            let enough = joined.wait_for(|joined| *joined >= settings.wait_workers);
+            let _ = tokio::time::timeout_at(began + settings.wait_for, enough).await;
+        }
         self.say(FleetMessage::AllAnswered).await;
     }
 
@@ -227,7 +238,7 @@ impl Fleet {
             Ok(Some(connection)) => {
                 let (fleet, address) = (self.clone(), address.clone());
                 let gone = connection.gone();
-                self.say(FleetMessage::Joined(Box::new(connection))).await;
+                self.joined(connection).await;
                 tokio::spawn(async move { fleet.redial(address, Some(gone)).await });
             }
             // It tells of its workers by itself.
@@ -275,7 +286,7 @@ impl Fleet {
     }
 
     /// A worker that was lost may come back, as another one: whatever it had is forgotten. One that
-    /// was not needed may be when another is lost.
+    /// was not needed may be when another is lost, and one that was not there may come.
     async fn redial(self, address: WorkerAddress, mut gone: Option<Gone>) {
         loop {
             if let Some(mut gone) = gone {
@@ -283,6 +294,7 @@ impl Fleet {
                 let _ = gone.wait_for(|_| false).await;
             }
             let mut back_off = REDIAL_MIN;
+            let mut told = false;
             let connection = loop {
                 tokio::time::sleep(back_off).await;
                 back_off = (back_off * 2).min(REDIAL_MAX);
@@ -300,12 +312,26 @@ impl Fleet {
                         _ = leaving.changed() => {}
                         () = self.shared.messages.closed() => {}
                     },
-                    Ok(None) | Err(_) => {}
+                    // It tells of its workers by itself.
+                    Ok(None) => return,
+                    // That it isn't there is known.
+                    Err(Unusable { spare: Some(_), .. }) => {}
+                    // It is there, and doesn't want us any more.
+                    Err(unusable) => {
+                        if !std::mem::replace(&mut told, true) {
+                            self.say(unusable.into_message(address.to_string())).await;
+                        }
+                    }
                 }
             };
             gone = Some(connection.gone());
-            self.say(FleetMessage::Joined(Box::new(connection))).await;
+            self.joined(connection).await;
         }
+    }
+
+    async fn joined(&self, connection: Connection) {
+        self.say(FleetMessage::Joined(Box::new(connection))).await;
+        self.shared.joined.send_modify(|joined| *joined += 1);
     }
 
     fn next_id(&self) -> WorkerId {

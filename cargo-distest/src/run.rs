@@ -449,6 +449,7 @@ impl Line {
             workers_given: !fleet.workers.is_empty(),
             wait_workers: fleet.wait_workers,
             wait_for: fleet.wait_for,
+            wait_given: fleet.wait_given,
             may_stay_local: !fleet.wait_given && fleet.fallback != Fallback::Fail,
             output_folder: state_folder(&self.workspace).join("output").join(&self.facts.run),
             origin: self.origin,

@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("discovery::registry_a_killed_worker_is_gone", killed),
         case_if("discovery::registry_forgets_a_worker_whose_packets_are_lost", possible, lost),
         case("discovery::a_dialled_worker_that_comes_back_is_used_again", redialled),
+        case("discovery::a_worker_is_waited_for_that_comes_late_and_again", waited_for),
         case("discovery::registry_anothers_name_is_worth_nothing", impostor),
         case("discovery::registry_lets_in_only_those_it_knows", closed),
         case("discovery::registry_cannot_be_reached", unreachable),
@@ -150,6 +151,36 @@ fn redialled(scratch: &Scratch) {
     drop(gate);
     let transcript = running.finish().transcript(0);
     assert_eq!(transcript.summary.passed, 13);
+}
+
+fn waited_for(scratch: &Scratch) {
+    let subject = Subject::new(scratch);
+    let store = scratch.join("store");
+    let mut workers = Worker::fleet(scratch, 1, 1);
+    workers[0].process.signal(Signal::SIGKILL);
+    workers[0].process.wait(DEADLINE).expect("it ends");
+    let client = subject.client(scratch).worker(&workers[0].address);
+    let running = client.args(["--local-slots", "0", "--wait-workers", "1:240s"]).start();
+    let says = |text: &str| {
+        let silent = what_stays(DEADLINE, || match running.stderr().contains(text) {
+            true => Vec::new(),
+            false => vec![running.stderr()],
+        });
+        assert!(silent.is_empty(), "{silent:?}");
+    };
+    says("nobody listens there");
+    workers[0].restart(scratch, 1, &store);
+    let (gate, _) = subject.holds(&workers);
+    // It finishes what runs, and takes nothing more.
+    workers[0].process.signal(Signal::SIGTERM);
+    says("takes no more tests");
+    drop(gate);
+    says("no worker is left: one is waited for");
+    workers[0].process.wait(DEADLINE).expect("it ends");
+    workers[0].restart(scratch, 1, &store);
+    let transcript = running.finish().transcript(0);
+    assert_eq!(transcript.summary.passed, 13);
+    assert!(transcript.attempts.iter().all(|attempt| attempt.attempt == 1), "nothing ran twice");
 }
 
 /// Somebody registers a worker with another's name, which lets this client in.

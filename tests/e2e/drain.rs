@@ -113,10 +113,14 @@ impl Subject {
     }
 
     pub(crate) fn run(&self, scratch: &Scratch, workers: &[Worker]) -> Running {
+        self.client(scratch).only_on(workers).start()
+    }
+
+    /// A run that nothing is done for here.
+    pub(crate) fn client(&self, scratch: &Scratch) -> Client {
         scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
         let args = ["--isolation", "process", "--no-fail-fast"];
-        let client = Client::call(scratch, &self.folder, &["run", "--offline"]);
-        client.json().args(args).only_on(workers).start()
+        Client::call(scratch, &self.folder, &["run", "--offline"]).json().args(args)
     }
 
     /// Waits until the test holds; answers what ends it when dropped, and the worker's number.

@@ -221,7 +221,8 @@ impl Running {
         finished
     }
 
-    fn stderr(&self) -> String {
+    /// What it has said on its stderr so far.
+    pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 

@@ -80,7 +80,8 @@ pub struct FleetArgs {
     #[arg(long, value_name = "ADDR")]
     pub worker: Vec<WorkerAddress>,
     /// Workers to wait for before the first test, and for how long [default: 1:30s, and no longer than
-    /// the run takes here]
+    /// the run takes here]; if given, also for those that aren't there yet, and for another one when
+    /// the last is gone
     #[arg(long, value_name = "N[:DURATION]")]
     pub wait_workers: Option<WaitWorkers>,
     /// Use at most this many workers.

@@ -133,14 +133,16 @@ pub(super) async fn reach(
     let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            return Err(Unusable::new("nobody listens there (connection refused)").hint(start_hint));
+            let reason = "nobody listens there (connection refused)";
+            return Err(Unusable::absent(reason).hint(start_hint));
         }
         Ok(Err(error)) => {
-            return Err(Unusable::new(format!("could not connect: {error}")).hint(NO_WAY));
+            return Err(Unusable::absent(format!("could not connect: {error}")).hint(NO_WAY));
         }
         Err(_) => {
             let seconds = CONNECT_TIMEOUT.as_secs();
-            return Err(Unusable::new(format!("could not connect within {seconds} s")).hint(NO_WAY));
+            let reason = format!("could not connect within {seconds} s");
+            return Err(Unusable::absent(reason).hint(NO_WAY));
         }
     };
     stream.set_nodelay(true).map_err(|error| Unusable::new(error.to_string()))?;

@@ -158,8 +158,8 @@ impl Following {
                 let address = format!("{} {}", found.name, found.key);
                 // What is not needed now, or not to be used now, is no trouble yet.
                 let news = match spare {
-                    None => told.of(&found, &reason),
-                    Some(_) => News::Old,
+                    None | Some(Spare::UntilItIsThere) => told.of(&found, &reason),
+                    Some(Spare::ForNow | Spare::UntilOneLeaves) => News::Old,
                 };
                 let unusable = match news {
                     News::Old => None,
@@ -238,7 +238,7 @@ async fn keep(fleet: Fleet, first: Arc<Notify>, found: Found) -> (Found, Option<
 
 async fn used(fleet: &Fleet, first: &Notify, connection: Connection) {
     let mut gone = connection.gone();
-    fleet.say(FleetMessage::Joined(Box::new(connection))).await;
+    fleet.joined(connection).await;
     first.notify_one();
     // The sender goes with the connection.
     let _ = gone.wait_for(|_| false).await;
@@ -282,7 +282,9 @@ async fn nobody(fleet: &Fleet, sight: &Sight, troubles: &BTreeSet<String>) -> Un
 
 pub(super) fn explain(error: &RegistryError) -> Unusable {
     let hint = error.hint().map(str::to_owned);
-    Unusable { hint, ..Unusable::new(error.to_string()) }
+    let there = !matches!(error, RegistryError::NoConnection(_) | RegistryError::Silent);
+    let spare = (!there).then_some(Spare::UntilItIsThere);
+    Unusable { hint, spare, ..Unusable::new(error.to_string()) }
 }
 
 pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {

@@ -61,7 +61,7 @@ async fn accept(fleet: Fleet, listener: TcpListener, first: Arc<Notify>) {
                         drop(place);
                         match joined {
                             Ok(connection) => {
-                                fleet.say(FleetMessage::Joined(Box::new(connection))).await;
+                                fleet.joined(connection).await;
                                 first.notify_one();
                                 None
                             }

@@ -26,13 +26,15 @@ pub enum Undone {
 pub(super) struct Unusable {
     pub(super) reason: String,
     pub(super) hint: Option<String>,
-    /// It could be used, but not now.
+    /// It may be of use later.
     pub(super) spare: Option<Spare>,
 }
 
-/// For how long a worker is of no use that could be used.
+/// For how long a worker is of no use that may be used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Spare {
+    /// Nobody is there yet.
+    UntilItIsThere,
     /// It may take us later.
     ForNow,
     /// There are enough workers, or it is one of them.
@@ -50,6 +52,11 @@ impl Unusable {
 
     pub(super) fn spare(spare: Spare, reason: impl Into<String>) -> Self {
         Self { spare: Some(spare), ..Self::new(reason) }
+    }
+
+    /// Nobody answers there, and somebody may later.
+    pub(super) fn absent(reason: impl Into<String>) -> Self {
+        Self::spare(Spare::UntilItIsThere, reason)
     }
 
     pub(super) fn into_message(self, address: String) -> FleetMessage {
