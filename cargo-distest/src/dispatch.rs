@@ -9,6 +9,7 @@ pub(crate) mod judge;
 mod local;
 mod place;
 mod refusals;
+mod slow;
 mod times;
 mod way;
 mod worker;
@@ -43,6 +44,7 @@ use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
 use refusals::Refused;
+use slow::Slow;
 use times::Times;
 use way::Ways;
 use worker::{Connected, Outcome};
@@ -209,6 +211,7 @@ struct InFlight {
     /// When it was handed out.
     leased: Instant,
     started: Option<Instant>,
+    slow: Slow,
     gather: Gather,
     /// It is a batch, or a witness.
     batch: Option<company::Batch>,
@@ -562,6 +565,10 @@ impl Dispatch {
         match report {
             Report::Started { attempt, slot: _ } => {
                 let Some(flight) = self.flight(worker, attempt) else { return };
+                // It starts once, however often that is said.
+                if flight.started.is_some() {
+                    return;
+                }
                 let now = Instant::now();
                 flight.started = Some(now);
                 let waited = now.duration_since(flight.leased);
@@ -577,15 +584,21 @@ impl Dispatch {
                 inputs.push(Input::Started { worker, attempt, waited });
             }
             Report::Slow { attempt, elapsed } => {
+                let slow_after = self.settings.limits.slow_after;
                 let Some(flight) = self.flight(worker, attempt) else { return };
+                let since = flight.started.unwrap_or(flight.leased).elapsed();
+                if !flight.slow.is_due(since, slow_after) {
+                    return;
+                }
                 let running = flight.batch.as_ref().and_then(company::Batch::running);
                 let (test, attempt) = (running.unwrap_or(flight.test), flight.number);
                 self.tell(RunEvent::AttemptSlow { test, attempt, worker, elapsed }).await;
             }
             Report::Finished(finished) => self.finish(worker, finished, inputs).await,
             Report::Draining {} => {
-                if let Some(connected) = self.workers.get_mut(&worker) {
-                    connected.leaves();
+                if let Some(connected) = self.workers.get_mut(&worker)
+                    && connected.leaves()
+                {
                     let text = format!("worker {} takes no more tests", connected.name());
                     self.tell(RunEvent::Warning { text, hint: None }).await;
                     inputs.push(Input::Leaving { worker });
@@ -858,11 +871,12 @@ impl Dispatch {
         let (leased, started) = (Instant::now(), None);
         for grant in grants {
             let Grant { attempt, test, number, alone, places, company: _ } = grant;
-            let gather = Gather::default();
+            let (slow, gather) = (Slow::default(), Gather::default());
             if let Some((spec, batch)) = self.batch_spec(&grant) {
                 specs.push(spec);
                 let batch = Some(batch);
-                let flight = InFlight { worker, test, number, leased, started, gather, batch };
+                let flight =
+                    InFlight { worker, test, number, leased, started, slow, gather, batch };
                 self.in_flight.insert(attempt, flight);
                 continue;
             }
@@ -881,7 +895,7 @@ impl Dispatch {
                 label: planned.case.to_string(),
             });
             let batch = None;
-            let flight = InFlight { worker, test, number, leased, started, gather, batch };
+            let flight = InFlight { worker, test, number, leased, started, slow, gather, batch };
             self.in_flight.insert(attempt, flight);
         }
         if let Some(connected) = self.workers.get(&worker) {

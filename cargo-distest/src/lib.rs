@@ -41,4 +41,5 @@ pub mod testenv;
 pub mod travel;
 pub mod tree;
 pub mod ui;
+pub mod wary;
 pub mod workers;

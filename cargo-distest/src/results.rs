@@ -303,7 +303,8 @@ impl Summary {
 
     /// Tests that can run at once: at least 1.
     pub fn slots(&self) -> u32 {
-        let slots = self.workers.values().map(|done| done.info.slots).sum::<u32>();
+        let slots =
+            self.workers.values().fold(0, |sum: u32, done| sum.saturating_add(done.info.slots));
         slots.min(self.settings.test_threads.unwrap_or(u32::MAX)).max(1)
     }
 

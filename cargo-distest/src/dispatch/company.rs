@@ -8,6 +8,7 @@ use distest_worker::protocol::{
 };
 
 use super::gather::Gather;
+use super::slow::Slow;
 use super::{Dispatch, Ending, InFlight, Planned, judge};
 use crate::batch::{self, Acceptance, Closing, End};
 use crate::event::{AttemptEnded, BatchEnded, CapturedOutput, RunEvent};
@@ -319,6 +320,7 @@ impl InFlight {
             number: batch.number,
             leased: batch.leased,
             started: batch.started,
+            slow: Slow::default(),
             gather: Gather::default(),
             batch: None,
         }

@@ -5,12 +5,17 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use distest_worker::protocol::{Output, Stream};
+use distest_worker::output::OUTPUT_BYTES_MAX;
+use distest_worker::protocol::{CHUNK_BYTES_MAX, Output, Stream};
 
 use crate::event::CapturedOutput;
 
 /// Bytes of one stream that are kept in memory, and shown; of more, this much from either end.
 const SHOWN_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of one stream that are kept at all: as many as an honest worker keeps, and what it may send
+/// on top of them.
+const KEPT_BYTES_MAX: u64 = OUTPUT_BYTES_MAX + CHUNK_BYTES_MAX as u64;
 
 /// One stream of one attempt.
 #[derive(Debug, Default)]
@@ -23,19 +28,32 @@ struct Gathered {
 }
 
 /// Both streams of one attempt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gather {
     streams: [Gathered; 2],
+    bytes_max: u64,
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self { streams: Default::default(), bytes_max: KEPT_BYTES_MAX }
+    }
 }
 
 impl Gather {
     /// Takes the next piece. A file that can't be written costs the output beyond
-    /// [`SHOWN_BYTES_MAX`], never the run.
+    /// [`SHOWN_BYTES_MAX`], never the run. What is beyond the bound is counted and dropped, as an
+    /// honest worker does.
     pub(super) fn push(&mut self, stream: Stream, data: &[u8], folder: &Path, name: &str) {
         let gathered = &mut self.streams[stream as usize];
-        gathered.total += data.len() as u64;
+        let room = self.bytes_max.saturating_sub(gathered.total);
+        let kept = &data[..usize::try_from(room).map_or(data.len(), |room| room.min(data.len()))];
+        gathered.total = gathered.total.saturating_add(data.len() as u64);
+        if kept.is_empty() {
+            return;
+        }
         if gathered.lost.is_none()
-            && let Err(error) = gathered.push(data, folder, name)
+            && let Err(error) = gathered.push(kept, folder, name)
         {
             gathered.lost = Some(error);
         }
@@ -112,5 +130,20 @@ mod tests {
         let err = gather.finish(Stream::Stderr, &Output { total: 3_000_000, ..Output::default() });
         assert_eq!((err.head.len(), err.tail.len(), err.total), (1 << 19, 1 << 19, 3_000_000));
         assert_eq!(std::fs::metadata(err.spill.unwrap()).unwrap().len(), 3_000_000);
+    }
+
+    #[test]
+    fn output_without_end_is_counted_and_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut gather = Gather { bytes_max: 2_000_000, ..Gather::default() };
+        let chunk = vec![b'x'; 300_000];
+        for _ in 0..100 {
+            gather.push(Stream::Stdout, &chunk, folder.path(), "out");
+        }
+        let out = gather.finish(Stream::Stdout, &Output::default());
+        assert_eq!((out.total, out.tail.len()), (30_000_000, 1 << 19));
+        assert_eq!(std::fs::metadata(out.spill.unwrap()).unwrap().len(), 2_000_000);
+        let honest = Gather::default().bytes_max;
+        assert!(honest >= OUTPUT_BYTES_MAX, "an honest worker's output is kept whole");
     }
 }

@@ -10,6 +10,7 @@ use distest_worker::link;
 use distest_worker::protocol::{
     AttemptId, AttemptSignal, AttemptSpec, BinaryKey, Lease, Refusal, StdinChunk, Stop, TestTime,
 };
+use tarpc::client::RpcError;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +23,7 @@ use crate::scheduler::Traits;
 use crate::ship::{ShipError, Shipped, Shipper};
 use crate::suits;
 use crate::tree::Tree;
+use crate::wary;
 
 /// An answer to a short request.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -85,9 +87,9 @@ impl Connected {
         !std::mem::replace(&mut self.was_short, true)
     }
 
-    /// It finishes what runs and takes nothing more.
-    pub(super) fn leaves(&mut self) {
-        self.leaving = true;
+    /// It finishes what runs and takes nothing more; answers whether that is news.
+    pub(super) fn leaves(&mut self) -> bool {
+        !std::mem::replace(&mut self.leaving, true)
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -144,12 +146,11 @@ impl Connected {
             let outcome = match placing.place(&runnable, bytes_max).await {
                 Ok(Placed::There { sent }) => Outcome::Ready { worker, binary, sent },
                 Ok(Placed::Lacks(bytes)) => Outcome::Lacks { worker, binary, bytes },
-                Err(ShipError::Connection(error)) => Outcome::Gone {
-                    worker,
-                    reason: format!("it did not answer: {}", link::why(&error)),
-                },
+                Err(ShipError::Connection(error)) => {
+                    Outcome::Gone { worker, reason: unanswered(&error) }
+                }
                 Err(ShipError::Refused(refusal)) => {
-                    let Refusal { message, hint, .. } = refusal;
+                    let Refusal { message, hint, .. } = wary::refusal(refusal);
                     Outcome::Refused { worker, binary, reason: message, hint }
                 }
                 Err(error) => {
@@ -167,8 +168,8 @@ impl Connected {
         tokio::spawn(async move {
             let reason = match client.lease(link::context(ANSWER), Lease { attempts }).await {
                 Ok(Ok(())) => return,
-                Ok(Err(refusal)) => format!("it refused a lease: {refusal}"),
-                Err(error) => format!("it did not take a lease: {}", link::why(&error)),
+                Ok(Err(refusal)) => format!("it refused a lease: {}", wary::refusal(refusal)),
+                Err(error) => unanswered(&error),
             };
             let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
         });
@@ -181,10 +182,7 @@ impl Connected {
         tokio::spawn(async move {
             let outcome = match client.revoke(link::context(ANSWER), attempts).await {
                 Ok(attempts) => Outcome::Revoked { worker, attempts },
-                Err(error) => {
-                    let reason = format!("it did not answer: {}", link::why(&error));
-                    Outcome::Gone { worker, reason }
-                }
+                Err(error) => Outcome::Gone { worker, reason: unanswered(&error) },
             };
             let _ = outcomes.send(outcome).await;
         });
@@ -224,7 +222,7 @@ impl Connected {
         let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
         tokio::spawn(async move {
             if let Err(error) = client.stop(link::context(ANSWER), how).await {
-                let reason = format!("it did not answer: {}", link::why(&error));
+                let reason = unanswered(&error);
                 let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
             }
         });
@@ -251,7 +249,7 @@ impl Connected {
         let mut before = collector.progress();
         let ended = loop {
             if let Ok(closed) = tokio::time::timeout(CLOSED, &mut closed).await {
-                break closed.map_err(|error| link::why(&error));
+                break closed.map_err(|error| wary::sentence(&link::why(&error)));
             }
             let now = collector.progress();
             if std::mem::replace(&mut before, now) == now {
@@ -265,6 +263,11 @@ impl Connected {
             collector.cut_short(name, &why);
         }
     }
+}
+
+/// That a worker did not answer, and why.
+fn unanswered(error: &RpcError) -> String {
+    format!("it did not answer: {}", wary::sentence(&link::why(error)))
 }
 
 /// Why a worker can't run a binary, and what to do.

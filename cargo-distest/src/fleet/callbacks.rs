@@ -15,6 +15,7 @@ use super::FleetMessage;
 use super::forward::Forwards;
 use crate::collect::Collector;
 use crate::model::WorkerId;
+use crate::wary;
 
 /// Hands on what one worker says; answers when it has been taken.
 #[derive(Clone)]
@@ -37,6 +38,7 @@ impl Callbacks {
 impl Client for Callbacks {
     async fn report(self, _: Context, reports: Vec<Report>) {
         let (taken, answer) = oneshot::channel();
+        let reports = reports.into_iter().map(wary::report).collect();
         self.pass(FleetMessage::Reports { worker: self.worker, reports, taken }, answer).await;
     }
 
@@ -46,6 +48,7 @@ impl Client for Callbacks {
     }
 
     async fn collect(self, _: Context, piece: CollectedPiece) -> Result<(), Refusal> {
+        let piece = wary::collected(piece);
         let (collector, worker) = (self.collector, self.worker);
         let taken = tokio::task::spawn_blocking(move || collector.take(worker, &piece)).await;
         taken.unwrap_or_else(|error| {

@@ -28,6 +28,7 @@ use super::{CONNECT_TIMEOUT, Fleet, FleetMessage, HEARTBEAT, LOST_AFTER, Spare, 
 use crate::collect::Collector;
 use crate::model::{Step, WorkerId};
 use crate::settings::WorkerAddress;
+use crate::wary;
 
 /// What a worker that dialled us may take to prove its key and to greet.
 pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
@@ -174,6 +175,7 @@ pub(super) async fn over(
 }
 
 fn not_opened(refusal: Refusal) -> Unusable {
+    let refusal = wary::refusal(refusal);
     // It may be of use later.
     let spare = (refusal.kind == RefusalKind::OutOfResources).then_some(Spare::ForNow);
     Unusable { hint: refusal.hint, spare, ..Unusable::new(refusal.message) }
@@ -240,9 +242,12 @@ impl Open {
             .open(link::context(CONNECT_TIMEOUT), spec)
             .await
             .map_err(|error| {
-                Unusable::new(format!("could not open a session: {}", link::why(&error)))
+                let why = wary::sentence(&link::why(&error));
+                Unusable::new(format!("could not open a session: {why}"))
             })?
             .map_err(not_opened)?;
+        // Of its own slots this process knows how many there are.
+        let ready = if embedded { ready } else { wary::ready(ready) };
         let round_trip = asked.elapsed();
         let stats = link.stats();
         let task = tokio::spawn(attend(self.id, embedded, link, worker.clone(), messages));
@@ -318,7 +323,7 @@ async fn attend(
         end = link.ended() => {
             // It says goodbye when everything has ended; then there is nothing to wait for.
             let orderly = matches!(end, LinkEnd::Closed | LinkEnd::Goodbye(_));
-            (end.to_string(), orderly)
+            (wary::sentence(&end.to_string()), orderly)
         }
         () = silent => (format!("no sign of life for {:.1} s", LOST_AFTER.as_secs_f64()), true),
     };

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::connection::{self, Connection};
 use super::turns::Turns;
 use super::{Fleet, FleetMessage, Spare, Unusable};
+use crate::wary;
 
 /// Between two looks at who is there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -291,8 +292,7 @@ pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {
     let found = entries.into_iter().filter_map(|entry| {
         let Entry { key, name, address, labels: _ } = entry;
         let (host, port) = place(&address)?;
-        let name = name.chars().filter(|c| !c.is_control()).take(100).collect();
-        Some(Found { key, name, addresses: vec![(host, port)] })
+        Some(Found { key, name: wary::name(&name), addresses: vec![(host, port)] })
     });
     found.collect()
 }
@@ -301,7 +301,7 @@ pub(super) fn of_entries(entries: Vec<Entry>) -> BTreeSet<Found> {
 pub(super) fn of_mdns(found: Vec<distest_worker::mdns::Found>) -> BTreeSet<Found> {
     let found = found.into_iter().map(|it| Found {
         key: it.key,
-        name: it.name,
+        name: wary::name(&it.name),
         addresses: it.addresses.iter().map(|at| (at.ip().to_string(), at.port())).collect(),
     });
     found.collect()
@@ -370,7 +370,7 @@ mod tests {
         let found: Vec<_> = of_entries(listed).into_iter().collect();
         let places: Vec<_> = found.iter().flat_map(|it| &it.addresses).collect();
         assert_eq!(places, [&("::1".to_owned(), 7), &("h".to_owned(), 8)]);
-        assert_eq!(found[0].name, "w[2J");
+        assert_eq!(found[0].name, r"w\u{1b}[2J");
         assert!(found[0].is_here() && !found[1].is_here());
     }
 }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::keys::Keys;
 use super::{CONNECT_TIMEOUT, Unusable};
+use crate::wary;
 
 /// A stream that leads to a worker, over whatever.
 pub(super) type Stream = Box<dyn Duplex>;
@@ -63,13 +64,13 @@ impl Greeted {
     async fn over(keys: Option<&Keys>, mut stream: Stream, names: Names) -> Result<Self, Unusable> {
         let ours = Hello::new(Role::Client, "cargo-distest");
         let hello = match (hello::exchange(&mut stream, &ours, CONNECT_TIMEOUT).await, keys) {
-            (Ok(hello), _) => hello,
+            (Ok(hello), _) => wary::hello(hello),
             (Err(HelloError::Io(error)), Some(keys)) if tls::refusal(&error) => {
                 return Err(keys.refused());
             }
             (Err(error), _) => {
-                let hint = error.hint();
-                return Err(Unusable { hint, ..Unusable::new(error.to_string()) });
+                let hint = error.hint().as_deref().map(wary::sentence);
+                return Err(Unusable { hint, ..Unusable::new(wary::sentence(&error.to_string())) });
             }
         };
         let names = Names { own: hello.name.clone(), ..names };

@@ -16,6 +16,7 @@ use super::ssh::{self, Target};
 use super::stopwatch::Stopwatch;
 use super::{HEARTBEAT, LOST_AFTER, Trouble, Unusable};
 use crate::settings::{FleetSettings, WorkerAddress};
+use crate::wary;
 
 /// What a worker calls while somebody talks to it.
 pub(super) type Asked = (ClientRequest, Answer);
@@ -93,9 +94,13 @@ pub(super) fn answered<T>(
 ) -> Result<T, Trouble> {
     match answer {
         Ok(Ok(it)) => Ok(it),
-        Ok(Err(Refusal { message, hint, .. })) => Err(Trouble { reason: message, hint }),
+        Ok(Err(refusal)) => {
+            let Refusal { message, hint, .. } = wary::refusal(refusal);
+            Err(Trouble { reason: message, hint })
+        }
         Err(error) => {
-            Err(Unusable::new(format!("it did not answer: {}", link::why(&error))).into())
+            let why = wary::sentence(&link::why(&error));
+            Err(Unusable::new(format!("it did not answer: {why}")).into())
         }
     }
 }

@@ -19,6 +19,7 @@ use super::talk::{self, Talk, answered};
 use super::turns::Turns;
 use super::{Trouble, Unusable};
 use crate::settings::{FleetSettings, WorkerAddress};
+use crate::wary;
 
 /// How long to look around in the local network. A question is asked again after 1 s, and the second
 /// one counts: whoever has answered somebody less than 1 s ago keeps silent (RFC 6762, section 6).
@@ -345,7 +346,7 @@ impl Visitor<'_> {
         let asked = SystemTime::now();
         let status = match talk.hello.protocol.minor {
             0 => Err(Unusable::new("it is too old to tell what goes on there").into()),
-            _ => answered(talk.worker.status(link::context(ANSWER)).await),
+            _ => answered(talk.worker.status(link::context(ANSWER)).await).map(wary::status),
         };
         let clock =
             status.as_ref().ok().and_then(|it| Clock::told(it.clock_ms, asked, SystemTime::now()));

@@ -103,6 +103,30 @@ fn joined(worker: WorkerId, slots: u32) -> Input {
 }
 
 #[test]
+fn the_most_that_workers_may_say_breaks_nothing() {
+    // The bounds of `wary`.
+    let (slots, long) = (16_384, Duration::from_secs(366 * 24 * 60 * 60));
+    let mut script = Script::running(RULES, 400, slots);
+    for number in 1..50 {
+        script.join(WorkerId(number), slots, B0);
+    }
+    let mut ends = 0;
+    for attempt in 0..1000 {
+        let workers = &script.scheduler.workers;
+        let holder = (0..50).map(WorkerId);
+        let holder = holder.filter(|it| workers.test_of(*it, AttemptId(attempt)).is_some());
+        for worker in holder.collect::<Vec<_>>() {
+            script.started(worker, attempt);
+            let (attempt, result) = (AttemptId(attempt), AttemptResult::Pass);
+            script.say(Input::Arrived { worker, bytes: 1 << 50, took: Duration::ZERO });
+            script.say(Input::Ended { worker, attempt, result, duration: long });
+            ends += script.verdicts().len();
+        }
+    }
+    assert_eq!(ends, 400);
+}
+
+#[test]
 fn hands_out_failed_then_new_then_longest_first() {
     let mut script = Script::new(RULES);
     script.say(Input::Added(vec![

@@ -12,6 +12,10 @@ use distest_worker::shown;
 const PLAIN_CHARS_MAX: usize = 300;
 const SENTENCE_CHARS_MAX: usize = 1000;
 
+/// Sessions that people are shown of one worker, and programs: as many as one serves.
+const SESSIONS_SHOWN_MAX: usize = 16;
+const SESSIONS_MAX: usize = 1024;
+
 /// One JSON object in a line, with every worker.
 pub(super) fn json(visited: &[Visited]) -> String {
     let workers: Vec<Value> = visited.iter().map(json_of).collect();
@@ -67,7 +71,7 @@ fn status_json(status: &Result<WorkerStatus, Trouble>) -> Value {
         Ok(status) => status,
         Err(trouble) => return json!({ "status_reason": trouble.reason }),
     };
-    let sessions = status.sessions.iter().map(|session| {
+    let sessions = status.sessions.iter().take(SESSIONS_MAX).map(|session| {
         json!({
             "client": session.client,
             "run": session.run,
@@ -212,7 +216,7 @@ fn notes(visited: &Visited) -> Vec<String> {
     if status.one_client {
         notes.push(ONE_CLIENT.to_owned());
     }
-    for session in &status.sessions {
+    for session in status.sessions.iter().take(SESSIONS_SHOWN_MAX) {
         notes.push(format!(
             "{}: {} running, {} queued (run {})",
             plain(&session.client),
@@ -220,6 +224,9 @@ fn notes(visited: &Visited) -> Vec<String> {
             session.queued,
             plain(&session.run)
         ));
+    }
+    if let more @ 1.. = status.sessions.len().saturating_sub(SESSIONS_SHOWN_MAX) {
+        notes.push(format!("and {more} more sessions"));
     }
     if !status.sandbox_reason.is_empty() {
         let (reason, hint) = (status.sandbox_reason.clone(), status.sandbox_hint.clone());
@@ -320,6 +327,20 @@ mod tests {
         assert_eq!(big["sessions"][0]["queued"], json!(2));
         assert_eq!(other["status_reason"], json!("this key may not look"));
         assert_eq!((&ssh["usable"], &ssh["hint"]), (&json!(false), &json!("start it")));
+    }
+
+    #[test]
+    fn of_many_sessions_some_are_shown_and_how_many_more() {
+        let mut all = visited();
+        let Ok(Said { status: Ok(status), .. }) = &mut all[0].said else { panic!("it says") };
+        let session = status.sessions[0].clone();
+        status.sessions = vec![session; 80_000];
+        let text = human(&all, 0);
+        assert_eq!(text.matches(" queued (run ").count(), SESSIONS_SHOWN_MAX);
+        assert!(text.contains(&format!("and {} more sessions", 80_000 - SESSIONS_SHOWN_MAX)));
+        let value: Value = serde_json::from_str(&json(&all)).unwrap();
+        let shown = value["workers"][0]["sessions"].as_array().unwrap().len();
+        assert_eq!(shown, SESSIONS_MAX);
     }
 
     #[test]
