@@ -16,6 +16,13 @@ use crate::shown;
 /// Whether this process writes JSON. A log is one for the whole process, as its stderr is.
 static JSON: AtomicBool = AtomicBool::new(false);
 
+/// Runs of a client that are told one by one within a minute.
+const RUNS_MAX: u64 = 30;
+/// Clients of which runs are told within a minute.
+const CLIENTS_MAX: usize = 1000;
+/// The most characters of what others say that are told.
+const WORDS_MAX: usize = 200;
+
 /// How lines are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Format {
@@ -76,6 +83,8 @@ pub struct Log(Arc<Inner>);
 struct Inner {
     sink: Box<dyn Fn(&Line) + Send + Sync>,
     repeats: Mutex<Repeats<Line>>,
+    /// By what the worker calls the client.
+    runs: Mutex<Repeats<String>>,
 }
 
 /// A line with its time, in seconds since 1970.
@@ -129,7 +138,11 @@ impl Log {
 
     /// To somebody who listens.
     pub fn to(sink: impl Fn(&Line) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(Inner { sink: Box::new(sink), repeats: Mutex::default() }))
+        Self(Arc::new(Inner {
+            sink: Box::new(sink),
+            repeats: Mutex::default(),
+            runs: Mutex::new(Repeats::new(RUNS_MAX, CLIENTS_MAX)),
+        }))
     }
 
     /// Tells it.
@@ -138,22 +151,58 @@ impl Log {
     }
 
     /// Tells what others can cause as often as they like: the first at once, and how often it came
-    /// again by [`Log::catch_up`].
-    pub fn often(&self, line: Line) {
-        let is_new = self.repeats().happens(Instant::now(), line.clone().of_any_port());
+    /// again by [`Log::catch_up`]. It is told as `what` and `why`; what follows a colon in that may be
+    /// the other side's own words, so all that is alike before is of one kind.
+    pub fn often(&self, what: &str, why: &str, about: Line) {
+        let known = why.split_once(": ").map_or(why, |(known, _)| known);
+        let line = |why: &str| Line { message: format!("{what}{}", brief(why)), ..about.clone() };
+        let is_new = locked(&self.0.repeats).happens(Instant::now(), line(known).of_any_port());
         if is_new {
+            self.tell(line(why));
+        }
+    }
+
+    /// Tells that a run of this client begins, unless too many did lately; those are summed up by
+    /// [`Log::catch_up`]. Answers whether it did.
+    pub fn begins(&self, client: &str, line: Line) -> bool {
+        let is_told = locked(&self.0.runs).happens(Instant::now(), client.to_owned());
+        if is_told {
             self.tell(line);
         }
+        is_told
     }
 
     /// Tells what was not told before and is due.
     pub fn catch_up(&self) {
-        let due = self.repeats().due(Instant::now());
+        let now = Instant::now();
+        let due = locked(&self.0.repeats).due(now);
         due.into_iter().for_each(|again| self.tell(again));
+        let due = locked(&self.0.runs).due(now);
+        due.into_iter().for_each(|again| self.tell(more_runs(again)));
     }
+}
 
-    fn repeats(&self) -> MutexGuard<'_, Repeats<Line>> {
-        self.0.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+/// What others say, or as much of it as a log has room for.
+pub fn brief(words: &str) -> String {
+    match words.char_indices().nth(WORDS_MAX) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words.to_owned(),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn more_runs(again: Again<String>) -> Line {
+    match again {
+        Again::Of(client, more) => Line {
+            client: Some(client),
+            ..Line::from(format!("{more} more runs began in the last minute"))
+        },
+        Again::OfOthers(more) => {
+            Line::from(format!("{more} more runs of other clients began in the last minute"))
+        }
     }
 }
 
@@ -295,16 +344,51 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&told);
         let log = Log::to(move |line| heard.lock().unwrap().push(line.clone()));
-        let refused = |peer: &str| Line { peer: Some(peer.into()), ..Line::warning("refused") };
+        let refused = |peer: &str| Line { peer: Some(peer.into()), ..Line::warning("refused: no") };
         for peer in ["10.0.0.1:1", "10.0.0.1:2", "[::1]:1", "[::1]:2", "host:1"] {
-            log.often(refused(peer));
+            log.often("refused: ", "no", Line { message: String::new(), ..refused(peer) });
         }
         let expected = ["10.0.0.1:1", "[::1]:1", "host:1"].map(refused);
         assert_eq!(*told.lock().unwrap(), expected);
         let again = Line::from(Again::Of(refused("10.0.0.1"), 7));
         assert_eq!(
             Format::Text.write(&again, 0.0),
-            "warning: 10.0.0.1: refused; 7 more in the last minute"
+            "warning: 10.0.0.1: refused: no; 7 more in the last minute"
+        );
+    }
+
+    #[test]
+    fn what_others_say_makes_no_new_kind_and_has_little_room() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&told);
+        let log = Log::to(move |line| heard.lock().unwrap().push(line.message.clone()));
+        for number in 0..100 {
+            let why = format!("no peer: it began with {number}{}", "x".repeat(1000));
+            log.often("refused: ", &why, Line::default());
+        }
+        log.often("refused: ", "its key is not known", Line::default());
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 2, "{told:#?}");
+        assert!(told[0].starts_with("refused: no peer: it began with 0xxx"), "{}", told[0]);
+        assert!(told[0].chars().count() < 250, "{}", told[0]);
+        assert_eq!(told[1], "refused: its key is not known");
+    }
+
+    #[test]
+    fn of_runs_without_end_some_are_told_and_the_rest_of_that_client_summed_up() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&told);
+        let log = Log::to(move |line| heard.lock().unwrap().push(line.run.clone()));
+        let begins = |client: &str, run: u32| {
+            log.begins(client, Line { run: Some(run.to_string()), ..Line::from("begins") })
+        };
+        assert_eq!((0..1000).filter(|run| begins("busy", *run)).count(), 30);
+        assert!(begins("other", 1000));
+        let expected = (0..30).chain([1000]).map(|run: u32| Some(run.to_string()));
+        assert_eq!(*told.lock().unwrap(), expected.collect::<Vec<_>>());
+        assert_eq!(
+            Format::Text.write(&more_runs(Again::Of("busy".to_owned(), 970)), 0.0),
+            "busy: 970 more runs began in the last minute"
         );
     }
 }

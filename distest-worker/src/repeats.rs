@@ -1,19 +1,23 @@
 //! Which of the things that others cause are told, and when those are summed up that are not. Pure.
 //!
-//! The first of a kind is told at once. What is like it within a minute is counted, and the count is
-//! told when that minute is over. Kinds are bounded, too, as a stranger can make up new ones.
+//! The first of a kind is told at once, or the first few. What is like it within a minute is counted,
+//! and the count is told when that minute is over. Kinds are bounded, too, as a stranger can make up
+//! new ones.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// What comes again within this long is counted.
 const WITHIN: Duration = Duration::from_secs(60);
-/// Kinds that are told within [`WITHIN`].
+/// Kinds that are told within [`WITHIN`], where nothing else is said.
 const KINDS_MAX: usize = 20;
-
 /// What others cause, as often as they like, by its kind.
 #[derive(Debug)]
 pub struct Repeats<K> {
+    /// How many of a kind are told within [`WITHIN`].
+    each: u64,
+    /// How many kinds are.
+    kinds_max: usize,
     told: BTreeMap<K, Told>,
     /// What came when there were too many kinds.
     rest: Option<Told>,
@@ -31,21 +35,29 @@ pub enum Again<K> {
 #[derive(Debug)]
 struct Told {
     since: Instant,
+    count: u64,
     more: u64,
 }
 
 impl<K: Ord + Clone> Repeats<K> {
+    /// Tells so many of each of so many kinds.
+    pub fn new(each: u64, kinds_max: usize) -> Self {
+        Self { each, kinds_max, told: BTreeMap::new(), rest: None }
+    }
+
     /// Something of this kind has happened; answers whether it is to be told now.
     pub fn happens(&mut self, now: Instant, kind: K) -> bool {
         if let Some(told) = self.told.get_mut(&kind) {
-            told.more += 1;
+            let is_told = told.count < self.each;
+            *(if is_told { &mut told.count } else { &mut told.more }) += 1;
+            return is_told;
+        }
+        let first = Told { since: now, count: 1, more: 0 };
+        if self.told.len() >= self.kinds_max {
+            self.rest.get_or_insert(first).more += 1;
             return false;
         }
-        if self.told.len() >= KINDS_MAX {
-            self.rest.get_or_insert(Told { since: now, more: 0 }).more += 1;
-            return false;
-        }
-        self.told.insert(kind, Told { since: now, more: 0 });
+        self.told.insert(kind, first);
         true
     }
 
@@ -68,9 +80,10 @@ impl<K: Ord + Clone> Repeats<K> {
     }
 }
 
-impl<K> Default for Repeats<K> {
+impl<K: Ord + Clone> Default for Repeats<K> {
+    /// Tells the first of each of [`KINDS_MAX`] kinds.
     fn default() -> Self {
-        Self { told: BTreeMap::new(), rest: None }
+        Self::new(1, KINDS_MAX)
     }
 }
 
@@ -81,6 +94,8 @@ impl Told {
             return None;
         }
         self.since = now;
+        // What is told of it now.
+        self.count = 1;
         Some(std::mem::take(&mut self.more))
     }
 }
@@ -91,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_first_is_told_and_what_is_like_it_is_summed_up() {
-        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let (mut repeats, start) = (Repeats::new(1, 20), Instant::now());
         assert!(repeats.happens(start, "a"));
         assert_eq!((0..127).filter(|_| repeats.happens(start, "a")).count(), 0);
         assert!(repeats.happens(start, "b"));
@@ -105,9 +120,19 @@ mod tests {
     }
 
     #[test]
+    fn of_some_kinds_several_are_told_before_the_rest_is_summed_up() {
+        let (mut repeats, start) = (Repeats::new(3, 20), Instant::now());
+        assert_eq!((0..10).filter(|_| repeats.happens(start, "a")).count(), 3);
+        assert_eq!(repeats.due(start + WITHIN), [Again::Of("a", 7)]);
+        assert_eq!((0..10).filter(|_| repeats.happens(start + WITHIN, "a")).count(), 2);
+        assert_eq!(repeats.due(start + WITHIN * 2), [Again::Of("a", 8)]);
+        assert_eq!((0..3).filter(|_| repeats.happens(start + WITHIN * 2, "a")).count(), 2);
+    }
+
+    #[test]
     fn who_makes_up_kinds_fills_no_log() {
-        let (mut repeats, start) = (Repeats::default(), Instant::now());
-        assert_eq!((0..1000).filter(|kind| repeats.happens(start, *kind)).count(), KINDS_MAX);
+        let (mut repeats, start) = (Repeats::new(1, 20), Instant::now());
+        assert_eq!((0..1000).filter(|kind| repeats.happens(start, *kind)).count(), 20);
         assert_eq!(repeats.due(start + WITHIN), [Again::OfOthers(980)]);
         assert!(repeats.happens(start + WITHIN, 1000), "those are forgotten");
     }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
@@ -179,20 +180,21 @@ impl Listening {
                         // Answers are small and awaited: they must not wait for company.
                         let _ = stream.set_nodelay(true);
                         let reception = Arc::clone(&self.reception);
-                        let begins = begins(log.clone(), peer.to_string());
+                        let telling = Telling::new(log.clone(), peer.to_string());
                         half_open.spawn(&mut connections, peer.ip(), move |place| async move {
                             let loopback = peer.ip().to_canonical().is_loopback();
-                            (peer, reception.receive(stream, loopback, place, begins).await)
+                            let begins = telling.begins();
+                            (telling, reception.receive(stream, loopback, place, begins).await)
                         });
                     }
                     Err(error) => obstacle.met(&error, &mut |text| log.tell(Line::warning(text))).await,
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
-                Some(ended) = connections.join_next() => if let Ok((peer, end)) = ended {
+                Some(ended) = connections.join_next() => if let Ok((telling, end)) = ended {
                     if !matches!(end, End::Served(_) | End::Invited(Ok(_))) {
                         worker.count_refused();
                     }
-                    tell_end(log, peer, end);
+                    telling.end(end);
                 },
             }
         }
@@ -204,7 +206,7 @@ impl Listening {
                 loop {
                     tokio::select! {
                         ended = connections.join_next() => match ended {
-                            Some(Ok((peer, end))) => tell_end(log, peer, end),
+                            Some(Ok((telling, end))) => telling.end(end),
                             Some(Err(_)) => {}
                             None => return,
                         },
@@ -256,45 +258,67 @@ async fn turn_away(listener: Option<&TcpListener>) {
     }
 }
 
-/// Tells that a run begins, on a connection with this peer.
-fn begins(log: Log, peer: String) -> Begins {
-    Box::new(move |client, run| {
-        let (client, run) = (Some(client.to_owned()), Some(run.to_owned()));
-        log.tell(Line { client, run, peer: Some(peer.clone()), ..Line::from("begins") });
-    })
+/// Tells of one connection. Of a run whose beginning was told the end is told, too; whatever else
+/// somebody can do again and again must not fill the log.
+struct Telling {
+    log: Log,
+    peer: String,
+    is_told: Arc<AtomicBool>,
 }
 
-/// Tells of a connection's end. Of runs each is told; whatever else somebody can do again and again
-/// must not fill the log.
-fn tell_end(log: &Log, peer: SocketAddr, end: End) {
-    let about = |line: Line| Line { peer: Some(peer.to_string()), ..line };
-    let refused = |why: &dyn fmt::Display| Line::warning(format!("refused: {why}"));
-    log.often(about(match end {
-        End::Served(ConnectionEnd::Session { end, client, run }) => {
-            return log.tell(about(ended(client, run, &end)));
-        }
-        End::Invited(Ok(what)) => return log.tell(about(what.into())),
-        End::Served(ConnectionEnd::Link(end)) => end.to_string().into(),
-        End::Served(ConnectionEnd::NoHello(error)) => refused(&error),
-        End::Invited(Err(error)) => refused(&error),
-        End::Full(full) => refused(&full),
-        End::Refused(error) => not_let_in(&error),
-    }));
-}
-
-/// Why nobody was let in, or let us in.
-fn not_let_in(error: &TlsError) -> Line {
-    match error {
-        TlsError::Refused => Line::warning(
-            "a client that does not know this worker's key went away: to it, somebody else might \
-             answer here",
-        )
-        .hint("run `distest-worker invite` here, and `cargo distest workers add INVITATION` there"),
-        other => Line::warning(format!("refused: {other}")),
+impl Telling {
+    /// Of one with this peer.
+    fn new(log: Log, peer: String) -> Self {
+        Self { log, peer, is_told: Arc::default() }
     }
-}
 
-/// That a run has ended here, and how.
-fn ended(client: String, run: String, end: &LinkEnd) -> Line {
-    Line { client: Some(client), run: Some(run), ..Line::from(format!("ended: {end}")) }
+    /// Tells that a run begins.
+    fn begins(&self) -> Begins {
+        let (log, peer, is_told) = (self.log.clone(), self.peer.clone(), Arc::clone(&self.is_told));
+        Box::new(move |client, run| {
+            let run = Some(run.to_owned());
+            let peer = Some(peer.clone());
+            let line = Line { client: Some(client.to_owned()), run, peer, ..Line::from("begins") };
+            is_told.store(log.begins(client, line), Ordering::Relaxed);
+        })
+    }
+
+    /// Tells that a run has ended here, and how.
+    fn ended(&self, client: String, run: String, end: &LinkEnd) {
+        if self.is_told.load(Ordering::Relaxed) {
+            let ended = Line::from(format!("ended: {}", log::brief(&end.to_string())));
+            let (client, run, peer) = (Some(client), Some(run), Some(self.peer.clone()));
+            self.log.tell(Line { client, run, peer, ..ended });
+        }
+    }
+
+    /// Tells of the connection's end.
+    fn end(&self, end: End) {
+        let peer = Some(self.peer.clone());
+        let refused = |why: &dyn fmt::Display| {
+            let about = Line { level: log::Level::Warning, peer: peer.clone(), ..Line::default() };
+            self.log.often("refused: ", &why.to_string(), about);
+        };
+        match end {
+            End::Served(ConnectionEnd::Session { end, client, run }) => {
+                self.ended(client, run, &end);
+            }
+            End::Invited(Ok(what)) => self.log.tell(Line { peer, ..what.into() }),
+            End::Served(ConnectionEnd::Link(end)) => {
+                self.log.often("", &end.to_string(), Line { peer, ..Line::default() });
+            }
+            End::Served(ConnectionEnd::NoHello(error)) => refused(&error),
+            End::Invited(Err(error)) => refused(&error),
+            End::Full(full) => refused(&full),
+            End::Refused(TlsError::Refused) => {
+                let why = "a client that does not know this worker's key went away: to it, \
+                           somebody else might answer here";
+                let hint = "run `distest-worker invite` here, and `cargo distest workers add \
+                            INVITATION` there";
+                let about = Line::warning(String::new()).hint(hint);
+                self.log.often("", why, Line { peer, ..about });
+            }
+            End::Refused(error) => refused(&error),
+        }
+    }
 }

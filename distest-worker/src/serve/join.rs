@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{ConnectionEnd, REFRESH, Reception, Signals, begins, ended};
+use super::{Begins, ConnectionEnd, REFRESH, Reception, Signals, Telling};
 use crate::hello::HelloError;
 use crate::identity::PublicKey;
 use crate::log::{Line, Log};
@@ -112,11 +112,12 @@ async fn again_and_again(reception: &Reception, address: &JoinAddress, log: &Log
     let mut back_off = BACK_OFF_MIN;
     let mut last = None;
     loop {
-        let line = match dial(reception, address, log).await {
+        let telling = Telling::new(log.clone(), address.place.clone());
+        let line = match dial(reception, address, telling.begins()).await {
             Ok(ConnectionEnd::Session { end, client, run }) => {
                 back_off = BACK_OFF_MIN;
                 last = None;
-                log.tell(about(ended(client, run, &end)));
+                telling.ended(client, run, &end);
                 None
             }
             Ok(ConnectionEnd::Link(end)) => {
@@ -131,7 +132,7 @@ async fn again_and_again(reception: &Reception, address: &JoinAddress, log: &Log
         };
         // A client that isn't there yet is told of once.
         if let Some(line) = line.filter(|line| last.as_ref() != Some(line)) {
-            log.often(about(line.clone()));
+            log.often("", &line.message, about(line.clone()));
             last = Some(line);
         }
         let wait = tokio::time::timeout(back_off, reception.worker().draining());
@@ -145,7 +146,7 @@ async fn again_and_again(reception: &Reception, address: &JoinAddress, log: &Log
 async fn dial(
     reception: &Reception,
     address: &JoinAddress,
-    log: &Log,
+    begins: Begins,
 ) -> Result<ConnectionEnd, Line> {
     let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address.place)).await;
     let stream = connect
@@ -154,7 +155,6 @@ async fn dial(
         .map_err(|why| Line::warning(format!("{why}; it is tried again")))?;
     let _ = stream.set_nodelay(true);
     let loopback = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
-    let begins = begins(log.clone(), address.place.clone());
     let served = reception.join_stream(stream, loopback, address.key, begins).await;
     served.map_err(|error| not_joined(&error))
 }
