@@ -52,6 +52,7 @@ pub use connection::{Connection, PathsThere};
 pub use copy::{get, put};
 pub use greeting::Names;
 pub use hands::{Happened, run};
+pub use joiners::JOINERS_WITHIN;
 pub use known::add_known;
 pub use meant::{Meant, all, named, only};
 pub use notices::{Notice, Notices};

@@ -88,6 +88,7 @@ async fn list(
     let ListWorkersArgs { worker, on, labels, watch, format } = args;
     let settings = fleet_settings(worker, cwd)?;
     let wanted = Wanted { joiners: true, ..Wanted::default() };
+    tell_of_waiting(&settings);
     let clears = *watch && *format == WorkersFormat::Human && std::io::stdout().is_terminal();
     loop {
         let mut visited = fleet::visit(&settings, &wanted)
@@ -126,6 +127,19 @@ fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failu
     Ok(settings)
 }
 
+/// Says that it takes a while, where workers dial this machine.
+fn tell_of_waiting(settings: &FleetSettings) {
+    let is_dialled = |it: &&WorkerAddress| matches!(it, WorkerAddress::Listen(_));
+    let places = settings.workers.iter().filter(is_dialled).map(ToString::to_string);
+    let places: Vec<_> = places.collect();
+    if !places.is_empty() {
+        let (places, seconds) = (places.join(", "), fleet::JOINERS_WITHIN.as_secs());
+        let ui = Ui::new(Color::Auto, ShowProgress::None);
+        ui.line(&format!("waiting {seconds} s for workers that dial {places}"));
+        ui.flush();
+    }
+}
+
 /// The workers of these names, or all that are there: then whoever can't be reached is told of.
 async fn meant(
     settings: &FleetSettings,
@@ -135,6 +149,7 @@ async fn meant(
     if !all {
         return fleet::named(settings, names).await.map_err(Undone::NotThere);
     }
+    tell_of_waiting(settings);
     let (there, left_out) = fleet::all(settings).await.map_err(Undone::NotThere)?;
     let ui = Ui::new(Color::Auto, ShowProgress::None);
     for (name, Trouble { reason, hint }) in left_out {

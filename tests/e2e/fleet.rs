@@ -297,6 +297,8 @@ fn looked_at(scratch: &Scratch) {
     let told = call(scratch, &["doctor", "--worker", &address]);
     assert_eq!(told.code(), 0, "{}{}", told.stdout, told.stderr);
     assert!(told.stdout.contains("ok     worker j1: 2 slots"), "{}", told.stdout);
+    let waits = format!("waiting 9 s for workers that dial {address}\n");
+    assert!(told.stderr.starts_with(&waits), "{}", told.stderr);
     let of_unknown = format!("could  worker {address}: who dialled from 127.0.0.1: ");
     assert!(told.stdout.contains(&of_unknown), "{}", told.stdout);
     // Somebody else listens there.

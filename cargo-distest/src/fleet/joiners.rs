@@ -1,6 +1,6 @@
 //! Workers that dial this machine, taken for a while without a run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use distest_worker::serve::HalfOpen;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::connection::GREETING_TIME;
 use super::greeting::{Greeted, Names};
@@ -24,9 +24,11 @@ pub(super) const START_JOINER: &str =
     "start one with: distest-worker join HOST:PORT, with this machine's address";
 /// How long workers that dial are waited for where all are meant: each that is there dials at least
 /// every 8 s.
-pub(super) const JOINERS_WITHIN: Duration = Duration::from_secs(9);
-/// Joiners that have greeted us and wait to be taken.
+pub const JOINERS_WITHIN: Duration = Duration::from_secs(9);
+/// Workers that are taken, and that have greeted us and wait for that.
 const JOINERS_MAX: usize = 64;
+/// One that doesn't say within this long that it is awake is as good as gone.
+const AWAKE_WITHIN: Duration = Duration::from_secs(2);
 /// Of those that could not be greeted, so many are told of.
 const REFUSED_MAX: usize = 16;
 
@@ -86,12 +88,19 @@ pub(super) async fn joiners(
                 let again = |it: &Talk| {
                     it.hello.instance == talk.hello.instance && !it.hello.instance.is_empty()
                 };
-                if taken.len() == JOINERS_MAX || taken.iter().any(again) {
+                if taken.iter().any(again) {
                     continue;
                 }
                 match take(&talk.names) {
                     Take::Nobody => {}
-                    Take::Another => taken.push(talk),
+                    Take::Another => {
+                        let keys: Vec<_> = taken.iter().map(|it| &it.names.key).collect();
+                        match room_for(&&talk.names.key, &keys, JOINERS_MAX) {
+                            Some(place) if place < taken.len() => taken[place] = talk,
+                            Some(_) => taken.push(talk),
+                            None => {}
+                        }
+                    }
                     Take::Last => {
                         taken.push(talk);
                         return Ok(Joined { came: taken, refused });
@@ -99,13 +108,32 @@ pub(super) async fn joiners(
                 }
             }
             _ = awake.tick() => {
-                let awake = futures::future::join_all(taken.iter().map(Talk::is_awake)).await;
+                let by = end.min(Instant::now() + AWAKE_WITHIN);
+                let awake = taken.iter().map(|it| timeout_at(by, it.is_awake()));
+                let awake = futures::future::join_all(awake).await;
                 let mut awake = awake.into_iter();
-                taken.retain(|_| awake.next().unwrap_or_default());
+                // At the end nobody is left out for being asked late.
+                let late = by == end;
+                taken.retain(|_| awake.next().is_some_and(|it| it.unwrap_or(late)));
             }
             () = sleep_until(end) => return Ok(Joined { came: taken, refused }),
         }
     }
+}
+
+/// The place of another worker with this key among so many: the next one, or that of one whose key
+/// has more, so that who makes up workers hides nobody else's.
+fn room_for<K: Ord>(key: &K, taken: &[K], max: usize) -> Option<usize> {
+    if taken.len() < max {
+        return Some(taken.len());
+    }
+    let mut of_key: BTreeMap<&K, Vec<usize>> = BTreeMap::new();
+    for (place, key) in taken.iter().enumerate() {
+        of_key.entry(key).or_default().push(place);
+    }
+    let own = of_key.get(key).map_or(0, Vec::len);
+    let most = of_key.into_values().max_by_key(Vec::len)?;
+    (most.len() > own + 1).then(|| most.last().copied()).flatten()
 }
 
 /// Greets whoever dials and is known, several at once, for as long as somebody takes them.
@@ -148,4 +176,23 @@ async fn joiner(
     let place = Place { address: "-", pinned: None, loopback };
     let secured = keys.accept_joiner(stream, place).await?;
     Talk::with(Greeted::proved(keys, secured).await?).recent()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_poses_as_many_hides_nobody() {
+        let mut taken: Vec<char> = Vec::new();
+        for key in "aaaaaaaabbaccda".chars() {
+            match room_for(&key, &taken, 8) {
+                Some(place) if place < taken.len() => taken[place] = key,
+                Some(_) => taken.push(key),
+                None => {}
+            }
+        }
+        taken.sort_unstable();
+        assert_eq!(String::from_iter(taken), "aaabbccd");
+    }
 }

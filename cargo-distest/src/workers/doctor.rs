@@ -58,6 +58,7 @@ pub async fn doctor(args: &DoctorArgs, mut print: impl FnMut(&str)) -> Result<Ex
             findings.extend(keys(&settings.fleet));
             let (built, finding) = built::look(&machine::cargo());
             findings.extend(finding);
+            super::tell_of_waiting(&settings.fleet);
             let visited = fleet::visited(&settings.fleet, &built).await;
             match visited {
                 Ok(visited) => {
