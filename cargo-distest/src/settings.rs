@@ -279,6 +279,14 @@ pub struct FleetSettings {
 pub const EMBEDDED_NAME: &str = "local";
 
 impl FleetSettings {
+    /// Where workers may dial this machine.
+    pub fn dialled_at(&self) -> impl Iterator<Item = SocketAddr> {
+        self.workers.iter().filter_map(|address| match address {
+            WorkerAddress::Listen(place) => Some(*place),
+            _ => None,
+        })
+    }
+
     /// Whether `--on` names another worker than the embedded one: only that will do.
     pub fn is_on_another(&self) -> bool {
         self.on.as_deref().is_some_and(|on| on != EMBEDDED_NAME)

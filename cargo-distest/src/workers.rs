@@ -129,8 +129,7 @@ fn all_settings(workers: &[WorkerAddress], cwd: &Path) -> Result<Settings, Failu
 
 /// Says that it takes a while, where workers dial this machine.
 fn tell_of_waiting(settings: &FleetSettings) {
-    let is_dialled = |it: &&WorkerAddress| matches!(it, WorkerAddress::Listen(_));
-    let places = settings.workers.iter().filter(is_dialled).map(ToString::to_string);
+    let places = settings.dialled_at().map(|place| WorkerAddress::Listen(place).to_string());
     let places: Vec<_> = places.collect();
     if !places.is_empty() {
         let (places, seconds) = (places.join(", "), fleet::JOINERS_WITHIN.as_secs());

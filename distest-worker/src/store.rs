@@ -70,9 +70,9 @@ struct Inner {
     live: Live,
     usage: Mutex<Usage>,
     /// What clients have on the disk beside blobs, by their keys.
-    claims: Mutex<BTreeMap<String, u64>>,
+    claims: claim::ByKey,
     /// What their lists of pins take of it.
-    pinned: Mutex<BTreeMap<String, u64>>,
+    pinned: claim::ByKey,
     /// What clients own, as long as they are there: their connections share it.
     known: owned::Shared,
     serial: AtomicU64,
@@ -131,8 +131,8 @@ impl Store {
             bytes_max: max_bytes,
             live,
             usage: Mutex::default(),
-            claims: Mutex::default(),
-            pinned: Mutex::default(),
+            claims: claim::ByKey::default(),
+            pinned: claim::ByKey::default(),
             known: owned::Shared::default(),
             serial: AtomicU64::new(0),
             evicted: AtomicU64::new(0),

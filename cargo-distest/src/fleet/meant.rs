@@ -5,7 +5,6 @@
 //! dials this machine when it does.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::joiners::{JOINERS_WITHIN, START_JOINER, Take, joiners};
@@ -75,7 +74,7 @@ pub async fn all(
     settings: &FleetSettings,
 ) -> Result<(Vec<Meant>, Vec<(String, Trouble)>), Trouble> {
     let (keys, quick) = (Keys::load(&settings.identity)?, Wanted::default());
-    let places = places(settings);
+    let places: Vec<_> = settings.dialled_at().collect();
     let (visited, joined) = tokio::join!(
         visit(settings, &quick),
         joiners(&places, &keys, JOINERS_WITHIN, |_| Take::Another)
@@ -107,7 +106,7 @@ pub async fn named(settings: &FleetSettings, names: &[String]) -> Result<Vec<Mea
     let mut meant = Vec::new();
     let (mut unknown, mut dial) = (Vec::new(), BTreeSet::new());
     let mut visited = None;
-    let let_dial = settings.workers.iter().any(|it| matches!(it, WorkerAddress::Listen(_)));
+    let let_dial = settings.dialled_at().next().is_some();
     for name in names {
         if let Ok(address @ (WorkerAddress::Tcp { .. } | WorkerAddress::Ssh { .. })) = name.parse()
         {
@@ -170,7 +169,8 @@ async fn unseen(
     };
     let (started, joined) = tokio::join!(started, async {
         let mut wanted: BTreeSet<&String> = names.iter().collect();
-        joiners(&places(settings), &keys, settings.wait_for, move |it| {
+        let places: Vec<_> = settings.dialled_at().collect();
+        joiners(&places, &keys, settings.wait_for, move |it| {
             let is_new = names.iter().any(|name| it.include(name) && wanted.remove(&name));
             match (is_new, wanted.is_empty()) {
                 (false, _) => Take::Nobody,
@@ -213,15 +213,6 @@ fn silent(name: &str, waited: Duration) -> Trouble {
     Unusable::new(why)
         .hint(format!("one that was drained has ended, or ends soon; {START_JOINER}"))
         .into()
-}
-
-/// Where workers may dial this machine.
-fn places(settings: &FleetSettings) -> Vec<SocketAddr> {
-    let places = settings.workers.iter().filter_map(|address| match address {
-        WorkerAddress::Listen(place) => Some(*place),
-        _ => None,
-    });
-    places.collect()
 }
 
 /// The workers behind ssh, or the one at this host.

@@ -133,7 +133,7 @@ pub async fn visit(settings: &FleetSettings, wanted: &Wanted) -> Result<Vec<Visi
     let keys = Keys::load(&settings.identity)?;
     let visitor = Visitor { settings, keys: &keys, wanted };
     let named = settings.workers.iter().map(|address| visitor.at_address(address));
-    let listens = settings.workers.iter().any(|it| matches!(it, WorkerAddress::Listen(_)));
+    let listens = settings.dialled_at().next().is_some();
     // Of a key alone there is nothing to be seen: whoever has it is found somewhere, or given.
     let seen = |known: &KnownWorker| place(&known.address).is_some() || !known.name.is_empty();
     let known = keys.known().iter().filter(|(_, known)| seen(known)).take(VISITED_MAX);
