@@ -52,6 +52,9 @@ pub enum Command {
     #[command(after_help = EXIT_CODES)]
     List(Box<ListArgs>),
     /// Build, list, and predict from history how long a run would take on so many workers.
+    ///
+    /// From the first test's start: the build is not counted. Doctests are, after everything else;
+    /// rustdoc builds and starts them here, so that they take as long on any number of workers.
     #[command(after_help = EXIT_CODES)]
     Plan(Box<PlanArgs>),
     /// Run one executable on the fleet as if it ran here: a target runner for cargo.

@@ -16,6 +16,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("plan::predicts_from_history", predicts),
         case("plan::the_curve_has_a_knee", knee),
         case("plan::knows_what_limits_a_run", limits),
+        case("plan::doctests_come_last_and_take_their_time", doctests),
         case("plan::without_history_nothing_is_known", without_history),
         case("plan::tests_of_unknown_time_are_told", unknown),
         case("plan::no_test_left", no_test_left),
@@ -29,6 +30,8 @@ struct Predicted {
     workers: u32,
     slots: u32,
     time_s: f64,
+    /// Of these, for doctests; none if their time is unknown.
+    doctests_s: Option<f64>,
     limited_by: String,
     beyond_knee: bool,
 }
@@ -169,6 +172,47 @@ fn limits(scratch: &Scratch) {
                   threads-required = 4\n";
     scratch.write("subject/.config/distest.toml", config);
     assert!(limited(&["--workers", "2", "--slots", "2"]).time_s >= LONG_S);
+}
+
+/// Seconds that a doctest sleeps: longer than all tests together.
+const DOCTEST_S: f64 = 3.0;
+
+fn doctests(scratch: &Scratch) {
+    let folder = subject(scratch);
+    run(scratch, &folder);
+    let args = ["--workers", "1..8", "--slots", "1"];
+    let without = predictions(scratch, &folder, &args);
+    assert!(without.iter().all(|it| it.doctests_s == Some(0.0)), "{without:?}");
+    let source = format!(
+        "//! ```\n//! let path = concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/ran\");\n\
+         //! std::fs::write(path, \"doctest\").unwrap();\n\
+         //! std::thread::sleep(std::time::Duration::from_secs_f64({DOCTEST_S:?}));\n//! ```\n"
+    );
+    scratch.write("subject/src/lib.rs", &source);
+    // A doctest of which nothing is known takes nobody knows how long.
+    let unknown = predictions(scratch, &folder, &args);
+    for (now, before) in unknown.iter().zip(&without) {
+        assert_eq!((now.doctests_s, now.time_s), (None, before.time_s));
+    }
+    let human = plan(scratch, &folder, &args).stdout;
+    let told = "; then 1 doctests on any number of workers, of unknown time, not counted";
+    assert!(human.lines().next().is_some_and(|line| line.ends_with(told)), "{human}");
+    plan(scratch, &folder, &["--doc"]).complains(96, &["known time", "cargo distest run"]);
+
+    let ran = Client::call(scratch, &folder, &["run", "--offline", "--local-slots", "2"]);
+    assert_eq!(ran.json().finish().transcript(0).summary.passed, 8);
+    let with = predictions(scratch, &folder, &args);
+    let takes = with[0].doctests_s.unwrap();
+    assert!(takes >= DOCTEST_S, "{with:?}");
+    for it in &with {
+        assert_eq!(it.doctests_s, Some(takes));
+        assert!(it.time_s >= takes + LONG_S, "{it:?}");
+    }
+    assert_eq!(with[7].limited_by, "the doctests");
+    let doc = predictions(scratch, &folder, &["--doc", "--workers", "2"]);
+    assert_eq!((doc[0].time_s, doc[0].limited_by.as_str()), (takes, "the doctests"));
+    let none = predictions(scratch, &folder, &["--tests", "--workers", "2"]);
+    assert_eq!(none[0].doctests_s, Some(0.0));
 }
 
 fn without_history(scratch: &Scratch) {

@@ -32,9 +32,7 @@ fn question(millis: &[u64], speeds: &[f64], speed_known: bool) -> Question {
 }
 
 fn makespan(question: &Question) -> u128 {
-    let forecast = play(question, |scheduler, input, effects| scheduler.step(input, effects));
-    assert!(forecast.complete);
-    forecast.makespan.as_millis()
+    forecast(question).makespan.as_millis()
 }
 
 #[test]
@@ -54,7 +52,7 @@ fn a_slow_worker_that_is_known_gets_nothing_that_would_make_the_run_longer() {
 
 /// Workers on links of 10 MB/s beside one here, and binaries of 100 MB: each with so many tests of
 /// a second.
-fn shipping(binaries: u32, tests_of_each: usize, known: bool) -> (f64, u64) {
+fn shipping(binaries: u32, tests_of_each: usize, known: bool) -> Question {
     let millis = vec![1000; binaries as usize * tests_of_each];
     let mut question = question(&millis, &[1.0; 5], known);
     for (index, (task, _)) in question.tests.iter_mut().enumerate() {
@@ -64,17 +62,44 @@ fn shipping(binaries: u32, tests_of_each: usize, known: bool) -> (f64, u64) {
     for machine in &mut question.machines[1..] {
         machine.rate = Some(1e7);
     }
-    let forecast = play(&question, |scheduler, input, effects| scheduler.step(input, effects));
-    assert!(forecast.complete);
-    (forecast.makespan.as_secs_f64(), forecast.shipped / 100_000_000)
+    question
 }
 
-/// The same where rates are known, and where everything is sent to everybody.
+fn forecast(question: &Question) -> Forecast {
+    let forecast = play(question, |scheduler, input, effects| scheduler.step(input, effects));
+    assert!(forecast.complete);
+    forecast
+}
+
+/// The same where rates are known, and where everything is sent to everybody: seconds and binaries
+/// that are sent.
 fn told(what: &str, binaries: u32, tests_of_each: usize) -> [(f64, u64); 2] {
-    let both = [true, false].map(|known| shipping(binaries, tests_of_each, known));
+    let both = [true, false].map(|known| {
+        let Forecast { makespan, shipped, .. } =
+            forecast(&shipping(binaries, tests_of_each, known));
+        (makespan.as_secs_f64(), shipped / 100_000_000)
+    });
     let [(now, sent), (before, all)] = both;
     println!("{what}: {now:.1} s, {sent} binaries sent; to everybody: {before:.1} s, {all} sent");
     both
+}
+
+#[test]
+fn what_is_due_to_sending_is_what_a_run_without_would_not_take() {
+    for (binaries, tests_of_each) in [(1, 8), (1, 40), (1, 500), (10, 20), (3, 7)] {
+        let mut question = shipping(binaries, tests_of_each, true);
+        let Forecast { makespan, kept_waiting, .. } = forecast(&question);
+        question.machines.iter_mut().for_each(|machine| machine.rate = None);
+        let without = forecast(&question);
+        assert_eq!(without.kept_waiting, Duration::ZERO);
+        let slots = question.machines.len() as u32;
+        let said = (makespan - kept_waiting / slots).as_secs_f64();
+        let (with, without) = (makespan.as_secs_f64(), without.makespan.as_secs_f64());
+        println!(
+            "{binaries} × {tests_of_each}: {with:.1} s, {without:.1} s without, {said:.1} s said"
+        );
+        assert!((said - without).abs() < with / 10.0, "{with}, without {without}, said {said}");
+    }
 }
 
 #[test]

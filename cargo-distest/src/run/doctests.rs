@@ -99,8 +99,11 @@ pub(super) async fn run(
     ran
 }
 
-/// The selected doctests, for a list.
-pub(super) async fn cases(line: &Line) -> Result<Vec<(TestCase, Library)>, Failure> {
+/// The selected doctests, for who runs none. `plan` grows by them, as in a run.
+pub(super) async fn cases(
+    line: &Line,
+    plan: &mut PlanComplete,
+) -> Result<Vec<(TestCase, Library)>, Failure> {
     if line.settings.doctests == Doctests::No {
         return Ok(Vec::new());
     }
@@ -110,7 +113,7 @@ pub(super) async fn cases(line: &Line) -> Result<Vec<(TestCase, Library)>, Failu
         return Ok(Vec::new());
     }
     let listed = doctest::list(&line.settings.compile).await?;
-    let (tests, _) = select(line, listed, &libraries, &mut PlanComplete::default()).await;
+    let (tests, _) = select(line, listed, &libraries, plan).await;
     Ok(tests.into_values().map(|test| (test.case, test.library)).collect())
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, doctests, prepare};
 use crate::cli::{ListArgs, ListFormat};
 use crate::dispatch::Order;
-use crate::event::RunEvent;
+use crate::event::{PlanComplete, RunEvent};
 use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, TestBinary, TestCase};
 use crate::plan;
@@ -35,7 +35,7 @@ pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
         let mut fed = Fed::default();
         line.build_and_plan(building, &orders, &mut fed).await?;
         drop(orders);
-        doctests::cases(&line).await
+        doctests::cases(&line, &mut PlanComplete::default()).await
     };
     let collecting = async {
         let mut tests = Vec::new();
