@@ -4,6 +4,7 @@
 
 mod company;
 mod gather;
+mod hedged;
 mod hints;
 pub(crate) mod judge;
 mod local;
@@ -213,6 +214,8 @@ struct InFlight {
     started: Option<Instant>,
     slow: Slow,
     gather: Gather,
+    /// Another attempt has decided: nothing more is told of this one.
+    abandoned: bool,
     /// It is a batch, or a witness.
     batch: Option<company::Batch>,
 }
@@ -556,7 +559,7 @@ impl Dispatch {
             // Of a batch, only the test that ran is told of.
             let running = flight.batch.as_ref().and_then(company::Batch::running);
             let test = running.unwrap_or(flight.test);
-            self.endings.insert((attempt, test), (InFlight { test, ..flight }, ending));
+            self.keep_ending(attempt, InFlight { test, ..flight }, ending);
         }
         inputs.push(Input::Lost { worker });
     }
@@ -572,9 +575,11 @@ impl Dispatch {
                 let now = Instant::now();
                 flight.started = Some(now);
                 let waited = now.duration_since(flight.leased);
-                let (test, attempt_number) = (flight.test, flight.number);
-                let event = RunEvent::AttemptStarted { test, attempt: attempt_number, worker };
-                self.tell(event).await;
+                let (test, number, abandoned) = (flight.test, flight.number, flight.abandoned);
+                if !abandoned {
+                    let event = RunEvent::AttemptStarted { test, attempt: number, worker };
+                    self.tell(event).await;
+                }
                 self.step(worker, Step::Files).await;
                 if self.settings.streams == Streams::LiveWithStdin
                     && let Some(connected) = self.workers.get(&worker)
@@ -587,7 +592,7 @@ impl Dispatch {
                 let slow_after = self.settings.limits.slow_after;
                 let Some(flight) = self.flight(worker, attempt) else { return };
                 let since = flight.started.unwrap_or(flight.leased).elapsed();
-                if !flight.slow.is_due(since, slow_after) {
+                if flight.abandoned || !flight.slow.is_due(since, slow_after) {
                     return;
                 }
                 let running = flight.batch.as_ref().and_then(company::Batch::running);
@@ -618,7 +623,7 @@ impl Dispatch {
                 }
                 let ending = Ending::lost(reason, &flight);
                 let duration = ending.duration;
-                self.endings.insert((attempt, flight.test), (flight, ending));
+                self.keep_ending(attempt, flight, ending);
                 let result = AttemptResult::Lost;
                 inputs.push(Input::Ended { worker, attempt, result, duration });
             }
@@ -657,7 +662,7 @@ impl Dispatch {
             notes: finished.take_notes(),
         };
         let duration = finished.duration;
-        self.endings.insert((attempt, flight.test), (flight, ending));
+        self.keep_ending(attempt, flight, ending);
         let illegal = result == AttemptResult::Crashed && judge::is_illegal(finished.exit);
         inputs.push(match illegal {
             true => Input::IllegalInstruction { worker, attempt, duration },
@@ -819,6 +824,8 @@ impl Dispatch {
             Effect::Hedged { test, number: attempt, overdue, worker } => {
                 self.tell(RunEvent::Hedged { test, attempt, overdue, worker }).await;
             }
+            Effect::GoesOn { attempt, number } => self.goes_on(attempt, number).await,
+            Effect::Abandoned { attempt, test } => self.abandoned(attempt, test),
             Effect::Revoke { worker, attempts } => {
                 if let Some(connected) = self.workers.get(&worker) {
                     connected.revoke(attempts);
@@ -872,12 +879,12 @@ impl Dispatch {
         for grant in grants {
             let Grant { attempt, test, number, alone, places, company: _ } = grant;
             let (slow, gather) = (Slow::default(), Gather::default());
+            let (abandoned, batch) = (false, None);
+            let flight =
+                InFlight { worker, test, number, leased, started, slow, gather, abandoned, batch };
             if let Some((spec, batch)) = self.batch_spec(&grant) {
                 specs.push(spec);
-                let batch = Some(batch);
-                let flight =
-                    InFlight { worker, test, number, leased, started, slow, gather, batch };
-                self.in_flight.insert(attempt, flight);
+                self.in_flight.insert(attempt, InFlight { batch: Some(batch), ..flight });
                 continue;
             }
             let planned = &self.tests[test.0 as usize];
@@ -894,8 +901,6 @@ impl Dispatch {
                 places,
                 label: planned.case.to_string(),
             });
-            let batch = None;
-            let flight = InFlight { worker, test, number, leased, started, slow, gather, batch };
             self.in_flight.insert(attempt, flight);
         }
         if let Some(connected) = self.workers.get(&worker) {

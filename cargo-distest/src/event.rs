@@ -114,6 +114,16 @@ pub enum RunEvent {
         /// Where else it runs now.
         worker: WorkerId,
     },
+    /// The other attempt of a hedged test was lost, or failed and counts as a try of its own: this one goes on as
+    /// the only one.
+    AttemptGoesOn {
+        /// Of which test.
+        test: TestIndex,
+        /// From 1; what it has from now on.
+        attempt: u32,
+        /// Where.
+        worker: WorkerId,
+    },
     /// A piece of output of an attempt that is shown as it is written (`--no-capture`).
     LiveOutput {
         /// Of which test.

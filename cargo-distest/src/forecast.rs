@@ -258,7 +258,9 @@ impl Play<'_> {
             | Effect::Unplaceable { .. }
             | Effect::Watch { .. }
             | Effect::Kill { .. }
-            | Effect::Hedged { .. } => {}
+            | Effect::Hedged { .. }
+            | Effect::GoesOn { .. }
+            | Effect::Abandoned { .. } => {}
         }
     }
 

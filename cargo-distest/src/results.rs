@@ -168,11 +168,8 @@ impl Summary {
                     done.shipped_bytes += bytes;
                 }
             }
-            // An abandoned attempt may start after the other one has decided.
-            RunEvent::AttemptStarted { test, .. } => {
-                if self.test(*test).verdict.is_none() {
-                    self.running.insert(*test);
-                }
+            RunEvent::AttemptStarted { test, .. } | RunEvent::AttemptGoesOn { test, .. } => {
+                self.running.insert(*test);
             }
             RunEvent::AttemptSlow { test, .. } => self.test_mut(*test).slow = true,
             RunEvent::Hedged { test, .. } => self.test_mut(*test).hedged = true,

@@ -366,6 +366,20 @@ pub enum Effect {
         /// Where else it runs now.
         worker: WorkerId,
     },
+    /// Tell that the other attempt of a hedged test goes on as the only one. No answer.
+    GoesOn {
+        /// Which.
+        attempt: AttemptId,
+        /// From 1: the test's next try, if the one that ended counts as one.
+        number: u32,
+    },
+    /// Tell nothing more of this attempt: the other one of a hedged test has decided. No answer.
+    Abandoned {
+        /// Which.
+        attempt: AttemptId,
+        /// Of which test.
+        test: TestIndex,
+    },
     /// Tell of a test's verdict. No answer.
     Verdict {
         /// Of which test.
@@ -377,7 +391,7 @@ pub enum Effect {
     Cancelling {
         /// Why.
         reason: CancelReason,
-        /// Attempts whose processes run now.
+        /// Attempts whose processes run now and that count.
         running: u32,
     },
     /// Tell that a test is to blame for the loss of workers: its attempt's end and its verdict
@@ -645,7 +659,7 @@ impl Scheduler {
                 self.quarantine(worker, false, effects);
             }
             self.lost_attempt(attempt, test, number, effects);
-            if !self.goes_on(attempt) {
+            if !self.goes_on(attempt, effects) {
                 self.requeue(test, started, effects);
             }
             return;
@@ -673,7 +687,7 @@ impl Scheduler {
             story.number += 1;
             story.failed_before = Some(result);
             self.avoid(test, worker);
-            if !self.goes_on(attempt) {
+            if !self.goes_on(attempt, effects) {
                 self.queue_again(test);
             }
             return;
@@ -733,7 +747,7 @@ impl Scheduler {
         self.workers.revoking(worker, false);
         for attempt in attempts {
             let Some(live) = self.take_live(worker, *attempt) else { continue };
-            if live.role == Role::Abandoned || self.goes_on(*attempt) {
+            if live.role == Role::Abandoned || self.goes_on(*attempt, effects) {
                 continue;
             }
             match live {
@@ -775,7 +789,7 @@ impl Scheduler {
                 }
                 self.lost_attempt(attempt, live.test, live.number, effects);
             }
-            if !self.goes_on(attempt) {
+            if !self.goes_on(attempt, effects) {
                 self.requeue(live.test, live.started, effects);
             }
         }

@@ -5,7 +5,7 @@
 //! [`faults`] breaks things, and [`judge`] knows what really happened: it is the sole judge of
 //! verdicts, and of who was alive beside whom. After every step it checks that
 //! - queued + leased + done = known, no test has two verdicts, each verdict is the outcome of an
-//!   attempt that really ran to its end;
+//!   attempt that really ran to its end, tries are told with numbers without gaps, and none after the verdict;
 //! - no test is alive twice, unless it is hedged and may be, no more of a group than it may, nothing beside an exclusive test or a
 //!   suspect on its worker, under any partition;
 //! - nothing outlives its worker's loss, no innocent test is to blame for one;

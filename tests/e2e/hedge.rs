@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use distest_tests::client::Client;
+use distest_tests::junit::Report;
 use distest_tests::scratch::Scratch;
-use distest_tests::transcript::{Case, Transcript};
+use distest_tests::transcript::{AttemptResult, Case, Transcript};
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
@@ -16,11 +17,12 @@ use crate::case;
 pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("hedge::the_first_of_two_decides_and_the_other_is_killed", first_decides),
+        case("hedge::if_one_of_two_fails_the_other_is_the_next_try", other_is_next),
         case("hedge::nobody_is_hedged_by_default_or_in_a_group", never),
     ]
 }
 
-/// A package with one test, which ends when it is told to, and says that it was.
+/// A package with one test, which passes or fails when it is told to, and says that it was.
 fn subject(scratch: &Scratch, port: u16, config: &str) -> PathBuf {
     let manifest =
         "[workspace]\n[package]\nname = \"subject\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
@@ -31,8 +33,10 @@ fn subject(scratch: &Scratch, port: u16, config: &str) -> PathBuf {
         fn asks() {{
             use std::io::{{Read, Write}};
             let mut who = std::net::TcpStream::connect(("127.0.0.1", {port})).unwrap();
-            who.read_exact(&mut [0]).unwrap();
+            let mut told = [0];
+            who.read_exact(&mut told).unwrap();
             who.write_all(b"!").unwrap();
+            assert_eq!(told, *b"!");
         }}
         "#
     );
@@ -43,12 +47,21 @@ fn subject(scratch: &Scratch, port: u16, config: &str) -> PathBuf {
 }
 
 fn run(scratch: &Scratch, folder: &Path, workers: &[Worker]) -> Client {
-    let args = ["run", "--offline", "--isolation", "process"];
+    let junit = scratch.join("junit.xml").display().to_string();
+    let args = ["run", "--offline", "--isolation", "process", "--junit", &junit];
     Client::call(scratch, folder, &args).json().only_on(workers)
 }
 
 fn let_go(process: &mut TcpStream) {
-    process.write_all(b"!").expect("a test waits");
+    tell(process, b"!");
+}
+
+fn let_fail(process: &mut TcpStream) {
+    tell(process, b"?");
+}
+
+fn tell(process: &mut TcpStream, what: &[u8]) {
+    process.write_all(what).expect("a test waits");
     process.read_exact(&mut [0]).expect("the test says that it was told");
 }
 
@@ -90,9 +103,38 @@ fn first_decides(scratch: &Scratch) {
         // It was never told to go on.
         assert_eq!(stalled.read(&mut [0]).unwrap_or(0), 0, "the first process is killed");
     });
-    let asks = Case::new("subject::it", "asks");
-    assert_eq!(transcript.attempts_of(&asks).len(), 1, "{:?}", transcript.attempts);
+    assert_eq!(attempts(&transcript), [(1, AttemptResult::Pass)]);
     assert_eq!((transcript.summary.passed, transcript.summary.hedged), (1, 1));
+    let report = Report::read(&scratch.join("junit.xml")).expect("the JUnit file can be read");
+    let asks = &report.cases[&asks()];
+    assert_eq!((asks.failed, asks.text.as_str()), (false, ""), "nothing of the other");
+}
+
+fn other_is_next(scratch: &Scratch) {
+    let config = "[profile.default]\nhedge = \"tail\"\nretries = 1\n";
+    let transcript = stalled(scratch, config, |listener, mut stalled| {
+        let (mut second, _) = listener.accept().expect("the test comes again");
+        let_fail(&mut second);
+        // What goes on is still overdue.
+        let (mut third, _) = listener.accept().expect("the test comes a third time");
+        let_go(&mut stalled);
+        assert_eq!(third.read(&mut [0]).unwrap_or(0), 0, "the third process is killed");
+    });
+    assert_eq!(attempts(&transcript), [(1, AttemptResult::Fail), (2, AttemptResult::Pass)]);
+    assert_eq!((transcript.summary.flaky, transcript.summary.hedged), (1, 1));
+    let report = Report::read(&scratch.join("junit.xml")).expect("the JUnit file can be read");
+    let asks = &report.cases[&asks()];
+    assert!(!asks.failed && asks.text.contains("try 1"), "{asks:?}");
+    assert!(!asks.text.contains("try 3"), "{asks:?}");
+}
+
+fn asks() -> Case {
+    Case::new("subject::it", "asks")
+}
+
+fn attempts(transcript: &Transcript) -> Vec<(u32, AttemptResult)> {
+    let attempts = transcript.attempts_of(&asks());
+    attempts.into_iter().map(|attempt| (attempt.attempt, attempt.result)).collect()
 }
 
 fn never(scratch: &Scratch) {

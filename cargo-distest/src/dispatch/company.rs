@@ -322,6 +322,7 @@ impl InFlight {
             started: batch.started,
             slow: Slow::default(),
             gather: Gather::default(),
+            abandoned: false,
             batch: None,
         }
     }

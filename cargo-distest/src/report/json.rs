@@ -132,6 +132,7 @@ impl Reporter for Json {
             | RunEvent::AttemptStarted { .. }
             | RunEvent::AttemptSlow { .. }
             | RunEvent::Hedged { .. }
+            | RunEvent::AttemptGoesOn { .. }
             | RunEvent::StaysLocal
             | RunEvent::LiveOutput { .. }
             | RunEvent::BatchEnded(_)

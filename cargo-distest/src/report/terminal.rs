@@ -75,7 +75,9 @@ impl Terminal {
                     self.skipped.push(case.clone());
                 }
             }
-            RunEvent::AttemptStarted { test, .. } => self.runs_again(*test, summary),
+            RunEvent::AttemptStarted { test, .. } | RunEvent::AttemptGoesOn { test, .. } => {
+                self.runs_again(*test, summary);
+            }
             RunEvent::AttemptSlow { test, attempt, worker, elapsed } => {
                 if self.settings.status_level >= StatusLevel::Slow {
                     let label =

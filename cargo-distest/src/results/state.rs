@@ -112,9 +112,22 @@ impl TestState {
         self.attempts.iter().any(|attempt| attempt.result != AttemptResult::Lost)
     }
 
-    /// Sum of what its attempts took, lost ones left out: they run one after the other.
+    /// In how much time attempts of it ran, lost ones left out: one after the other, or, where it was hedged, two at
+    /// once.
     pub fn duration(&self) -> Duration {
         let told = |attempt: &&Attempt| attempt.result != AttemptResult::Lost;
-        self.attempts.iter().filter(told).map(|attempt| attempt.duration).sum()
+        let told = self.attempts.iter().filter(told);
+        if !self.hedged {
+            return told.map(|attempt| attempt.duration).sum();
+        }
+        let mut spans: Vec<_> = told.map(|it| (it.started, it.started + it.duration)).collect();
+        spans.sort_unstable();
+        let mut until = Duration::ZERO;
+        let beyond = spans.into_iter().map(|(from, to)| {
+            let more = to.saturating_sub(from.max(until));
+            until = until.max(to);
+            more
+        });
+        beyond.sum()
     }
 }

@@ -57,6 +57,31 @@ fn a_run_that_was_ended_says_what_it_did_until_then() {
 }
 
 #[test]
+fn a_hedged_test_runs_until_its_last_attempt_that_counts_and_takes_time_once() {
+    let mut s = Script::new(SummarySettings::default(), &["local", "far"]);
+    s.built();
+    let test = s.plan("one", "a", Some(500));
+    s.planned();
+    let from = s.now;
+    let [here, there] = [0, 1].map(WorkerId);
+    s.push(RunEvent::AttemptStarted { test, attempt: 1, worker: here });
+    s.push(RunEvent::Hedged { test, attempt: 1, overdue: here, worker: there });
+    s.now += millis(2000);
+    s.attempt(test, AttemptResult::Fail, 400, |ended| {
+        (ended.worker, ended.will_retry) = (there, true);
+    });
+    assert_eq!(s.summary.running(), 0);
+    s.push(RunEvent::AttemptGoesOn { test, attempt: 2, worker: here });
+    assert_eq!(s.summary.running(), 1);
+    s.attempt(test, AttemptResult::Pass, 2500, |ended| ended.started = from);
+    s.verdict(test, Verdict::Flaky);
+    let numbers = s.summary.test(test).attempts.iter().map(|attempt| attempt.number);
+    assert_eq!(numbers.collect::<Vec<_>>(), [1, 2]);
+    assert_eq!((s.summary.running(), s.summary.hedged()), (0, 1));
+    assert_eq!(s.summary.test(test).duration(), millis(2500));
+}
+
+#[test]
 fn flaky_tests_fail_a_run_only_when_asked_to() {
     let code = |flaky_fails| {
         let settings = SummarySettings { flaky_fails, ..Default::default() };

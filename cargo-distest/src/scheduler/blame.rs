@@ -87,7 +87,7 @@ impl Scheduler {
         story.avoid = Some(worker);
         story.only_elsewhere = true;
         effects.push(Effect::lost(attempt, test, live.number));
-        if !self.goes_on(attempt) {
+        if !self.goes_on(attempt, effects) {
             self.queue_again(test);
         }
     }

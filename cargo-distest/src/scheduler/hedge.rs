@@ -3,8 +3,9 @@
 //! Only with [`super::Rules::hedge`], and only tests that may run twice at once: nobody in a group,
 //! nobody who must be alone, nobody who shares a process. The first of the two that comes to an end
 //! of its own decides. The other is *abandoned*: it is ended, keeps its place on its worker until
-//! that is certain, and has no say. If one is lost, the other goes on as if it were the only one; if
-//! one fails and the test may be tried again, the other is that try ("The tail at scale", Dean and Barroso 2013).
+//! that is certain, has no say, and nothing is told of it. If one is lost, the other goes on as if it were the only one; if
+//! one fails and the test may be tried again, the other is that try, under the next number ("The tail at scale", Dean and
+//! Barroso 2013).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -166,7 +167,7 @@ impl Scheduler {
     }
 
     /// An attempt came to no end of its own. True if its twin goes on, as the only one now.
-    pub(super) fn goes_on(&mut self, attempt: AttemptId) -> bool {
+    pub(super) fn goes_on(&mut self, attempt: AttemptId, effects: &mut Vec<Effect>) -> bool {
         let Some((worker, twin)) = self.hedges.part(attempt) else { return false };
         if self.has(Mutation::ForgetTwin) {
             return false;
@@ -175,6 +176,7 @@ impl Scheduler {
         if let Some(live) = self.workers.live(worker, twin) {
             let number = self.stories[live.test.0 as usize].number;
             self.workers.renumber(worker, twin, number);
+            effects.push(Effect::GoesOn { attempt: twin, number });
         }
         true
     }
@@ -187,8 +189,9 @@ impl Scheduler {
         }
         self.hedges.gone(attempt);
         let Some(live) = self.workers.live(worker, attempt) else { return };
-        let started = live.started;
+        let (started, test) = (live.started, live.test);
         self.workers.set_role(worker, attempt, Role::Abandoned);
+        effects.push(Effect::Abandoned { attempt, test });
         effects.push(match started {
             true => Effect::Kill { worker, attempt },
             false => Effect::Revoke { worker, attempts: vec![attempt] },

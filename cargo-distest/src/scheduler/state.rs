@@ -453,10 +453,10 @@ impl Workers {
         self.tests
     }
 
-    /// Attempts whose processes run.
+    /// Attempts whose processes run, of a hedged test one.
     pub(super) fn running(&self) -> u32 {
         let live = self.by_id.values().flat_map(|worker| worker.live.values());
-        live.filter(|live| live.started).count() as u32
+        live.filter(|live| live.started && live.role == Role::Only).count() as u32
     }
 
     /// Those of these workers that may have room and want more, the emptiest first.

@@ -441,7 +441,10 @@ impl Fleet {
             Effect::Quarantined { .. } | Effect::Unplaceable { .. } => {}
             // Somebody waits for it, and nobody may have to wait forever.
             Effect::Watch { worker, attempt, .. } => self.watched.push((worker, attempt)),
-            Effect::Kill { .. } | Effect::Hedged { .. } => {
+            Effect::Kill { .. }
+            | Effect::Hedged { .. }
+            | Effect::GoesOn { .. }
+            | Effect::Abandoned { .. } => {
                 panic!("{effect:?}, and nobody wants hedges")
             }
             Effect::AttemptEnded { test, result, .. } => {

@@ -514,8 +514,8 @@ impl World {
                 let Some(conn) = conn(&self.client, &worker) else { return Ok(()) };
                 self.ask(conn, &WorkerRequest::Stop { how }, Asked::Other)
             }
-            Effect::AttemptEnded { attempt, test, result, .. } => {
-                self.judge.attempt_ended(&self.scenario, attempt, test, result)
+            Effect::AttemptEnded { attempt, test, number, result, .. } => {
+                self.judge.attempt_ended(&self.scenario, attempt, (test, number), result)
             }
             Effect::Verdict { test, verdict } => self.judge.verdict(test, verdict),
             Effect::Cancelling { reason, running } => self.judge.cancelled(reason, running),
@@ -535,6 +535,8 @@ impl World {
             }
             Effect::Done => self.end(),
             Effect::RunsAgainAlone { .. }
+            | Effect::GoesOn { .. }
+            | Effect::Abandoned { .. }
             | Effect::Quarantined { .. }
             | Effect::Unplaceable { .. } => Ok(()),
         }

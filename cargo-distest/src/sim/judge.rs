@@ -25,6 +25,8 @@ pub(super) struct Judge {
     /// How attempts ended that really ran to their end.
     ended: BTreeMap<(TestIndex, AttemptId), BTreeSet<AttemptResult>>,
     verdicts: BTreeMap<TestIndex, Verdict>,
+    /// How many attempts of a test were told of that came to an end of their own.
+    told: BTreeMap<TestIndex, u32>,
     losses: BTreeMap<TestIndex, u32>,
     /// Workers that were lost when they had nothing but this test.
     lost_alone: BTreeMap<TestIndex, u32>,
@@ -98,9 +100,17 @@ impl Judge {
         &mut self,
         scenario: &Scenario,
         attempt: AttemptId,
-        test: TestIndex,
+        (test, number): (TestIndex, u32),
         result: AttemptResult,
     ) -> Result<(), String> {
+        let told = self.told.entry(test).or_default();
+        if number != *told + 1 {
+            return Err(format!("try {number} of {test:?} is told after {told} others"));
+        }
+        *told += u32::from(result != AttemptResult::Lost);
+        if let Some(verdict) = self.verdicts.get(&test) {
+            return Err(format!("try {number} of {test:?} is told after {verdict:?}"));
+        }
         if result == AttemptResult::Lost {
             *self.losses.entry(test).or_default() += 1;
             let innocent = scenario.tests[test.0 as usize].nature != Nature::Kills;

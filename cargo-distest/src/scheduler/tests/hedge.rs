@@ -25,6 +25,14 @@ fn hedged(rules: Rules) -> Script {
     script
 }
 
+fn abandoned(attempt: u64) -> Effect {
+    Effect::Abandoned { attempt: AttemptId(attempt), test: TestIndex(0) }
+}
+
+fn goes_on(attempt: u64, number: u32) -> Effect {
+    Effect::GoesOn { attempt: AttemptId(attempt), number }
+}
+
 fn kill(worker: WorkerId, attempt: u64) -> Effect {
     Effect::Kill { worker, attempt: AttemptId(attempt) }
 }
@@ -49,7 +57,7 @@ fn the_first_of_two_to_end_decides_and_the_other_is_killed() {
     script.started(W1, 2);
     script.ended(W1, 2, AttemptResult::Pass);
     assert_eq!(script.verdicts(), [(0, Verdict::Pass)]);
-    assert!(script.said.contains(&kill(W0, 0)), "{:?}", script.said);
+    assert_eq!(script.said[1..3], [abandoned(0), kill(W0, 0)]);
     // Whatever it ends with.
     assert_eq!(script.ended(W0, 0, AttemptResult::Crashed).said, []);
 }
@@ -60,8 +68,8 @@ fn the_overdue_one_may_still_be_first() {
     script.ended(W0, 0, AttemptResult::Fail);
     assert_eq!(script.verdicts(), [(0, Verdict::Fail)]);
     // It has not started: it is taken back, or killed when it starts all the same.
-    let attempts = vec![AttemptId(2)];
-    assert!(script.said.contains(&Effect::Revoke { worker: W1, attempts }), "{:?}", script.said);
+    let revoke = Effect::Revoke { worker: W1, attempts: vec![AttemptId(2)] };
+    assert_eq!(script.said[1..3], [abandoned(2), revoke]);
     assert_eq!(script.started(W1, 2).said, [kill(W1, 2)]);
 }
 
@@ -70,6 +78,7 @@ fn if_one_fails_and_may_be_tried_again_the_other_is_that_try() {
     let mut script = hedged(Rules { retries: 1, ..HEDGING });
     script.started(W1, 2);
     script.ended(W1, 2, AttemptResult::Fail);
+    assert!(script.said.contains(&goes_on(0, 2)), "{:?}", script.said);
     // It is overdue itself.
     assert_eq!((script.verdicts(), script.granted()), (vec![], vec![(1, 0)]));
     script.ended(W0, 0, AttemptResult::Pass);
@@ -88,6 +97,8 @@ fn if_one_is_lost_the_other_goes_on_alone() {
         script.started(W1, 2).say(Input::Lost { worker: lost });
         assert_eq!((script.verdicts(), script.granted()), (vec![], vec![]));
         let (worker, attempt) = if lost == W0 { (W1, 2) } else { (W0, 0) };
+        // A loss is no try.
+        assert!(script.said.contains(&goes_on(attempt, 1)), "{:?}", script.said);
         script.ended(worker, attempt, AttemptResult::Pass);
         assert_eq!(script.verdicts(), [(0, Verdict::Pass)]);
         assert_eq!(script.said.last(), Some(&Effect::Done));
@@ -120,6 +131,29 @@ fn who_must_not_run_twice_at_once_never_does() {
     let mut script = overdue(RULES, None);
     assert_eq!(script.started(W0, 0).said, []);
     assert_eq!(script.say(Input::Overdue { worker: W0, attempt: AttemptId(0) }).granted(), []);
+}
+
+#[test]
+fn a_run_that_is_cancelled_counts_a_hedged_test_once() {
+    let running = |script: &Script| {
+        let told = script.said.iter().find_map(|effect| match effect {
+            Effect::Cancelling { running, .. } => Some(*running),
+            _ => None,
+        });
+        told.expect("it is cancelled")
+    };
+    let (reason, how) = (CancelReason::Interrupt, Stop::Kill);
+    let mut script = hedged(HEDGING);
+    script.started(W1, 2).say(Input::Cancel { reason, how });
+    assert_eq!(running(&script), 1);
+    // Both are ended by us, which decides nothing until it is true of both.
+    assert_eq!(script.ended(W1, 2, AttemptResult::Lost).verdicts(), []);
+    assert_eq!(script.ended(W0, 0, AttemptResult::Lost).verdicts(), [(0, Verdict::Lost)]);
+    let mut script = hedged(HEDGING);
+    script.say(Input::Added(vec![task(2, B0, Urgency::Known, 600)]));
+    script.started(W1, 2).ended(W1, 2, AttemptResult::Pass);
+    script.say(Input::Cancel { reason, how });
+    assert_eq!(running(&script), 0, "one is abandoned, the other has not started");
 }
 
 #[test]
