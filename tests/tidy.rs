@@ -31,7 +31,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("wary", &[]),
     ("key", &["cli", "failure", "fleet", "settings"]),
     ("baked", &["fleet"]),
-    ("workers", &["cli", "clues", "failure", "fleet", "settings", "testenv", "ui"]),
+    ("workers", &["cli", "clues", "compile", "failure", "fleet", "settings", "testenv", "ui"]),
     ("parcel", &["failure", "model", "tree"]),
     ("ship", &["failure", "model", "tree"]),
     ("collect", &["model", "tree"]),

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cargo_metadata::{Message, Metadata};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -27,16 +27,19 @@ mod cpu;
 mod dep_info;
 mod harness;
 mod layout;
+mod metadata;
 mod needed;
 mod plain;
 mod runtime_env;
 mod toolchain;
 
+pub(crate) use metadata::target_folder;
 pub(crate) use needed::libraries as needed_libraries;
 pub(crate) use plain::plain;
 
 use assemble::Assembler;
 use cargo_config::{CargoConfig, ConfigVariable};
+use metadata::{Answer, Kept, Question};
 
 /// The longest line of cargo's stdout that we are willing to hold.
 const LINE_BYTES_MAX: u64 = 64 << 20;
@@ -94,19 +97,23 @@ pub async fn metadata(settings: &CompileSettings) -> Result<Workspace, Failure> 
     })?;
     // A broken configuration is cargo's to tell, so errors wait until cargo has had its say.
     let cli = settings.config.clone();
-    let config = in_background(move || CargoConfig::load(&cwd, &cli)).await;
+    let now = SystemTime::now();
+    let (cwd, config) = in_background(move || {
+        let config = CargoConfig::load(&cwd, &cli);
+        (cwd, config)
+    })
+    .await;
     let rustc = toolchain::rustc(config.as_ref().ok());
     let (host, sysroot) = toolchain::host_and_sysroot(&rustc).await?;
     let targets = toolchain::targets(settings, config.as_ref().ok(), &host);
-    let raw = run_metadata(settings, &targets).await?;
+    let question = Question::new(settings, &targets, &cwd);
+    let known = config.as_ref().ok();
+    let surroundings = known.and_then(|config| question.surroundings(config, &rustc, &sysroot));
+    let kept = Kept::of_this_user();
+    let Answer { raw, metadata } = metadata::answer(&question, surroundings, kept, now).await?;
     let config = config.map_err(|error| {
         Failure::new(ExitCode::Setup, "could not read cargo's configuration").because(error)
     })?;
-    let metadata: Metadata = serde_json::from_str(&raw).map_err(|error| {
-        Failure::new(ExitCode::MetadataFailed, "could not read what `cargo metadata` printed")
-            .because(error)
-    })?;
-
     let cpu_features = cpu::features(&rustc, &config, &targets).await?;
     let target_dir = plain(metadata.target_directory.as_std_path());
     let build_dir = metadata.build_directory.as_ref().map(|dir| plain(dir.as_std_path()));
@@ -195,30 +202,6 @@ impl Workspace {
     pub fn rust_libdir(&self, triple: &Triple) -> PathBuf {
         self.sysroot.join("lib/rustlib").join(&*triple.0).join("lib")
     }
-}
-
-async fn run_metadata(settings: &CompileSettings, targets: &[String]) -> Result<String, Failure> {
-    let mut command = Command::new(&settings.cargo);
-    command.args(["metadata", "--format-version", "1"]);
-    // Without a filter cargo would download what only other platforms need.
-    for target in targets {
-        command.args(["--filter-platform", target]);
-    }
-    let output = command
-        .args(&settings.metadata_args)
-        .env_remove(SECRET_VARIABLE)
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| toolchain::cannot_run("cargo", &settings.cargo, error))?
-        .wait_with_output()
-        .await
-        .map_err(cannot_follow)?;
-    told_by_cargo(output.status, ExitCode::MetadataFailed, "cargo metadata")?;
-    String::from_utf8(output.stdout).map_err(|error| {
-        Failure::new(ExitCode::MetadataFailed, "could not read what `cargo metadata` printed")
-            .because(error)
-    })
 }
 
 /// Whoever exits with a code has said why on stderr; whoever dies by a signal has not.

@@ -1,6 +1,7 @@
 //! What is remembered from one run to the next: of tests, of workers, and by workers.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use distest_tests::client::Client;
@@ -16,6 +17,7 @@ pub(crate) fn cases() -> Vec<Trial> {
     vec![
         case("remembered::workers_by_their_names_with_how_fast_they_are", names),
         case("remembered::times_by_workers_for_a_client_that_has_none", lent),
+        case("remembered::what_cargo_says_of_a_workspace_until_it_changes", metadata),
     ]
 }
 
@@ -72,4 +74,39 @@ fn lent(scratch: &Scratch) {
     assert_eq!(order(&bob, &workers), "abcd", "what is told by one is told to nobody else");
     drop(workers);
     assert_eq!(order(scratch, &start()), "dcba", "another process of the worker");
+}
+
+/// Runs until nothing is asked again: what has just been written is not relied upon for 2 s.
+const RUNS_MAX: usize = 200;
+
+/// cargo is asked what there is once, and again when a manifest or a folder of tests says more.
+fn metadata(scratch: &Scratch) {
+    let folder = subject(scratch);
+    let log = scratch.join("calls");
+    let real = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let script = format!("#!/bin/sh\necho \"$1\" >> '{}'\nexec '{real}' \"$@\"\n", log.display());
+    let cargo = scratch.write("cargo", &script);
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o700)).unwrap();
+    let run = |passed: u32| -> String {
+        fs::write(&log, "").unwrap();
+        let client = Client::call(scratch, &folder, &["run", "--offline"]).json();
+        let client = client.args(["--no-tests", "pass"]);
+        let transcript = client.env("CARGO", &cargo).finish().transcript(0);
+        assert_eq!(transcript.summary.passed, passed);
+        fs::read_to_string(&log).unwrap()
+    };
+    let (asked, known) = ("metadata\ntest\n", "test\n");
+    let until_known = |passed| {
+        let calls = (0..RUNS_MAX).map(|_| run(passed)).find(|calls| calls != asked);
+        assert_eq!(calls.as_deref(), Some(known));
+    };
+    assert_eq!(run(4), asked, "it was never asked");
+    until_known(4);
+    scratch.write("subject/tests/more.rs", "#[test]\nfn e() {}\n");
+    assert_eq!(run(5), asked, "there is one more target");
+    until_known(5);
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    scratch.write("subject/Cargo.toml", &format!("{manifest}autotests = false\n"));
+    assert_eq!(run(0), asked, "the manifest says that there are none");
+    until_known(0);
 }

@@ -17,6 +17,7 @@ const INCLUDE_DEPTH_MAX: u32 = 32;
 #[derive(Debug)]
 pub(super) struct CargoConfig {
     root: BTreeMap<String, Node>,
+    looked_at: BTreeSet<PathBuf>,
 }
 
 /// A variable that `[env]` adds.
@@ -59,23 +60,42 @@ impl CargoConfig {
         folders.extend(home.map(Path::to_path_buf));
         let mut root = Node::table(BTreeMap::new(), cwd.to_path_buf());
         let mut seen = BTreeSet::new();
+        let mut looked_at = BTreeSet::new();
         for folder in folders {
             // The old name wins if both are there.
             let files = [folder.join("config"), folder.join("config.toml")];
+            looked_at.extend(files.iter().cloned());
             let Some(file) = files.iter().find(|file| file.is_file()) else { continue };
             if seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())) {
-                root.merge(read_file(file, INCLUDE_DEPTH_MAX)?, false);
+                root.merge(read_file(file, INCLUDE_DEPTH_MAX, &mut looked_at)?, false);
             }
         }
         let mut given = Node::table(BTreeMap::new(), cwd.to_path_buf());
         for value in cli {
-            given.merge(read_argument(value, cwd)?, true);
+            given.merge(read_argument(value, cwd, &mut looked_at)?, true);
         }
         root.merge(given, true);
         match root.kind {
-            Kind::Table(root) => Ok(Self { root }),
+            Kind::Table(root) => Ok(Self { root, looked_at }),
             Kind::Leaf(_) => Err("it is no table".to_owned()),
         }
+    }
+
+    /// Every file that was read, or was not there to be read.
+    pub(super) fn looked_at(&self) -> &BTreeSet<PathBuf> {
+        &self.looked_at
+    }
+
+    /// What it has values of.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.root.keys().map(String::as_str)
+    }
+
+    /// What the tables in a table have values of.
+    pub(super) fn keys_of_tables_in(&self, table: &str) -> BTreeSet<&str> {
+        let tables = self.root.get(table).and_then(Node::entries).into_iter().flatten();
+        let keys = tables.filter_map(|(_, table)| Some(table.entries()?.keys()));
+        keys.flatten().map(String::as_str).collect()
     }
 
     /// The variables of `[env]`, each with the value in force: what the client has, which `given`
@@ -122,10 +142,7 @@ impl CargoConfig {
     }
 
     fn get(&self, table: &str, key: &str) -> Option<&Node> {
-        match &self.root.get(table)?.kind {
-            Kind::Table(entries) => entries.get(key),
-            Kind::Leaf(_) => None,
-        }
+        self.root.get(table)?.entries()?.get(key)
     }
 }
 
@@ -164,6 +181,13 @@ impl Node {
         }
     }
 
+    fn entries(&self) -> Option<&BTreeMap<String, Self>> {
+        match &self.kind {
+            Kind::Table(entries) => Some(entries),
+            Kind::Leaf(_) => None,
+        }
+    }
+
     fn strings(&self) -> Vec<String> {
         match &self.kind {
             Kind::Leaf(Value::String(text)) => vec![text.clone()],
@@ -199,22 +223,27 @@ impl Node {
 }
 
 /// `KEY=VALUE`, or the path of a file.
-fn read_argument(argument: &str, cwd: &Path) -> Result<Node, String> {
+fn read_argument(
+    argument: &str,
+    cwd: &Path,
+    looked_at: &mut BTreeSet<PathBuf>,
+) -> Result<Node, String> {
     let file = cwd.join(argument);
+    looked_at.insert(file.clone());
     if !argument.is_empty() && file.exists() {
-        return read_file(&file, INCLUDE_DEPTH_MAX);
+        return read_file(&file, INCLUDE_DEPTH_MAX, looked_at);
     }
     let table = argument.parse().map_err(|error| format!("--config {argument}: {error}"))?;
-    resolve_includes(table, cwd, cwd, INCLUDE_DEPTH_MAX)
+    resolve_includes(table, cwd, cwd, INCLUDE_DEPTH_MAX, looked_at)
 }
 
-fn read_file(file: &Path, depth: u32) -> Result<Node, String> {
+fn read_file(file: &Path, depth: u32, looked_at: &mut BTreeSet<PathBuf>) -> Result<Node, String> {
     let text = std::fs::read_to_string(file).map_err(|error| tell(file, error))?;
     let table = text.parse().map_err(|error| tell(file, error))?;
     let folder = file.parent().unwrap_or(file);
     // Paths in `dir/.cargo/config.toml` are relative to `dir`.
     let base = folder.parent().unwrap_or(folder);
-    resolve_includes(table, folder, base, depth)
+    resolve_includes(table, folder, base, depth, looked_at)
 }
 
 /// The included files, later ones over earlier ones, and `table` over them.
@@ -223,6 +252,7 @@ fn resolve_includes(
     folder: &Path,
     base: &Path,
     depth: u32,
+    looked_at: &mut BTreeSet<PathBuf>,
 ) -> Result<Node, String> {
     let includes = match table.remove("include") {
         None => Vec::new(),
@@ -241,13 +271,14 @@ fn resolve_includes(
         };
         let Some(path) = path else { return Err(tell(folder, "`include` without a path")) };
         let file = folder.join(path);
+        looked_at.insert(file.clone());
         if optional && !file.exists() {
             continue;
         }
         let Some(depth) = depth.checked_sub(1) else {
             return Err(tell(&file, format!("included more than {INCLUDE_DEPTH_MAX} deep")));
         };
-        node.merge(read_file(&file, depth)?, true);
+        node.merge(read_file(&file, depth, looked_at)?, true);
     }
     node.merge(Node::new(Value::Table(table), base), true);
     Ok(node)

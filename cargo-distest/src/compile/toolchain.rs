@@ -121,6 +121,38 @@ pub(super) fn cargo_for_tests(cargo: &Path, sysroot: &Path) -> PathBuf {
     if is_proxy(&found) && own.exists() { own } else { found }
 }
 
+/// The executables that decide what cargo finds out of itself and of the compiler, which lies in
+/// `sysroot`. None where that can't be told for certain.
+pub(super) fn tools(
+    cargo: &Path,
+    rustc: &OsStr,
+    sysroot: &Path,
+    config: &CargoConfig,
+) -> Option<Vec<PathBuf>> {
+    let (cargo, rustc) = (on_path(cargo)?, on_path(Path::new(rustc))?);
+    let own = ["cargo", "rustc"]
+        .map(|name| sysroot.join("bin").join(name).with_extension(std::env::consts::EXE_EXTENSION));
+    // It starts the cargo that lies beside the compiler which its other proxy starts, if any.
+    if is_proxy(&cargo) && !(is_proxy(&rustc) && own[0].is_file()) {
+        return None;
+    }
+    let mut tools = vec![cargo, rustc];
+    tools.extend(own);
+    for (key, variables) in [
+        ("rustc-wrapper", ["RUSTC_WRAPPER", "CARGO_BUILD_RUSTC_WRAPPER"]),
+        (
+            "rustc-workspace-wrapper",
+            ["RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER"],
+        ),
+    ] {
+        let given = variables.into_iter().filter_map(std::env::var_os);
+        for wrapper in given.chain(config.program("build", key)).filter(|it| !it.is_empty()) {
+            tools.push(on_path(Path::new(&wrapper))?);
+        }
+    }
+    Some(tools)
+}
+
 /// The error for a program that can't be started.
 pub(super) fn cannot_run(what: &str, program: impl AsRef<Path>, error: io::Error) -> Failure {
     let program = program.as_ref().display();

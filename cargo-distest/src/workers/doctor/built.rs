@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use distest_worker::compat::{elf::Elf, lacking};
@@ -12,6 +11,7 @@ use distest_worker::protocol::LIBRARIES_MAX;
 use object::ReadCache;
 
 use super::{Finding, fine};
+use crate::compile;
 
 /// Executables that are looked at: the newest.
 const EXECUTABLES_MAX: usize = 200;
@@ -27,7 +27,7 @@ pub(super) struct Built {
 
 /// Looks at what lies in this workspace's target folder.
 pub(super) fn look(cargo: &std::ffi::OsStr) -> (Built, Option<Finding>) {
-    let Some(target) = target_folder(cargo) else { return (Built::default(), None) };
+    let Some(target) = compile::target_folder(cargo) else { return (Built::default(), None) };
     let executables = executables(&target.join("debug/deps"));
     let parsed = executables.iter().filter_map(|path| {
         let elf = Elf::parse(&ReadCache::new(File::open(path).ok()?))?;
@@ -47,15 +47,6 @@ pub(super) fn look(cargo: &std::ffi::OsStr) -> (Built, Option<Finding>) {
         _ => format!("{count} executables here need {} of a system", libraries.join(", ")),
     };
     (Built { glibc, libraries }, Some(fine("libraries", text)))
-}
-
-/// Where cargo puts what it builds here, if this is a workspace.
-fn target_folder(cargo: &std::ffi::OsStr) -> Option<PathBuf> {
-    let mut metadata = Command::new(cargo);
-    metadata.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]);
-    let output = metadata.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    Some(metadata["target_directory"].as_str()?.into())
 }
 
 fn executables(folder: &Path) -> Vec<PathBuf> {
