@@ -2,7 +2,7 @@
 //! messages, through the real codec. Only clock, link and what processes do are made up.
 //!
 //! [`world`] keeps time and connections, [`client`] and [`host`] are the drivers of both ends,
-//! [`faults`] breaks things, and [`judge`] knows what really happened: it is the sole judge of
+//! [`faults`] breaks things, [`places`] are shared with another client, and [`judge`] knows what really happened: it is the sole judge of
 //! verdicts, and of who was alive beside whom. After every step it checks that
 //! - queued + leased + done = known, no test has two verdicts, each verdict is the outcome of an
 //!   attempt that really ran to its end, tries are told with numbers without gaps, and none after the verdict;
@@ -18,6 +18,7 @@ mod client;
 mod faults;
 mod host;
 mod judge;
+mod places;
 mod random;
 mod scenario;
 #[cfg(test)]
@@ -40,6 +41,8 @@ struct Outcome {
     steps: u64,
     /// Overdue attempts that were started once more.
     hedges: u64,
+    /// Batches that workers ended because another client waited.
+    made_room: u64,
 }
 
 /// Runs a seed to its end.

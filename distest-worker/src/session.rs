@@ -38,6 +38,9 @@ pub const DRAIN_WAIT: Duration = Duration::from_secs(2);
 /// while other clients wait for places. Expectations are the client's: by the worker's clock it
 /// is ended after this long.
 pub const YIELD_AFTER: Duration = Duration::from_secs(2);
+/// Why it was ended then, in words.
+pub const MADE_ROOM: &str =
+    "other clients of the worker wait, and it had done several things already";
 /// How often whether others wait is looked at from then on.
 const YIELD_AGAIN: Duration = Duration::from_millis(250);
 
@@ -242,6 +245,8 @@ pub enum Mutation {
     FenceByAnyWord,
     /// What runs is given back.
     RevokeRunning,
+    /// The place of what made room for others never comes back.
+    KeepPlace,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -337,7 +342,7 @@ impl Session {
             #[cfg(feature = "mutations")]
             let leased = match self.mutation {
                 Some(Mutation::RevokeRunning) => held + answered + revoked,
-                Some(Mutation::FenceByAnyWord) | None => leased,
+                Some(Mutation::FenceByAnyWord | Mutation::KeepPlace) | None => leased,
             };
             assert_eq!(held + answered + revoked, leased, "each attempt is somewhere, once");
             let bytes: usize = self.queue.iter().map(weight::of_attempt).sum();
@@ -580,8 +585,12 @@ impl Session {
         then: Slot,
         effects: &mut Vec<Effect>,
     ) -> Option<Busy> {
+        #[cfg(feature = "mutations")]
+        let keeps = self.mutation == Some(Mutation::KeepPlace);
         let place = self.slot(slot)?;
         match std::mem::replace(place, then) {
+            #[cfg(feature = "mutations")]
+            Slot::Busy(busy) if busy.attempt == attempt && busy.yielded && keeps => Some(busy),
             Slot::Busy(busy) if busy.attempt == attempt => {
                 effects.push(Effect::ReturnPermit(busy.permit));
                 Some(busy)

@@ -45,11 +45,13 @@ pub(crate) enum Mutation {
     FenceByAnyWord,
     /// The worker gives back what runs.
     RevokeRunning,
+    /// The worker keeps the place of what it ended because another client waits.
+    KeepPlace,
 }
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
@@ -69,6 +71,7 @@ impl Mutation {
         Self::ForgetFence,
         Self::FenceByAnyWord,
         Self::RevokeRunning,
+        Self::KeepPlace,
     ];
 
     /// The bug as one of a worker's session.
@@ -76,6 +79,7 @@ impl Mutation {
         match self {
             Self::FenceByAnyWord => Some(distest_worker::session::Mutation::FenceByAnyWord),
             Self::RevokeRunning => Some(distest_worker::session::Mutation::RevokeRunning),
+            Self::KeepPlace => Some(distest_worker::session::Mutation::KeepPlace),
             _ => None,
         }
     }

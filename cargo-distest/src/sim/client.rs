@@ -99,8 +99,9 @@ impl Client {
         format!("{}, flights {:?}", self.scheduler.unfinished(), self.flights)
     }
 
-    pub(super) fn flies(&self, attempt: AttemptId) -> bool {
-        self.flights.contains_key(&attempt)
+    /// It was handed out once, and has been answered since.
+    pub(super) fn is_over(&self, attempt: AttemptId) -> bool {
+        self.handed_out.contains_key(&attempt) && !self.flights.contains_key(&attempt)
     }
 
     /// Attempts that the client believes to be with this host, by connection.
@@ -142,6 +143,12 @@ impl World {
                 self.client.fell_back |= self.hosts[host].machine.embedded;
                 let at = self.random.below(300) * MILLI;
                 self.at(at, Event::Client(Timer::Dial(host)));
+            }
+        }
+        if self.random.one_in(3) {
+            // Another client was there before, everywhere.
+            for host in 0..self.hosts.len() - 1 {
+                self.crowd(host, self.scenario.peace_at)?;
             }
         }
         if self.random.one_in(12) {

@@ -41,9 +41,12 @@ pub(super) enum Fault {
     /// The worker has little memory left.
     MemoryShort,
     HelperDies,
+    /// Another client takes places on the worker as they come free, and gives them back, for a
+    /// while.
+    Crowded,
 }
 
-pub(super) const FAULTS: [Fault; 17] = [
+pub(super) const FAULTS: [Fault; 18] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Restart,
@@ -61,6 +64,7 @@ pub(super) const FAULTS: [Fault; 17] = [
     Fault::Slow,
     Fault::MemoryShort,
     Fault::HelperDies,
+    Fault::Crowded,
 ];
 
 /// What passes again.
@@ -87,6 +91,7 @@ impl World {
                 | Fault::Slow
                 | Fault::MemoryShort
                 | Fault::HelperDies
+                | Fault::Crowded
         );
         if !harmless && !self.may_lose(host, None) {
             return Ok(());
@@ -107,7 +112,8 @@ impl World {
                     self.step(host, conn, Input::Drain)?;
                 }
             }
-            Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain => {}
+            Fault::Crowded if up => self.crowd(host, long)?,
+            Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain | Fault::Crowded => {}
             Fault::Cut => {
                 self.lose_end(conn, Side::Client);
                 self.lose_end(conn, Side::Host);
@@ -149,6 +155,7 @@ impl World {
             Fault::MemoryShort => {
                 self.hosts[host].short_until = self.now + long;
                 self.after(long, Event::Host(host, Happening::Recovers));
+                self.memory_changes(host)?;
             }
             Fault::HelperDies => self.helper_dies(host)?,
         }

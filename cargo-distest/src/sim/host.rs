@@ -9,10 +9,11 @@ use distest_worker::protocol::{
     Finished, LossReason, Output, Pong, ProgressLine, Refusal, RefusalKind, Report, SessionReady,
     SlotId, Stop, Usage, WorkerRequest, WorkerResponse,
 };
-use distest_worker::session::{Effect, EndReason, Exited, Input, Session, Tick};
+use distest_worker::session::{self, Effect, EndReason, Exited, Input, Session, Tick};
 
 use super::client::TIMEOUT;
 use super::judge::Alive;
+use super::places::{Places, Who};
 use super::random::Random;
 use super::scenario::{MILLI, Machine, Nature};
 use super::world::{ConnId, Event, Frame, Side, World};
@@ -38,6 +39,11 @@ pub(super) enum Happening {
     Restart,
     /// It may have memory again.
     Recovers,
+    /// What another client ran under this number has ended, unless the worker has been restarted
+    /// since.
+    OtherEnds(u32, u64),
+    /// The other client may want no more.
+    OtherLeaves,
     /// It shuts down in order, and everything has ended.
     ShutDown,
 }
@@ -64,8 +70,11 @@ pub(super) struct Host {
     pub(super) epoch: u64,
     pub(super) sessions: BTreeMap<ConnId, Serving>,
     processes: BTreeMap<AttemptId, Process>,
-    permits: Vec<u32>,
-    waiting: VecDeque<(ConnId, u32)>,
+    pub(super) places: Places,
+    /// Until then another client wants places, too.
+    pub(super) crowded_until: u64,
+    /// Batches that it ended for that.
+    pub(super) made_room: u64,
     pub(super) stalled_until: u64,
     pub(super) disk_full_until: u64,
     pub(super) slow_until: u64,
@@ -108,15 +117,16 @@ struct Process {
 
 impl Host {
     pub(super) fn new(machine: Machine) -> Self {
-        let permits = (0..machine.slots).collect();
+        let places = Places::new(machine.slots);
         Self {
             machine,
             up: true,
             epoch: 0,
             sessions: BTreeMap::new(),
             processes: BTreeMap::new(),
-            permits,
-            waiting: VecDeque::new(),
+            places,
+            crowded_until: 0,
+            made_room: 0,
             stalled_until: 0,
             disk_full_until: 0,
             slow_until: 0,
@@ -147,13 +157,8 @@ impl Host {
         self.processes.values().filter(|process| !process.orphan).count()
     }
 
-    fn is_short(&self, now: u64) -> bool {
+    pub(super) fn is_short(&self, now: u64) -> bool {
         self.short_until > now
-    }
-
-    /// Nothing is started beside what runs.
-    fn is_full(&self, now: u64) -> bool {
-        self.is_short(now) && self.permits.len() < self.machine.slots as usize
     }
 
     pub(super) fn telling(&self) -> bool {
@@ -333,7 +338,9 @@ impl World {
                 self.hosts[host].epoch += 1;
                 Ok(())
             }
-            Happening::Recovers => self.recovered(host),
+            Happening::Recovers => self.memory_changes(host),
+            Happening::OtherEnds(number, epoch) => self.other_ends(host, number, epoch),
+            Happening::OtherLeaves => self.other_leaves(host),
             Happening::ShutDown => self.crash(host, false),
         }
     }
@@ -371,7 +378,8 @@ impl World {
         if let Some(serving) = self.hosts[host].sessions.get_mut(&conn) {
             serving.wake = None;
         }
-        self.step(host, conn, Input::Woken { crowded: false }).map(|_| ())
+        let crowded = self.hosts[host].places.is_crowded();
+        self.step(host, conn, Input::Woken { crowded }).map(|_| ())
     }
 
     /// Steps a session through an input and performs what it wants.
@@ -386,7 +394,14 @@ impl World {
         while let Some((conn, input)) = inputs.pop_front() {
             let machine = &mut self.hosts[host];
             let now = self.now;
-            let Some(serving) = machine.sessions.get(&conn) else { continue };
+            let Some(serving) = machine.sessions.get(&conn) else {
+                // A place on its way to a session that is over.
+                if let Input::Permit { number, .. } = input {
+                    let turns = machine.places.give_back(now, number);
+                    inputs.extend(self.turns(host, turns));
+                }
+                continue;
+            };
             let tick = machine.tick(now, serving);
             let Some(serving) = machine.sessions.get_mut(&conn) else { continue };
             let mut effects = Vec::new();
@@ -412,21 +427,22 @@ impl World {
         match effect {
             Effect::Leased(result) => answers.leased = Some(result),
             Effect::Revoked(attempts) => answers.revoked = attempts,
-            Effect::AskPermit { places } => match self.free_permit(host) {
-                Some(number) => inputs.push_back((conn, Input::Permit { number, places })),
-                None => self.hosts[host].waiting.push_back((conn, places)),
-            },
+            Effect::AskPermit { places } => {
+                let turns = self.hosts[host].places.ask(self.now, Who::Session(conn), places);
+                inputs.extend(self.turns(host, turns));
+            }
             Effect::WithdrawPermit { places } => {
-                let waiting = &mut self.hosts[host].waiting;
-                if let Some(at) = waiting.iter().position(|wait| *wait == (conn, places)) {
-                    waiting.remove(at);
-                }
+                let turns = self.hosts[host].places.withdraw(self.now, Who::Session(conn), places);
+                inputs.extend(self.turns(host, turns));
             }
             Effect::ReturnPermit(number) => {
-                self.hosts[host].permits.push(number);
-                inputs.extend(self.next_permit(host));
+                let turns = self.hosts[host].places.give_back(self.now, number);
+                inputs.extend(self.turns(host, turns));
             }
-            Effect::Spawn { slot, attempt, .. } => {
+            Effect::Spawn { slot, permit, attempt } => {
+                if !self.hosts[host].places.has(Who::Session(conn), permit) {
+                    return Err(format!("{:?} is started in another's place", attempt.id));
+                }
                 let takes = self.random.between(1, 4) * MILLI;
                 let spawned = Happening::Spawned(conn, slot, attempt, epoch);
                 self.after(takes, Event::Host(host, spawned));
@@ -455,32 +471,6 @@ impl World {
         Ok(())
     }
 
-    /// A place, unless there is none or memory is short.
-    fn free_permit(&mut self, host: usize) -> Option<u32> {
-        let full = self.hosts[host].is_full(self.now);
-        if full { None } else { self.hosts[host].permits.pop() }
-    }
-
-    /// Who waits for a place and gets it now.
-    fn next_permit(&mut self, host: usize) -> Option<(ConnId, Input)> {
-        let machine = &mut self.hosts[host];
-        machine.waiting.retain(|(conn, _)| machine.sessions.contains_key(conn));
-        if machine.waiting.is_empty() {
-            return None;
-        }
-        let number = self.free_permit(host)?;
-        let (conn, places) = self.hosts[host].waiting.pop_front()?;
-        Some((conn, Input::Permit { number, places }))
-    }
-
-    /// It has memory again.
-    fn recovered(&mut self, host: usize) -> Result<(), String> {
-        while let Some((conn, input)) = self.next_permit(host) {
-            self.step(host, conn, input)?;
-        }
-        Ok(())
-    }
-
     fn signal(&mut self, host: usize, conn: ConnId, slot: SlotId, signal: i32) {
         let mut processes = self.hosts[host].processes.iter();
         let theirs = processes.find(|(_, process)| process.conn == conn && process.slot == slot);
@@ -503,6 +493,9 @@ impl World {
     fn report(&mut self, host: usize, conn: ConnId, report: Report) {
         let machine = &mut self.hosts[host];
         let Some(serving) = machine.sessions.get_mut(&conn) else { return };
+        if matches!(&report, Report::Lost { detail, .. } if detail == session::MADE_ROOM) {
+            machine.made_room += 1;
+        }
         serving.outbox.push_back(report.clone());
         if machine.machine.lies {
             machine.said.push(report);
@@ -512,9 +505,9 @@ impl World {
                 0 => serving.outbox.push_back(machine.said[nth].clone()),
                 1 => {
                     let lie = invented(&mut self.random, &machine.said[nth]);
-                    // A lie about what it does have would be believed by anybody.
+                    // A lie about what it has, when that arrives, would be believed by anybody.
                     let Report::Finished(finished) = &lie else { return };
-                    if !self.client.flies(finished.attempt) {
+                    if self.client.is_over(finished.attempt) {
                         serving.outbox.push_back(lie);
                     }
                 }
@@ -531,7 +524,7 @@ impl World {
             let silent = serving.ended == Some(EndReason::Silent);
             self.hosts[host].sessions.remove(&conn);
             self.close(conn, Side::Host, silent.then_some(true));
-            return Ok(());
+            return self.session_leaves(host, conn);
         }
         if serving.telling {
             return Ok(());
@@ -553,6 +546,7 @@ impl World {
                 self.send(conn, Side::Client, Frame::Bytes(bytes));
             }
             self.close(conn, Side::Host, Some(true));
+            return self.session_leaves(host, conn);
         }
         Ok(())
     }
@@ -730,8 +724,9 @@ impl World {
         machine.up = false;
         machine.epoch += 1;
         machine.sessions.clear();
-        machine.waiting.clear();
-        machine.permits = (0..machine.machine.slots).collect();
+        // The other client's sessions end with it.
+        machine.places = Places::new(machine.machine.slots);
+        machine.crowded_until = 0;
         let attempts: Vec<_> = machine.processes.keys().copied().collect();
         for process in machine.processes.values_mut() {
             process.orphan = true;
@@ -740,6 +735,7 @@ impl World {
             let takes = if power { 0 } else { self.random.below(5) * MILLI };
             self.after(takes, Event::Host(host, Happening::Signalled(attempt, 9)));
         }
+        self.memory_changes(host)?;
         let down = self.random.between(100, 4_000) * MILLI;
         self.after(down, Event::Host(host, Happening::Restart));
         Ok(())

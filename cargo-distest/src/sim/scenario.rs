@@ -77,8 +77,10 @@ impl Scenario {
         let binaries = random.between(1, 3) as u32;
         let count = random.below(36) as u32;
         let kills = random.one_in(3);
-        let mut tests: Vec<_> =
-            (0..count).map(|index| test(random, index, binaries, kills, &groups)).collect();
+        let needy = [2, 4, 8][random.below(3) as usize];
+        let mut tests: Vec<_> = (0..count)
+            .map(|index| test(random, index, binaries, (kills, needy), &groups))
+            .collect();
         let machines = machines(random);
         // What nobody can take is another matter than what this is about.
         if random.below(10) > 0 {
@@ -117,7 +119,14 @@ fn groups(random: &mut Random) -> Vec<Group> {
     groups
 }
 
-fn test(random: &mut Random, index: u32, binaries: u32, kills: bool, groups: &[Group]) -> Test {
+/// `kills`: some may take their worker down; one in `needy` asks something of its surroundings.
+fn test(
+    random: &mut Random,
+    index: u32,
+    binaries: u32,
+    (kills, needy): (bool, u64),
+    groups: &[Group],
+) -> Test {
     let nature = match random.below(40) {
         0..4 => Nature::Fails,
         4..6 => Nature::Crashes,
@@ -133,7 +142,7 @@ fn test(random: &mut Random, index: u32, binaries: u32, kills: bool, groups: &[G
     };
     let urgency = [Urgency::Failed, Urgency::New, Urgency::Known][random.below(3) as usize];
     let expected = Reverse(Duration::from_micros(takes));
-    let needs = random.one_in(4).then(|| Arc::new(needs(random, groups)));
+    let needs = random.one_in(needy).then(|| Arc::new(needs(random, groups)));
     Test {
         nature,
         takes,
@@ -230,7 +239,7 @@ fn batches(random: &mut Random, tests: &[Test], binaries: u32) -> (Vec<Batch>, V
         let theirs = tests.iter().filter(|test| test.task.binary == binary);
         let quick = theirs.filter(|test| test.takes < SECOND && test.task.needs.is_none());
         let theirs: Vec<_> = quick.map(|test| test.task.test).collect();
-        for chunk in theirs.chunks(1 + random.below(6) as usize) {
+        for chunk in theirs.chunks(1 + random.below(10) as usize) {
             let chunk: Arc<[TestIndex]> = chunk.into();
             let expected = Duration::from_millis(20 * chunk.len() as u64);
             match random.below(4) {

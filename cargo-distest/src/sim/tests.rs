@@ -76,6 +76,7 @@ impl Outcome {
     fn add(&mut self, other: Outcome) {
         self.steps += other.steps;
         self.hedges += other.hedges;
+        self.made_room += other.made_room;
         for (key, count) in other.coverage {
             *self.coverage.entry(key).or_default() += count;
         }
@@ -121,12 +122,14 @@ fn seeds_break_no_invariant() {
     let (coverage, outcome) = many(seeds).unwrap_or_else(|why| panic!("{why}"));
     let took = began.elapsed().as_secs_f64();
     println!("{count} seeds, {} steps, {took:.1} s: no broken invariant", outcome.steps);
-    let (verdicts, hedges) = (&outcome.verdicts, outcome.hedges);
-    println!("verdicts: {verdicts:?}, {hedges} hedges\n{}", table(&coverage));
+    let Outcome { verdicts, hedges, made_room, .. } = &outcome;
+    println!("verdicts: {verdicts:?}, {hedges} hedges, {made_room} batches ended for others");
+    println!("{}", table(&coverage));
     if count < SEEDS {
         return;
     }
     assert!(outcome.hedges > 0, "no seed hedges");
+    assert!(outcome.made_room > 0, "no worker makes room for another client");
     for fault in FAULTS {
         let met = coverage.keys().filter(|(met, _)| *met == fault).count();
         assert!(met >= 3, "{fault:?} meets too few states");
@@ -134,6 +137,12 @@ fn seeds_break_no_invariant() {
     for verdict in ["pass", "fail", "flaky", "crashed", "timeout", "skipped", "lost"] {
         assert!(outcome.verdicts.contains_key(verdict), "no seed ends in {verdict}");
     }
+}
+
+/// A worker invents an end of what it is given only before the word of it arrives: nobody could tell.
+#[test]
+fn seed_4563_lies_of_what_has_not_been_handed_out() {
+    check(4563, None).unwrap_or_else(|why| panic!("{}", replay(4563, &why)));
 }
 
 /// Each bug and the first seed that finds it.

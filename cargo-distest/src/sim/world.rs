@@ -137,7 +137,8 @@ impl World {
             *verdicts.entry(verdict.as_str()).or_default() += 1;
         }
         let hedges = u64::from(self.judge.hedges());
-        Outcome { coverage: self.coverage, verdicts, steps: self.steps, hedges }
+        let made_room = self.hosts.iter().map(|host| host.made_room).sum();
+        Outcome { coverage: self.coverage, verdicts, steps: self.steps, hedges, made_room }
     }
 
     fn take(&mut self, event: Event) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Effect, Tick, YIELD_AFTER};
+use super::{Effect, MADE_ROOM, Tick, YIELD_AFTER};
 use crate::protocol::{AttemptId, AttemptSpec, Limits, Report, SlotId, Stop};
 
 /// A slot.
@@ -31,7 +31,7 @@ pub(super) struct Busy {
     pub(super) yield_at: Option<Tick>,
     pub(super) began: Option<Tick>,
     several: bool,
-    yielded: bool,
+    pub(super) yielded: bool,
     limits: Limits,
     since: Option<Tick>,
     slow_at: Option<Tick>,
@@ -100,7 +100,7 @@ impl Busy {
     /// Why it was stopped.
     pub(super) fn stopped_because(&self) -> &'static str {
         match self.yielded {
-            true => "other clients of the worker wait, and it had done several things already",
+            true => MADE_ROOM,
             false => "it was stopped while it ran",
         }
     }
