@@ -52,10 +52,10 @@ impl Elf {
         }
     }
 
-    /// The newest version of the C library that it needs: `2.34`.
+    /// The newest glibc that any of its libraries is asked for: `2.34`. All that have such versions
+    /// belong to it, not the C library alone.
     pub fn glibc(&self) -> Option<(u32, u32)> {
-        let versions = self.versions.iter().filter(|(library, _)| library.starts_with("libc.so"));
-        versions.flat_map(|(_, versions)| versions).filter_map(|name| glibc_version(name)).max()
+        self.versions.values().flatten().filter_map(|name| glibc_version(name)).max()
     }
 }
 
@@ -171,6 +171,19 @@ mod tests {
         assert!(elf.needed.iter().any(|name| name.starts_with("libc.so")), "{:?}", elf.needed);
         assert!(elf.glibc().unwrap() >= (2, 2), "{:?}", elf.versions);
         assert_eq!(elf.defines, BTreeSet::new());
+    }
+
+    #[test]
+    fn any_library_of_glibcs_says_how_old_it_may_be() {
+        let bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let mut elf = Elf::parse(&*bytes).unwrap();
+        let asks = |versions: &[&str]| versions.iter().map(|it| (*it).to_owned()).collect();
+        elf.versions = BTreeMap::from([
+            ("libc.so.6".to_owned(), asks(&["GLIBC_2.2.5", "GLIBC_2.34"])),
+            ("libm.so.6".to_owned(), asks(&["GLIBC_2.38"])),
+            ("libstdc++.so.6".to_owned(), asks(&["GLIBCXX_3.4.32"])),
+        ]);
+        assert_eq!(elf.glibc(), Some((2, 38)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use distest_worker::compat::elf::{Elf, glibc_version};
+use distest_worker::compat::elf::Elf;
 use distest_worker::digest::Digest;
 use object::ReadCache;
 
@@ -89,9 +89,7 @@ fn runs_with(minor: Option<u32>, libc: &str) -> bool {
 fn inspect(path: &Path) -> io::Result<(Digest, u64, Option<u32>)> {
     let (digest, size) = Digest::of_reader(File::open(path)?)?;
     // Reads a few pages.
-    let elf = Elf::parse(&ReadCache::new(File::open(path)?));
-    let versions = elf.into_iter().flat_map(|elf| elf.versions.into_values().flatten());
-    let glibc = versions.filter_map(|name| glibc_version(&name)).max();
+    let glibc = Elf::parse(&ReadCache::new(File::open(path)?)).and_then(|elf| elf.glibc());
     Ok((digest, size, glibc.map(|(_, minor)| minor)))
 }
 
