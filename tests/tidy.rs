@@ -97,7 +97,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("message", &["packed"]),
     ("tls", &["identity"]),
     ("invitation", &["digest", "identity", "message", "tls"]),
-    ("link", &["packed", "protocol"]),
+    ("link", &["message", "packed", "protocol", "session"]),
     ("session", &["protocol"]),
     ("share", &[]),
     ("shown", &[]),

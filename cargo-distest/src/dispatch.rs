@@ -466,6 +466,9 @@ impl Dispatch {
                 self.on_output(worker, chunk).await;
                 let _ = taken.send(());
             }
+            FleetMessage::Resumed { worker, reason, after } => {
+                self.tell(RunEvent::WorkerResumed { worker, reason, after }).await;
+            }
             FleetMessage::Gone { worker, reason, dead_at } => {
                 self.cut(worker, reason, dead_at, inputs).await;
             }

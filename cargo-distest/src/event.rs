@@ -64,6 +64,15 @@ pub enum RunEvent {
         /// What to do.
         hint: Option<String>,
     },
+    /// A worker's connection broke, and its session goes on over another one. Nothing was lost.
+    WorkerResumed {
+        /// Which one.
+        worker: WorkerId,
+        /// What became of the first, as far as we know.
+        reason: String,
+        /// How long it took.
+        after: Duration,
+    },
     /// A worker is gone; what it had goes elsewhere.
     WorkerLost {
         /// Which one.

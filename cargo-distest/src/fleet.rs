@@ -115,6 +115,15 @@ pub enum FleetMessage {
         /// Answer.
         taken: oneshot::Sender<()>,
     },
+    /// A worker's connection broke, and another one has taken its place; nothing was lost.
+    Resumed {
+        /// Which.
+        worker: WorkerId,
+        /// What became of the first.
+        reason: String,
+        /// How long it took.
+        after: Duration,
+    },
     /// A worker is gone.
     Gone {
         /// Which.

@@ -186,6 +186,7 @@ impl Summary {
             RunEvent::Finished(finished) => self.finish(finished),
             RunEvent::WorkerUnusable { .. }
             | RunEvent::StaysLocal
+            | RunEvent::WorkerResumed { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::LiveOutput { .. }
             | RunEvent::Collected { .. }

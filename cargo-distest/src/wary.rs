@@ -63,6 +63,8 @@ pub fn hello(hello: Hello) -> Hello {
         private_network: hello.private_network,
         forwards: hello.forwards,
         proofs: hello.proofs,
+        comes_back: hello.comes_back,
+        comeback: name(&hello.comeback),
     }
 }
 

@@ -19,7 +19,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use distest_worker::digest::Digest;
 use distest_worker::identity::PrivateKey;
-use distest_worker::link::{self, DEADLINE, DEADLINE_BULK, Pipeline, client_end, worker_end};
+use distest_worker::link::{
+    self, Awaiting, Backlog, DEADLINE, DEADLINE_BULK, Dialling, Pipeline, Renewal, Undialled,
+    client_end_lasting, worker_end_lasting,
+};
 use distest_worker::protocol::{
     BlobChunk, CHUNK_BYTES_MAX, ClientResponse, Encoding, Pong, PutReply, Stop, WorkerRequest,
     WorkerResponse,
@@ -43,7 +46,10 @@ async fn main() -> ExitCode {
     let accepted = tls::accept(far, &worker, |_| Some(Arc::clone(&theirs)));
     let secured = tokio::join!(tls::connect(near, &client, Purpose::Session, ours), accepted);
     let (near, far) = (secured.0.unwrap().stream, secured.1.unwrap().stream);
-    let _worker = worker_end(far, |_| {
+    // As between a client and a worker that it dialled: what is sent is kept until it has arrived.
+    let (_back, awaited) = tokio::sync::mpsc::channel(1);
+    let awaits = Renewal::Awaits(Awaiting::new(awaited));
+    let _worker = worker_end_lasting(Box::new(far), awaits, &Backlog::default(), |_| {
         |_, request| async move {
             Ok(match request {
                 WorkerRequest::Ping {} => WorkerResponse::Ping(Pong::default()),
@@ -52,7 +58,14 @@ async fn main() -> ExitCode {
             })
         }
     });
-    let (worker, _client) = client_end(near, |_, _| async { Ok(ClientResponse::Report(())) });
+    let dials = Renewal::Dials(Dialling {
+        dial: Box::new(|| Box::pin(async { Err(Undialled::Ever) })),
+        token: String::new(),
+        tell: Box::new(|_| {}),
+        tries: 0,
+    });
+    let (worker, _client) =
+        client_end_lasting(Box::new(near), dials, |_, _| async { Ok(ClientResponse::Report(())) });
     let began = Instant::now();
     let uploading = worker.clone();
     let upload = tokio::spawn(async move {

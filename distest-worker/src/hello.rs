@@ -93,6 +93,12 @@ pub struct Hello {
     /// Why a worker gives the client that it greets no session for tests, as it would answer if asked
     /// for one now. None from one that would, or doesn't say.
     pub refusal: Option<Refusal>,
+    /// Whether a client comes back on another connection if this one breaks, to a worker that says
+    /// what to call it then.
+    pub comes_back: bool,
+    /// What a worker calls this connection, for a client that comes back: random, and secret. Empty if
+    /// it ends with its stream.
+    pub comeback: String,
 }
 
 /// Why there is no connection.
@@ -220,6 +226,8 @@ impl Hello {
             proofs: false,
             instance: String::new(),
             refusal: None,
+            comes_back: false,
+            comeback: String::new(),
         }
     }
 }
@@ -245,6 +253,8 @@ impl Default for Hello {
             proofs: false,
             instance: String::new(),
             refusal: None,
+            comes_back: false,
+            comeback: String::new(),
         }
     }
 }

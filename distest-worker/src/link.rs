@@ -16,7 +16,9 @@
 //! - **The peer can't hurt.** Frames, messages, requests at once, unread answers and deadlines
 //!   are bounded; whoever goes beyond them loses the connection with a reason ([`LinkEnd`]). An
 //!   unknown request is answered with an error.
-//! - **The end of the connection drops all handlers** and ends all calls with an error.
+//! - **The end of the connection drops all handlers** and ends all calls with an error, unless the
+//!   link lasts ([`client_end_lasting`], [`worker_end_lasting`]): then it goes on over another one
+//!   that comes about within [`BROKEN_MAX`], and nothing is lost, repeated or out of order.
 //!
 //! [`Worker`]: crate::protocol::Worker
 //! [`Worker::put`]: crate::protocol::Worker::put
@@ -27,11 +29,15 @@
 //! [`Client::forward_write`]: crate::protocol::Client::forward_write
 
 mod backlog;
+mod carry;
 pub mod codec;
 mod frame;
 mod half;
+mod inbox;
 mod pipeline;
 mod pump;
+mod record;
+pub mod resume;
 mod window;
 mod wire;
 
@@ -47,6 +53,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
+use serde::de::DeserializeOwned;
 use tarpc::ServerError;
 use tarpc::client::RpcError;
 use tarpc::context::Context;
@@ -56,9 +63,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use self::backlog::{BACKLOG_BYTES_MAX, Backlog};
+pub use self::carry::{
+    Awaiting, BROKEN_MAX, Back, Dial, Dialling, Duplex, Renewal, Resumed, Stream, Undialled,
+};
 use self::half::{AskingHalf, ServingHalf};
+use self::inbox::Inbox;
 pub use self::pipeline::Pipeline;
 use self::pump::{Carried, Shared};
+use self::wire::Method;
 use crate::protocol::{
     ClientClient, ClientRequest, ClientResponse, WorkerClient, WorkerRequest, WorkerResponse,
 };
@@ -131,7 +143,29 @@ where
     H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
 {
-    let (mut link, asking, serving) = Link::start(stream, &Backlog::default());
+    client_of(Link::start(stream, &Backlog::default()), callbacks)
+}
+
+/// The client's end of a link that lasts: as [`client_end`].
+///
+/// Must be called within a tokio runtime.
+pub fn client_end_lasting<H, F>(
+    stream: Stream,
+    renewal: Renewal,
+    callbacks: H,
+) -> (WorkerClient, Link)
+where
+    H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
+{
+    client_of(Link::start_lasting(stream, renewal, &Backlog::default()), callbacks)
+}
+
+fn client_of<H, F>((mut link, asking, serving): ClientParts, callbacks: H) -> (WorkerClient, Link)
+where
+    H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
+{
     let tarpc::client::NewClient { client, dispatch } = WorkerClient::new(asking_config(), asking);
     link.tasks.spawn(dispatch.map(|_| ()));
     link.serve(serving, callbacks);
@@ -162,12 +196,42 @@ where
     H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
 {
-    let (mut link, asking, serving) = Link::start(stream, backlog);
+    worker_of(Link::start(stream, backlog), make)
+}
+
+/// The same for a link that lasts.
+///
+/// Must be called within a tokio runtime.
+pub fn worker_end_lasting<M, H, F>(
+    stream: Stream,
+    renewal: Renewal,
+    backlog: &Backlog,
+    make: M,
+) -> Link
+where
+    M: FnOnce(ClientClient) -> H,
+    H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
+{
+    worker_of(Link::start_lasting(stream, renewal, backlog), make)
+}
+
+fn worker_of<M, H, F>((mut link, asking, serving): WorkerParts, make: M) -> Link
+where
+    M: FnOnce(ClientClient) -> H,
+    H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
+{
     let tarpc::client::NewClient { client, dispatch } = ClientClient::new(asking_config(), asking);
     link.tasks.spawn(dispatch.map(|_| ()));
     link.serve(serving, make(client));
     link
 }
+
+/// A link and its two in-memory ends: asking and serving.
+type Parts<Ask, Answer, Req, Resp> = (Link, AskingHalf<Ask, Answer>, ServingHalf<Req, Resp>);
+type ClientParts = Parts<WorkerRequest, WorkerResponse, ClientRequest, ClientResponse>;
+type WorkerParts = Parts<ClientRequest, ClientResponse, WorkerRequest, WorkerResponse>;
 
 impl Link {
     /// When and why the connection ended.
@@ -186,25 +250,62 @@ impl Link {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.shared.ended()).await;
     }
 
+    /// From now on the link ends with its connection: there is nothing left that could go on.
+    pub fn settle(&self) {
+        self.shared.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection may be dead although nobody says so: a link that lasts looks for another one.
+    pub fn doubt(&self) {
+        self.shared.doubt.notify_one();
+    }
+
     fn start<S, Ask, Answer, Req, Resp>(
         stream: S,
         backlog: &Backlog,
-    ) -> (Self, AskingHalf<Ask, Answer>, ServingHalf<Req, Resp>)
+    ) -> Parts<Ask, Answer, Req, Resp>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
-        Req: serde::de::DeserializeOwned + wire::Method + Send + 'static,
-        Answer: serde::de::DeserializeOwned + wire::Method + Send + 'static,
+        Req: DeserializeOwned + Method + Send + 'static,
+        Answer: DeserializeOwned + Method + Send + 'static,
     {
-        let shared = Shared::new(backlog);
+        let (read, write) = tokio::io::split(stream);
+        Self::of(Shared::new(backlog, false), |link, inbox| {
+            link.tasks.spawn(carry::read(link.shared.clone(), read, inbox));
+            link.tasks.spawn(carry::write(link.shared.clone(), write));
+        })
+    }
+
+    fn start_lasting<Ask, Answer, Req, Resp>(
+        stream: Stream,
+        renewal: Renewal,
+        backlog: &Backlog,
+    ) -> Parts<Ask, Answer, Req, Resp>
+    where
+        Req: DeserializeOwned + Method + Send + 'static,
+        Answer: DeserializeOwned + Method + Send + 'static,
+    {
+        Self::of(Shared::new(backlog, true), |link, inbox| {
+            link.tasks.spawn(carry::last(link.shared.clone(), stream, inbox, renewal));
+        })
+    }
+
+    fn of<Ask, Answer, Req, Resp>(
+        shared: Arc<Shared>,
+        carry: impl FnOnce(&mut Self, Inbox<Req, Answer>),
+    ) -> Parts<Ask, Answer, Req, Resp>
+    where
+        Req: DeserializeOwned + Method,
+        Answer: DeserializeOwned + Method,
+    {
         let (to_server, requests) = mpsc::unbounded_channel();
         let (to_caller, responses) = mpsc::unbounded_channel();
-        let (read, write) = tokio::io::split(stream);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(pump::read(shared.clone(), read, to_server, to_caller));
-        tasks.spawn(pump::write(shared.clone(), write));
         let asking = AskingHalf::new(shared.clone(), responses);
         let serving = ServingHalf::new(shared.clone(), requests);
-        (Self { shared, tasks }, asking, serving)
+        let inbox = Inbox::new(shared.clone(), to_server, to_caller);
+        let mut link = Self { shared, tasks: JoinSet::new() };
+        carry(&mut link, inbox);
+        (link, asking, serving)
     }
 
     fn serve<Req, Resp, H, F>(&mut self, half: ServingHalf<Req, Resp>, handler: H)
@@ -278,6 +379,11 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 impl LinkEnd {
+    /// Whether it was only the connection that ended: nobody meant it.
+    fn is_break(&self) -> bool {
+        matches!(self, Self::PeerClosed | Self::Io(_))
+    }
+
     fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset

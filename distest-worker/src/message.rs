@@ -17,12 +17,20 @@ pub async fn send(
     stream: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
 ) -> io::Result<()> {
+    stream.write_all(&bytes(message)?).await?;
+    stream.flush().await
+}
+
+/// One as bytes.
+///
+/// # Errors
+/// A bug: what can't be encoded.
+pub fn bytes(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let message = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
     let length = u32::try_from(message.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(&message);
-    stream.write_all(&bytes).await?;
-    stream.flush().await
+    Ok(bytes)
 }
 
 /// Receives one of at most `bytes_max` bytes.

@@ -124,7 +124,7 @@ fn text(status: &WorkerStatus, evicted: u64, counted: Counted) -> String {
         head(&mut text, name, "gauge", help, unit);
         _ = writeln!(text, "distest_{name} {value}");
     }
-    let Counted { started, finished, stopped, lost, refused } = counted;
+    let Counted { started, finished, stopped, lost, refused, come_back } = counted;
     let counters = [
         ("attempts_started", "Attempts that got a slot.", started),
         ("attempts", "Those that ended by themselves, or by their timeout.", finished),
@@ -132,6 +132,7 @@ fn text(status: &WorkerStatus, evicted: u64, counted: Counted) -> String {
         ("attempts_lost", "Those that came to no end by a fault of this worker's.", lost),
         ("store_evictions", "Received files that were removed to make room.", evicted),
         ("connections_refused", "Connections that nobody let in.", refused),
+        ("connections_resumed", "Sessions that went on after a connection broke.", come_back),
     ];
     for (name, help, value) in counters {
         head(&mut text, name, "counter", help, "");

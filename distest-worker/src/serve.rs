@@ -114,6 +114,10 @@ enum End {
     Invited(Result<String, InvitationError>),
     /// There were too many connections, and it was told so.
     Full(Full),
+    /// Its session goes on here, whose client this is.
+    CameBack(String),
+    /// It came back to nothing.
+    NothingLeft(String),
 }
 
 impl Listening {
@@ -191,7 +195,7 @@ impl Listening {
                 },
                 () = Control::serve(self.control.as_ref().ok()) => {}
                 Some(ended) = connections.join_next() => if let Ok((telling, end)) = ended {
-                    if !matches!(end, End::Served(_) | End::Invited(Ok(_))) {
+                    if !matches!(end, End::Served(_) | End::Invited(Ok(_)) | End::CameBack(_)) {
                         worker.count_refused();
                     }
                     telling.end(end);
@@ -310,6 +314,14 @@ impl Telling {
             End::Served(ConnectionEnd::NoHello(error)) => refused(&error),
             End::Invited(Err(error)) => refused(&error),
             End::Full(full) => refused(&full),
+            End::CameBack(client) => {
+                let about = Line { client: Some(client), peer, ..Line::default() };
+                self.log.often("", "resumed: its connection had broken", about);
+            }
+            End::NothingLeft(client) => {
+                let about = Line { client: Some(client), peer, ..Line::default() };
+                self.log.often("", "came back to a session that is over here, or never was", about);
+            }
             End::Refused(TlsError::Refused) => {
                 let why = "a client that does not know this worker's key went away: to it, \
                            somebody else might answer here";

@@ -9,6 +9,7 @@
 
 mod backlogs;
 mod collect;
+mod comebacks;
 mod driver;
 mod environment;
 mod files;
@@ -35,6 +36,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
 use self::backlogs::Backlogs;
+use self::comebacks::Comebacks;
+pub(crate) use self::comebacks::NoComeback;
 use self::driver::Driver;
 pub use self::environment::FROM_WORKER;
 
@@ -48,7 +51,7 @@ pub(crate) use self::tally::Counted;
 use self::tally::Tally;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer, Permission, PublicKey};
-use crate::link::{self, LinkEnd};
+use crate::link::{self, LinkEnd, Renewal};
 use crate::memory::Memory;
 use crate::protocol::{Labels, Refusal, RefusalKind, WorkerStatus};
 use crate::sandbox::host::Host;
@@ -89,6 +92,7 @@ pub struct WorkerShared {
     only: OnceLock<Mutex<Option<PublicKey>>>,
     sessions: Sessions,
     backlogs: Backlogs,
+    comebacks: Comebacks,
     tally: Tally,
     /// Held by whoever looks for libraries: it reads files, at anybody's word.
     looking: Arc<tokio::sync::Mutex<()>>,
@@ -155,6 +159,7 @@ impl WorkerShared {
             only: OnceLock::new(),
             sessions,
             backlogs: Backlogs::default(),
+            comebacks: Comebacks::default(),
             tally: Tally::default(),
             looking: Arc::default(),
             upgrades: OnceLock::new(),
@@ -398,28 +403,35 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gate = Arc::new(Gate::new(None, None));
-    serve_peer(stream, worker, Peer::ourselves(), gate, Box::new(|_, _| {})).await
+    serve_peer(stream, worker, Peer::ourselves(), gate, false, Box::new(|_, _| {})).await
 }
 
-/// The same for a peer that may do what it may do, for as long as `gate` lets it.
-pub async fn serve_peer<S>(
+/// The same for a peer that may do what it may do, for as long as `gate` lets it. It may come back
+/// if the stream breaks, if it `dialled`.
+pub(crate) async fn serve_peer<S>(
     mut stream: S,
     worker: Arc<WorkerShared>,
     peer: Peer,
     gate: Arc<Gate>,
+    dialled: bool,
     begins: Begins,
 ) -> ConnectionEnd
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let key = peer.key.filter(|_| dialled);
+    let token = key.and_then(|_| Comebacks::token()).unwrap_or_default();
     let greeting = async {
-        let ours = worker.hello_to(&peer);
+        let ours = Hello { comeback: token.clone(), ..worker.hello_to(&peer) };
         let theirs = hello::exchange(&mut stream, &ours, HELLO_TIMEOUT).await?;
+        // Before it knows that it is connected.
+        let lasts = theirs.comes_back && !token.is_empty();
+        let offer = key.filter(|_| lasts).map(|key| worker.comebacks.offer(&token, key));
         hello::accept(&mut stream).await?;
-        Ok(theirs.protocol)
+        Ok((theirs.protocol, offer.unzip()))
     };
-    let speaks = match greeting.await {
-        Ok(speaks) => speaks,
+    let (speaks, (offer, awaiting)) = match greeting.await {
+        Ok(greeted) => greeted,
         Err(error) => return ConnectionEnd::NoHello(error),
     };
     let (requests, requests_in) = mpsc::unbounded_channel();
@@ -433,17 +445,22 @@ where
     let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
     let backlog = worker.backlogs.of(peer.key.as_ref());
-    let link = link::worker_end_within(stream, &backlog, |client| {
+    let make = |client| {
         caller = Some(client);
         let shared = Arc::clone(&worker);
         let handler = Handler::new(requests, Arc::clone(&files), permissions, shared);
         move |context, request| handler.clone().answer(context, request)
-    });
+    };
+    let link = match awaiting.map(Renewal::Awaits) {
+        Some(back) => link::worker_end_lasting(Box::new(stream), back, &backlog, make),
+        None => link::worker_end_within(stream, &backlog, make),
+    };
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
     let admission = Admission { peer, gate, speaks };
     let driver = Driver::new(worker, Arc::clone(&files), client, admission, begins);
     let served = driver.served();
     let (end, last_word) = driver.run(requests_in, &link).await;
+    drop(offer);
     match last_word {
         Some(why) => link.close(why).await,
         None => drop(link),
@@ -456,6 +473,20 @@ where
         }
         None => ConnectionEnd::Link(end),
     }
+}
+
+/// Takes a client with this key back to the session that it names, with which it then goes on.
+pub(crate) async fn come_back<S>(
+    stream: S,
+    worker: &WorkerShared,
+    key: &PublicKey,
+) -> Result<(), NoComeback>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    worker.comebacks.take(stream, key).await?;
+    worker.tally.come_back();
+    Ok(())
 }
 
 /// Greets a client and tells it why it isn't served.

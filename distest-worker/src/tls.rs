@@ -42,10 +42,13 @@ pub enum Purpose {
     Join,
     /// Someone dialled a registry.
     Registry,
+    /// A client dialled a worker with which it has a session, after a connection broke.
+    Resume,
 }
 
 impl Purpose {
-    const ALL: [Self; 4] = [Self::Session, Self::Invitation, Self::Join, Self::Registry];
+    const ALL: [Self; 5] =
+        [Self::Session, Self::Invitation, Self::Join, Self::Registry, Self::Resume];
 
     fn alpn(self) -> &'static [u8] {
         match self {
@@ -53,6 +56,7 @@ impl Purpose {
             Self::Invitation => b"distest-invite/1",
             Self::Join => b"distest-join/1",
             Self::Registry => b"distest-registry/1",
+            Self::Resume => b"distest-resume/1",
         }
     }
 
@@ -66,6 +70,7 @@ impl Purpose {
             }
             Self::Join => "a worker came to join a run, and no run waits for workers here",
             Self::Registry => "somebody looked for a registry, and none is here",
+            Self::Resume => "a client came back to a session, and no worker listens here",
         }
     }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic, helpers included")]
 
+#[path = "link/lasting.rs"]
+mod lasting;
 mod slow_pipe;
 
 use std::collections::BTreeMap;

@@ -95,7 +95,7 @@ async fn garbage_ends_its_own_connection_only() {
 async fn it_does_nothing_but_what_its_protocol_says() {
     let at = start().await;
     let (key, anybody): (_, Trust) = (PrivateKey::generate().unwrap(), Arc::new(|_| true));
-    for purpose in [Purpose::Session, Purpose::Invitation, Purpose::Join] {
+    for purpose in [Purpose::Session, Purpose::Invitation, Purpose::Join, Purpose::Resume] {
         let stream = TcpStream::connect(&at.place).await.unwrap();
         let refused = tls::connect(stream, &key, purpose, Arc::clone(&anybody)).await;
         assert!(refused.is_err(), "{purpose:?}");

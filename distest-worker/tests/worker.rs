@@ -28,6 +28,8 @@ use tokio::task::JoinHandle;
 mod blobs;
 #[path = "worker/bounds.rs"]
 mod bounds;
+#[path = "worker/comeback.rs"]
+mod comeback;
 #[path = "worker/list.rs"]
 mod list;
 #[path = "worker/sharing.rs"]

@@ -34,6 +34,7 @@ mod output;
 mod plan;
 mod polite;
 mod remembered;
+mod resume;
 mod runner;
 mod selection;
 mod sharing;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         batches::cases(),
         constraints::cases(),
         faults::cases(),
+        resume::cases(),
         hedge::cases(),
         memory::cases(),
         blackhole::cases(),

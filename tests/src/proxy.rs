@@ -3,8 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::DEADLINE;
 
 /// A relay to one address, closed when dropped.
 pub struct Proxy {
@@ -21,25 +26,49 @@ struct Shared {
     cut_after: Option<u64>,
     /// Pass on this many bytes of each connection to the target, and swallow the rest.
     stall_after: Option<usize>,
+    /// Reset every connection each time that so many bytes have come, either way over all.
+    reset_every: Option<u64>,
     closed: AtomicBool,
-    streams: Mutex<Vec<TcpStream>>,
+    relayed: Mutex<Relayed>,
+    accepted: Condvar,
+}
+
+/// The connections so far.
+#[derive(Default)]
+struct Relayed {
+    count: usize,
+    open: Vec<Arc<Connection>>,
+}
+
+/// Both ends of one.
+struct Connection {
+    streams: [TcpStream; 2],
+    /// They have been reset.
+    reset: AtomicBool,
+    /// Whatever comes is swallowed.
+    forgotten: AtomicBool,
 }
 
 impl Proxy {
     /// Relays to `HOST:PORT`.
     pub fn to(target: &str) -> Self {
-        Self::start(target, None, None)
+        Self::start(target, None, None, None)
+    }
+
+    /// The same, and resets all connections each time that so many bytes have come, either way.
+    pub fn reset_every(target: &str, bytes: u64) -> Self {
+        Self::start(target, None, None, Some(bytes))
     }
 
     /// The same, and cuts all connections when `bytes` have gone to the target.
     pub fn cut_after(target: &str, bytes: u64) -> Self {
-        Self::start(target, Some(bytes), None)
+        Self::start(target, Some(bytes), None, None)
     }
 
     /// The same, and passes only `bytes` of each connection on to the target: who connects falls
     /// silent then, and neither end is told.
     pub fn stall_after(target: &str, bytes: usize) -> Self {
-        Self::start(target, None, Some(bytes))
+        Self::start(target, None, Some(bytes), None)
     }
 
     /// Bytes that went to the target.
@@ -52,7 +81,38 @@ impl Proxy {
         self.shared.received.load(Ordering::SeqCst)
     }
 
-    fn start(target: &str, cut_after: Option<u64>, stall_after: Option<usize>) -> Self {
+    /// Resets all connections, as a router does that knows nothing of them any more.
+    pub fn reset(&self) {
+        self.shared.reset();
+    }
+
+    /// Passes nothing more on all connections that there are, and tells neither end.
+    pub fn forget(&self) {
+        for connection in &self.shared.relayed().open {
+            connection.forgotten.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.shared.relayed().count
+    }
+
+    /// Waits until there have been so many.
+    pub fn wait_for_connections(&self, count: usize) {
+        let too_few = |relayed: &mut Relayed| relayed.count < count;
+        let relayed = self.shared.relayed();
+        let waited = self.shared.accepted.wait_timeout_while(relayed, DEADLINE, too_few);
+        let (relayed, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(relayed.count >= count, "{} connections, not {count}", relayed.count);
+    }
+
+    fn start(
+        target: &str,
+        cut_after: Option<u64>,
+        stall_after: Option<usize>,
+        reset_every: Option<u64>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of loopback is free");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -61,8 +121,10 @@ impl Proxy {
             received: AtomicU64::new(0),
             cut_after,
             stall_after,
+            reset_every,
             closed: AtomicBool::new(false),
-            streams: Mutex::default(),
+            relayed: Mutex::default(),
+            accepted: Condvar::new(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -87,32 +149,71 @@ impl Drop for Proxy {
 }
 
 impl Shared {
+    fn relayed(&self) -> MutexGuard<'_, Relayed> {
+        self.relayed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cut(&self) {
-        for stream in self.streams.lock().expect("no holder panics").drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+        for connection in self.relayed().open.drain(..) {
+            connection.shut(Shutdown::Both);
+        }
+    }
+
+    fn reset(&self) {
+        for connection in self.relayed().open.drain(..) {
+            connection.reset.store(true, Ordering::SeqCst);
+            for stream in &connection.streams {
+                // Closing it is then a reset, when whoever reads it has learned of this.
+                let at_once = linger { l_onoff: 1, l_linger: 0 };
+                let _ = setsockopt(stream, sockopt::Linger, &at_once);
+            }
+            connection.shut(Shutdown::Read);
+        }
+    }
+}
+
+impl Connection {
+    fn shut(&self, how: Shutdown) {
+        for stream in &self.streams {
+            let _ = stream.shutdown(how);
         }
     }
 }
 
 fn relay(shared: &Arc<Shared>, client: TcpStream) {
     let Ok(worker) = TcpStream::connect(&shared.target) else { return };
-    for (from, to, upstream) in [(&client, &worker, true), (&worker, &client, false)] {
-        let pair = from.try_clone().and_then(|from| Ok((from, to.try_clone()?)));
-        let (from, to) = pair.expect("a descriptor is free");
-        let shared = Arc::clone(shared);
-        thread::spawn(move || pump(&shared, from, to, upstream));
+    let (reset, forgotten) = (AtomicBool::new(false), AtomicBool::new(false));
+    let streams = [client, worker];
+    let connection = Arc::new(Connection { streams, reset, forgotten });
+    for upstream in [true, false] {
+        let (shared, connection) = (Arc::clone(shared), Arc::clone(&connection));
+        thread::spawn(move || pump(&shared, &connection, upstream));
     }
-    shared.streams.lock().expect("no holder panics").extend([client, worker]);
+    let mut relayed = shared.relayed();
+    relayed.count += 1;
+    relayed.open.push(connection);
+    shared.accepted.notify_all();
 }
 
-fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, upstream: bool) {
+fn pump(shared: &Shared, connection: &Connection, upstream: bool) {
+    let [client, worker] = &connection.streams;
+    let (mut from, mut to) = if upstream { (client, worker) } else { (worker, client) };
     let mut buffer = vec![0; 64 * 1024];
     let mut passes = shared.stall_after.filter(|_| upstream).unwrap_or(usize::MAX);
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if connection.forgotten.load(Ordering::SeqCst) {
+            continue;
+        }
         let counter = if upstream { &shared.sent } else { &shared.received };
         let total = counter.fetch_add(read as u64, Ordering::SeqCst) + read as u64;
         if upstream && shared.cut_after.is_some_and(|limit| total >= limit) {
             shared.cut();
+        }
+        if let Some(every) = shared.reset_every
+            && (total - read as u64) / every < total / every
+        {
+            shared.reset();
+            break;
         }
         let passed = read.min(passes);
         passes -= passed;
@@ -120,5 +221,7 @@ fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, upstream: bool)
             break;
         }
     }
-    let _ = to.shutdown(Shutdown::Write);
+    if !connection.reset.load(Ordering::SeqCst) {
+        let _ = to.shutdown(Shutdown::Write);
+    }
 }

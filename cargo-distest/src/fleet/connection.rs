@@ -1,26 +1,29 @@
 //! One worker: dialled, greeted, watched.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use distest_worker::hello::Hello;
 use distest_worker::identity::PublicKey;
-use distest_worker::link::{self, Link, LinkEnd, LinkStats};
+use distest_worker::link::{
+    self, Dial, Dialling, Link, LinkEnd, LinkStats, Renewal, Resumed, Stream, Undialled,
+};
 use distest_worker::protocol::{
     Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, TestTime, WorkerClient,
 };
-use distest_worker::tls::Secured;
+use distest_worker::tls::{self, Purpose, Secured, TlsError, Trust};
 use tarpc::server::Serve;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::callbacks::Callbacks;
 use super::forward::Forwards;
-use super::greeting::Greeted;
+use super::greeting::{Comeback, Greeted};
 use super::keys::{Keys, Place};
 use super::members::Member;
 use super::stopwatch::Stopwatch;
@@ -32,6 +35,9 @@ use crate::wary;
 
 /// What a worker that dialled us may take to prove its key and to greet.
 pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
+
+/// A connection on which a ping has not been answered for this long may be dead.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
 /// What to do where no connection comes about.
 const NO_WAY: &str = "check how host and port are spelt, that the machine is up, and that this \
@@ -115,9 +121,30 @@ pub(super) async fn dial(
     let mut watch = Stopwatch::start();
     let secured = reach(keys, host, port, key).await?;
     watch.done(Step::Connect);
-    let greeted = Greeted::proved(keys, secured).await?;
+    let again = again(keys, &secured)?;
+    let greeted = Greeted::dialled(keys, secured, again).await?;
     watch.done(Step::Hello);
     over(fleet, greeted, address, watch).await
+}
+
+/// Dials the same worker again, where it was: a name may lead to several.
+fn again(keys: &Keys, secured: &Secured<TcpStream>) -> Result<Dial, Unusable> {
+    let place = secured.stream.get_ref().0.inner().peer_addr();
+    let place = place.map_err(|error| Unusable::new(error.to_string()))?;
+    let (ours, key) = (keys.ours().clone(), secured.key);
+    Ok(Box::new(move || {
+        let ours = ours.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect(place).await.map_err(|_| Undialled::Yet)?;
+            let _ = stream.set_nodelay(true);
+            let trust: Trust = Arc::new(move |theirs| *theirs == key);
+            match tls::connect(stream, &ours, Purpose::Resume, trust).await {
+                Ok(secured) => Ok(Box::new(secured.stream) as Stream),
+                Err(TlsError::Refused | TlsError::WrongPurpose) => Err(Undialled::Ever),
+                Err(_) => Err(Undialled::Yet),
+            }
+        })
+    }))
 }
 
 /// Connects to a worker that listens, and has both ends' keys proved.
@@ -206,7 +233,7 @@ impl Open {
         fleet: &Fleet,
         greeted: Greeted,
     ) -> Result<Connection, Unusable> {
-        let Greeted { hello: theirs, names: _, stream } = greeted;
+        let Greeted { hello: theirs, names: _, stream, comeback } = greeted;
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
         let collector = Arc::clone(&fleet.shared.facts.collector);
@@ -219,9 +246,15 @@ impl Open {
             collector: Arc::clone(&collector),
             forwards,
         };
-        let (worker, link) = link::client_end(stream, move |context, request| {
-            callbacks.clone().serve().serve(context, request)
-        });
+        let serve = move |context, request| callbacks.clone().serve().serve(context, request);
+        let (worker, link) = match comeback {
+            None => link::client_end(stream, serve),
+            Some(Comeback { dial, token }) => {
+                let tell = tell_resumed(self.id, messages.clone());
+                let dials = Renewal::Dials(Dialling { dial, token, tell, tries: 0 });
+                link::client_end_lasting(stream, dials, serve)
+            }
+        };
         let spec = SessionSpec {
             run: facts.run.run.clone(),
             slots: self.slots,
@@ -279,8 +312,24 @@ impl Open {
     }
 }
 
+/// Tells that a worker's session goes on after a connection broke.
+fn tell_resumed(
+    worker: WorkerId,
+    messages: mpsc::Sender<FleetMessage>,
+) -> Box<dyn Fn(Resumed) + Send> {
+    Box::new(move |Resumed { broke, after }| {
+        let reason = wary::sentence(&broke.to_string());
+        let messages = messages.clone();
+        // The session goes on, whether or not somebody has time to hear it.
+        tokio::spawn(async move {
+            let _ = messages.send(FleetMessage::Resumed { worker, reason, after }).await;
+        });
+    })
+}
+
 /// Asks for a sign of life each [`HEARTBEAT`] and tells of the worker's end: when its connection
-/// is gone, or when it has not answered for [`LOST_AFTER`].
+/// is gone, or when it has not answered for [`LOST_AFTER`]. Long before, the connection is doubted:
+/// something on the way may have forgotten it without a word, and another one can take its place.
 ///
 /// One ping follows the answer to another, never earlier: so the worker learns from each that we
 /// have had its last answer, and its own fence can't be later than our loss of it
@@ -305,8 +354,16 @@ async fn attend(
                     Ok(Err(_)) | Err(_) => return std::future::pending().await,
                 }
             } else {
-                let answer = worker.ping(link::context(LOST_AFTER));
-                match timeout_at(last + LOST_AFTER, answer).await {
+                let mut answer = pin!(worker.ping(link::context(LOST_AFTER)));
+                let answered = async {
+                    loop {
+                        tokio::select! {
+                            answered = &mut answer => return answered,
+                            () = sleep(DOUBT_AFTER) => link.doubt(),
+                        }
+                    }
+                };
+                match timeout_at(last + LOST_AFTER, answered).await {
                     Ok(Ok(pong)) => {
                         last = Instant::now();
                         memory.is(pong.short_of_memory);

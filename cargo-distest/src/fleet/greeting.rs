@@ -2,6 +2,7 @@
 
 use distest_worker::hello::{self, Hello, HelloError, Role};
 use distest_worker::identity::PublicKey;
+use distest_worker::link::{Dial, Duplex, Stream};
 use distest_worker::tls::{self, Secured};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -9,19 +10,20 @@ use super::keys::Keys;
 use super::{CONNECT_TIMEOUT, Unusable};
 use crate::wary;
 
-/// A stream that leads to a worker, over whatever.
-pub(super) type Stream = Box<dyn Duplex>;
-
-/// Both directions.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
-
 /// A worker that has greeted us, and whom we know.
 pub(super) struct Greeted {
     pub(super) hello: Hello,
     pub(super) names: Names,
     pub(super) stream: Stream,
+    /// How we come back to it if the stream breaks; none if it can't be.
+    pub(super) comeback: Option<Comeback>,
+}
+
+/// How we come back to a worker.
+pub(super) struct Comeback {
+    pub(super) dial: Dial,
+    /// What it calls this connection.
+    pub(super) token: String,
 }
 
 /// What a worker may be called.
@@ -44,7 +46,20 @@ impl Greeted {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Secured { stream, key, .. } = secured;
-        Self::over(Some(keys), Box::new(stream), keys.names(key)).await
+        Self::over(Some(keys), Box::new(stream), keys.names(key), None).await
+    }
+
+    /// Greets a worker that has proved its key and can be dialled again.
+    pub(super) async fn dialled<S>(
+        keys: &Keys,
+        secured: Secured<S>,
+        again: Dial,
+    ) -> Result<Self, Unusable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Secured { stream, key, .. } = secured;
+        Self::over(Some(keys), Box::new(stream), keys.names(key), Some(again)).await
     }
 
     /// Greets one that ssh has started there.
@@ -53,17 +68,23 @@ impl Greeted {
         stream: impl Duplex + 'static,
     ) -> Result<Self, Unusable> {
         let names = Names { host: Some(host.to_owned()), ..Names::default() };
-        Self::over(None, Box::new(stream), names).await
+        Self::over(None, Box::new(stream), names, None).await
     }
 
     /// Greets one of this process's.
     pub(super) async fn embedded(stream: impl Duplex + 'static) -> Result<Self, Unusable> {
-        Self::over(None, Box::new(stream), Names::default()).await
+        Self::over(None, Box::new(stream), Names::default(), None).await
     }
 
-    async fn over(keys: Option<&Keys>, mut stream: Stream, names: Names) -> Result<Self, Unusable> {
-        let ours = Hello::new(Role::Client, "cargo-distest");
-        let hello = match (hello::exchange(&mut stream, &ours, CONNECT_TIMEOUT).await, keys) {
+    async fn over(
+        keys: Option<&Keys>,
+        mut stream: Stream,
+        names: Names,
+        again: Option<Dial>,
+    ) -> Result<Self, Unusable> {
+        let comes_back = again.is_some();
+        let ours = Hello { comes_back, ..Hello::new(Role::Client, "cargo-distest") };
+        let mut hello = match (hello::exchange(&mut stream, &ours, CONNECT_TIMEOUT).await, keys) {
             (Ok(hello), _) => wary::hello(hello),
             (Err(HelloError::Io(error)), Some(keys)) if tls::refusal(&error) => {
                 return Err(keys.refused());
@@ -74,7 +95,11 @@ impl Greeted {
             }
         };
         let names = Names { own: hello.name.clone(), ..names };
-        Ok(Self { hello, names, stream })
+        // Nobody else is to know it.
+        let token = std::mem::take(&mut hello.comeback);
+        let again = again.filter(|_| !token.is_empty());
+        let comeback = again.map(|dial| Comeback { dial, token });
+        Ok(Self { hello, names, stream, comeback })
     }
 }
 

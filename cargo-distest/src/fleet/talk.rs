@@ -36,7 +36,7 @@ pub(super) struct Talk {
 impl Talk {
     /// With one that has greeted us.
     pub(super) fn with(greeted: Greeted) -> Self {
-        let Greeted { hello, names, stream } = greeted;
+        let Greeted { hello, names, stream, comeback: _ } = greeted;
         let listens: Arc<OnceLock<mpsc::Sender<Asked>>> = Arc::default();
         let listening = Arc::clone(&listens);
         let (worker, link) =

@@ -127,6 +127,7 @@ impl Reporter for Json {
             | RunEvent::WorkerJoined(_)
             | RunEvent::Step { .. }
             | RunEvent::WorkerUnusable { .. }
+            | RunEvent::WorkerResumed { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::Shipped { .. }
             | RunEvent::AttemptStarted { .. }

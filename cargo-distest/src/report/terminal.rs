@@ -67,6 +67,9 @@ impl Terminal {
             RunEvent::Step { worker, step: Step::Test, .. } if self.settings.verbose => {
                 self.at_work(*worker, summary);
             }
+            RunEvent::WorkerResumed { worker, reason, after } if self.settings.verbose => {
+                self.resumed(*worker, reason, *after, summary);
+            }
             RunEvent::Skipped { case, .. } => {
                 if self.settings.status_level >= StatusLevel::Skip {
                     self.gate.result(skip_line(self.paint, summary, case));
@@ -107,6 +110,7 @@ impl Terminal {
             | RunEvent::Planned { .. }
             | RunEvent::Step { .. }
             | RunEvent::WorkerUnusable { .. }
+            | RunEvent::WorkerResumed { .. }
             | RunEvent::WorkerLost { .. }
             | RunEvent::Shipped { .. }
             | RunEvent::BatchEnded(_)
@@ -170,6 +174,14 @@ impl Terminal {
         let steps: Vec<_> = steps.collect();
         let rest = format!("{name} had a first result after {}: {}", time(all), steps.join(", "));
         self.gate.result(self.paint.labelled(Tone::Good, "Worker", &rest));
+    }
+
+    fn resumed(&mut self, worker: WorkerId, reason: &str, after: Duration, summary: &Summary) {
+        let Some(done) = summary.workers().find(|done| done.info.id == worker) else { return };
+        let name = self.paint.put(Tone::Strong, &shown::word(&done.info.name));
+        let (reason, took) = (shown::word(reason), after.as_secs_f64());
+        let rest = format!("{name} is connected again after {took:.3}s ({reason})");
+        self.gate.result(self.paint.labelled(Tone::Odd, "Resumed", &rest));
     }
 
     /// An attempt that was lost is worth a line only if its test runs again: else the verdict says it.

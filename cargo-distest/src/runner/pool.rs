@@ -273,7 +273,7 @@ async fn route(shared: Arc<Shared>, mut messages: mpsc::Receiver<FleetMessage>) 
                 state.troubles.push(format!("worker {address} is not usable: {reason}"));
             }
             // What waits there waits for its own turn only: nothing is taken back.
-            FleetMessage::Memory { .. } => {}
+            FleetMessage::Memory { .. } | FleetMessage::Resumed { .. } => {}
             FleetMessage::AllAnswered => state.answered = true,
             FleetMessage::Reports { worker, reports, taken } => {
                 reports.into_iter().for_each(|report| state.report(worker, report));

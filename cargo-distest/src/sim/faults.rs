@@ -8,6 +8,9 @@ use super::scenario::{MILLI, Nature, SECOND};
 use super::world::{ConnId, Event, Side, World};
 use crate::model::TestIndex;
 
+/// How long the ends of a broken connection wait for each other.
+const BROKEN_MAX: u64 = distest_worker::link::BROKEN_MAX.as_micros() as u64;
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
@@ -19,7 +22,10 @@ pub(super) enum Fault {
     Restart,
     /// The worker takes nothing more, finishes what runs, and comes back.
     Drain,
-    /// The connection is lost at both ends.
+    /// The connection breaks. The client comes back before the worker's fence, and nothing was lost
+    /// that was under way; or too late.
+    Break,
+    /// The connection is lost at both ends, and there is no way back.
     Cut,
     /// Only the client learns that it is lost.
     CutForClient,
@@ -46,11 +52,12 @@ pub(super) enum Fault {
     Crowded,
 }
 
-pub(super) const FAULTS: [Fault; 18] = [
+pub(super) const FAULTS: [Fault; 19] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Restart,
     Fault::Drain,
+    Fault::Break,
     Fault::Cut,
     Fault::CutForClient,
     Fault::CutForWorker,
@@ -72,6 +79,8 @@ pub(super) const FAULTS: [Fault; 18] = [
 pub(super) enum Peace {
     /// A connection that is restored.
     Conn(ConnId),
+    /// A connection that broke: whether the client comes back.
+    Back(ConnId, bool),
 }
 
 impl World {
@@ -114,6 +123,12 @@ impl World {
             }
             Fault::Crowded if up => self.crowd(host, long)?,
             Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain | Fault::Crowded => {}
+            Fault::Break => {
+                let away = self.random.between(20, 5_000) * MILLI;
+                if let Some(conn) = conn {
+                    self.breaks(conn, away);
+                }
+            }
             Fault::Cut => {
                 self.lose_end(conn, Side::Client);
                 self.lose_end(conn, Side::Host);
@@ -163,9 +178,20 @@ impl World {
     }
 
     pub(super) fn heals(&mut self, peace: Peace) -> Result<(), String> {
-        let Peace::Conn(conn) = peace;
-        if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.latency = 2 * MILLI;
+        match peace {
+            Peace::Conn(conn) => {
+                if let Some(conn) = self.conns.get_mut(&conn) {
+                    conn.latency = 2 * MILLI;
+                }
+            }
+            Peace::Back(conn, in_time) => {
+                let open = self.conns.get(&conn).map(|conn| conn.open);
+                // What the worker has ended meanwhile is not to be come back to.
+                if !in_time || open != Some([true, true]) {
+                    self.lose_end(Some(conn), Side::Client);
+                    self.lose_end(Some(conn), Side::Host);
+                }
+            }
         }
         Ok(())
     }
@@ -212,6 +238,17 @@ impl World {
         if conn.open[side as usize] {
             conn.blocked[side as usize] = 0;
             self.reset(id, side);
+        }
+    }
+
+    /// Neither end has a connection for so long, or until nobody waits for the other any more. What
+    /// is sent meanwhile, or was under way, arrives when the client is back.
+    fn breaks(&mut self, id: ConnId, away: u64) {
+        let (in_time, away) = (away < BROKEN_MAX, away.min(BROKEN_MAX));
+        self.after(away, Event::Heals(Peace::Back(id, in_time)));
+        let until = self.now + away + MILLI;
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.blocked = conn.blocked.map(|before| before.max(until));
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! A frame is `{channel u8, flags u8, length u16 big endian}` and up to [`PAYLOAD_BYTES_MAX`] bytes.
 //! On [`Channel::Control`] and [`Channel::Bulk`] the payloads up to one flagged [`LAST`] are one
-//! message. Frames of [`Channel::Own`] are the link's own: returned credit and a last word.
+//! message. Frames of [`Channel::Own`] are the link's own: returned credit, how far it has got, and a
+//! last word.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The most bytes in one frame's payload: what a control message may have to wait for.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 32 * 1024;
@@ -20,6 +21,7 @@ const LAST: u8 = 1;
 /// Flags of [`Channel::Own`] frames: which kind.
 const CREDIT: u8 = 0;
 const GOODBYE: u8 = 1;
+const RECEIVED: u8 = 2;
 /// What to reserve when a message turns out to have more than one frame.
 const LIKELY_MESSAGE_BYTES: usize = crate::protocol::CHUNK_BYTES_MAX + PAYLOAD_BYTES_MAX;
 
@@ -43,6 +45,8 @@ pub(super) enum Arrival {
     Message(Bytes),
     /// The peer has taken this many bulk bytes since the connection began.
     Credit(u64),
+    /// The peer has received this many bytes of any kind since the link began.
+    Received(u64),
     /// Why the peer is about to close the connection.
     Goodbye(String),
 }
@@ -53,25 +57,30 @@ pub(super) enum Arrival {
 pub(super) struct Violation(pub(super) String);
 
 /// Appends a piece of a message.
-pub(super) fn put_message(out: &mut Vec<u8>, channel: Channel, payload: &[u8], last: bool) {
+pub(super) fn put_message(out: &mut impl BufMut, channel: Channel, payload: &[u8], last: bool) {
     put(out, channel, if last { LAST } else { 0 }, payload);
 }
 
 /// Appends returned credit.
-pub(super) fn put_credit(out: &mut Vec<u8>, total: u64) {
+pub(super) fn put_credit(out: &mut impl BufMut, total: u64) {
     put(out, Channel::Own, CREDIT, &total.to_be_bytes());
 }
 
+/// Appends how far this end has got.
+pub(super) fn put_received(out: &mut impl BufMut, total: u64) {
+    put(out, Channel::Own, RECEIVED, &total.to_be_bytes());
+}
+
 /// Appends a last word.
-pub(super) fn put_goodbye(out: &mut Vec<u8>, why: &str) {
+pub(super) fn put_goodbye(out: &mut impl BufMut, why: &str) {
     put(out, Channel::Own, GOODBYE, &why.as_bytes()[..why.len().min(1024)]);
 }
 
-fn put(out: &mut Vec<u8>, channel: Channel, flags: u8, payload: &[u8]) {
+fn put(out: &mut impl BufMut, channel: Channel, flags: u8, payload: &[u8]) {
     debug_assert!(payload.len() <= PAYLOAD_BYTES_MAX);
     let [high, low] = (payload.len() as u16).to_be_bytes();
-    out.extend_from_slice(&[channel as u8, flags, high, low]);
-    out.extend_from_slice(payload);
+    out.put_slice(&[channel as u8, flags, high, low]);
+    out.put_slice(payload);
 }
 
 /// Puts messages together from the bytes of a stream.
@@ -140,14 +149,17 @@ fn join(
 
 fn own(payload: &[u8], kind: u8) -> Result<Arrival, Violation> {
     match kind {
-        CREDIT => match payload.try_into() {
-            Ok(total) => Ok(Arrival::Credit(u64::from_be_bytes(total))),
-            Err(_) => Err(Violation("it sent a credit frame of the wrong size".to_owned())),
-        },
+        CREDIT => total(payload).map(Arrival::Credit),
+        RECEIVED => total(payload).map(Arrival::Received),
         GOODBYE => Ok(Arrival::Goodbye(String::from_utf8_lossy(payload).into_owned())),
         // A later minor version may say more here.
         _ => Ok(Arrival::Part),
     }
+}
+
+fn total(payload: &[u8]) -> Result<u64, Violation> {
+    let total = payload.try_into().map(u64::from_be_bytes);
+    total.map_err(|_| Violation("it sent a count of the wrong size".to_owned()))
 }
 
 #[cfg(test)]
@@ -173,6 +185,7 @@ mod tests {
         put_message(&mut bytes, Channel::Bulk, b"large ", false);
         put_message(&mut bytes, Channel::Control, b"small", true);
         put_credit(&mut bytes, 7);
+        put_received(&mut bytes, 70);
         put_message(&mut bytes, Channel::Bulk, b"message", true);
         put_goodbye(&mut bytes, "enough");
         assert_eq!(
@@ -181,6 +194,7 @@ mod tests {
                 Arrival::Part,
                 Arrival::Message(Bytes::from_static(b"small")),
                 Arrival::Credit(7),
+                Arrival::Received(70),
                 Arrival::Message(Bytes::from_static(b"large message")),
                 Arrival::Goodbye("enough".to_owned()),
             ]
@@ -189,7 +203,9 @@ mod tests {
 
     #[test]
     fn what_no_peer_sends_is_a_violation() {
-        for bytes in [&[0, 0, 0xff, 0xff][..], &[9, 0, 0, 0], &[2, CREDIT, 0, 1, 5]] {
+        for bytes in
+            [&[0, 0, 0xff, 0xff][..], &[9, 0, 0, 0], &[2, CREDIT, 0, 1, 5], &[2, RECEIVED, 0, 0]]
+        {
             all(bytes).unwrap_err();
         }
     }

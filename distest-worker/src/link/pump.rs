@@ -1,76 +1,78 @@
-//! Moves messages between the stream and the two in-memory ends that tarpc sees.
+//! What waits to be sent to the peer, and what is known of it.
 //!
-//! A reader task takes frames off the stream and hands each message to the half that it is for; a
-//! writer task sends what both halves put into the [`Outbox`]: returned credit, then control
-//! messages, then bulk as far as the window admits. Neither ever waits for a half, so that answers
-//! can't be held up by requests or the other way round; what is queued is bounded instead.
+//! Whoever reads takes frames off a stream and hands each message to the half of tarpc that it is
+//! for ([`super::inbox`]); whoever writes ([`super::carry`]) sends what both halves put into the
+//! [`Outbox`]: returned credit, then control messages, then bulk as far as the window admits.
+//! Neither ever waits for a half, so that answers can't be held up by requests or the other way
+//! round; what is queued is bounded instead.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tarpc::{ClientMessage, RequestName, Response};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 
 use super::backlog::{Backlog, Waiting};
-use super::frame::{self, Arrival, Assembler, Channel, Violation};
+use super::frame::{self, Channel, Violation};
+use super::record::Record;
 use super::window::{self, Window};
-use super::wire::{self, Method, TwoWay};
-use super::{DEADLINE_MAX, LinkEnd, LinkStats};
+use super::wire::{self, Method};
+use super::{LinkEnd, LinkStats};
 
 /// Bytes handed to the stream at once: a control message may have to wait for them.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Bytes read at once.
-const READ_BYTES: usize = 128 * 1024;
+/// Room for them with a piece that is larger than the rest.
+pub(super) const BATCH_ROOM: usize = BATCH_BYTES + 2 * frame::PAYLOAD_BYTES_MAX;
 /// Bytes of memory for what waits on one connection for a peer that doesn't read, before it counts as gone.
 const QUEUED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Bytes of requests under way in handlers before no more credit is given.
 const HELD_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Requests of the peer that may be under way at once.
-const SERVING_MAX: usize = 1024;
 /// Requests without answer to remember before those past their deadline are dropped.
 const ASKED_PRUNE: usize = 4096;
-/// How long a last word may take.
-const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
 /// What the tasks of one link share.
 pub(super) struct Shared {
     outbox: Mutex<Outbox>,
     /// The writer has something to do.
-    wake: Notify,
+    pub(super) wake: Notify,
     end: watch::Sender<Option<LinkEnd>>,
     asked: Mutex<BTreeMap<u64, Asked>>,
-    serving: AtomicUsize,
+    pub(super) serving: AtomicUsize,
+    /// It ends with its connection, although it could outlive it.
+    pub(super) settled: AtomicBool,
+    /// The connection may be dead.
+    pub(super) doubt: Notify,
     pub(super) stats: Arc<LinkStats>,
     started: tokio::time::Instant,
 }
 
 /// What waits to be sent.
-struct Outbox {
+pub(super) struct Outbox {
     control: VecDeque<Vec<u8>>,
     bulk: VecDeque<Vec<u8>>,
     /// Bytes of the first bulk message that have been sent.
     bulk_sent: usize,
     /// Memory that both take.
     waiting: Waiting,
-    window: Window,
+    pub(super) window: Window,
+    /// If the link outlives its connections.
+    record: Option<Record>,
     /// Bulk bytes received, credited as far as they may be, and told to the peer.
     received: u64,
     credit_due: u64,
     credit_told: u64,
     /// Bytes of requests that handlers are at.
-    held: u64,
+    pub(super) held: u64,
     goodbye: Option<String>,
 }
 
 /// A request of ours that waits for its answer.
-struct Asked {
-    method: u8,
+pub(super) struct Asked {
+    pub(super) method: u8,
     deadline: Instant,
 }
 
@@ -82,8 +84,8 @@ pub(super) struct Carried<Req> {
 
 /// Keeps account of a request that is being served; dropped when it no longer is.
 pub(super) struct Hold {
-    shared: Arc<Shared>,
-    bytes: u64,
+    pub(super) shared: Arc<Shared>,
+    pub(super) bytes: u64,
 }
 
 /// This end of the link is over.
@@ -98,7 +100,8 @@ pub(super) enum SendError {
 }
 
 impl Shared {
-    pub(super) fn new(backlog: &Backlog) -> Arc<Self> {
+    /// Of a link that outlives its connections if it is `lasting`.
+    pub(super) fn new(backlog: &Backlog, lasting: bool) -> Arc<Self> {
         Arc::new(Self {
             outbox: Mutex::new(Outbox {
                 control: VecDeque::new(),
@@ -106,6 +109,7 @@ impl Shared {
                 bulk_sent: 0,
                 waiting: backlog.begin(),
                 window: Window::new(),
+                record: lasting.then(Record::default),
                 received: 0,
                 credit_due: 0,
                 credit_told: 0,
@@ -116,6 +120,8 @@ impl Shared {
             end: watch::Sender::new(None),
             asked: Mutex::default(),
             serving: AtomicUsize::new(0),
+            settled: AtomicBool::new(false),
+            doubt: Notify::new(),
             stats: Arc::default(),
             started: tokio::time::Instant::now(),
         })
@@ -150,15 +156,15 @@ impl Shared {
         }
     }
 
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    pub(super) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn asked(&self) -> MutexGuard<'_, BTreeMap<u64, Asked>> {
+    pub(super) fn asked(&self) -> MutexGuard<'_, BTreeMap<u64, Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
@@ -166,7 +172,7 @@ impl Shared {
         self.end.borrow().clone().map_or(Ok(()), |end| Err(SendError::Ended(end)))
     }
 
-    fn send(&self, message: Vec<u8>, bulk: bool) -> Result<(), SendError> {
+    pub(super) fn send(&self, message: Vec<u8>, bulk: bool) -> Result<(), SendError> {
         let bytes = message.len();
         if bytes > frame::MESSAGE_BYTES_MAX {
             return Err(SendError::TooLarge(bytes));
@@ -226,14 +232,20 @@ impl Shared {
         }
     }
 
-    /// Takes account of bulk bytes that arrived, and gives credit for them if handlers keep up.
-    fn received_bulk(&self, total: u64) -> Result<(), Violation> {
+    /// Takes account of bytes that arrived, of which `bulk` have on that channel since the link began;
+    /// gives credit for those if handlers keep up.
+    pub(super) fn received(&self, bytes: usize, bulk: u64) -> Result<(), Violation> {
         let mut outbox = self.outbox();
-        outbox.received = total;
-        if total - outbox.credit_told > window::BYTES_TOLERATED + HELD_BYTES_MAX {
+        outbox.received = bulk;
+        if bulk - outbox.credit_told > window::BYTES_TOLERATED + HELD_BYTES_MAX {
             return Err(Violation("it sent more than it had credit for".to_owned()));
         }
-        if outbox.give_credit() {
+        let mut due = outbox.give_credit();
+        if let Some(record) = &mut outbox.record {
+            record.receive(bytes);
+            due |= record.is_due(false);
+        }
+        if due {
             self.wake.notify_one();
         }
         Ok(())
@@ -241,19 +253,36 @@ impl Shared {
 }
 
 impl Outbox {
-    fn give_credit(&mut self) -> bool {
+    pub(super) fn give_credit(&mut self) -> bool {
         if self.held <= HELD_BYTES_MAX {
             self.credit_due = self.received;
         }
         self.credit_due > self.credit_told
     }
 
+    /// Whether the connection is to end with a last word.
+    pub(super) fn is_closing(&self) -> bool {
+        self.goodbye.is_some()
+    }
+
     /// Appends what may be sent now. Answers whether the connection ends after it.
-    fn fill(&mut self, batch: &mut Vec<u8>, now: Duration) -> bool {
+    pub(super) fn fill(&mut self, batch: &mut BytesMut, now: Duration) -> bool {
         if let Some(why) = self.goodbye.take() {
             frame::put_goodbye(batch, &why);
             return true;
         }
+        if self.record.as_ref().is_none_or(Record::has_room) {
+            self.fill_with_messages(batch, now);
+        }
+        if let Some(record) = &mut self.record
+            && record.is_due(!batch.is_empty())
+        {
+            frame::put_received(batch, record.tell());
+        }
+        false
+    }
+
+    fn fill_with_messages(&mut self, batch: &mut BytesMut, now: Duration) {
         if self.credit_due > self.credit_told {
             frame::put_credit(batch, self.credit_due);
             self.credit_told = self.credit_due;
@@ -263,6 +292,9 @@ impl Outbox {
         {
             self.waiting.take(memory(&message));
             frame::put_message(batch, Channel::Control, &message, true);
+        }
+        if !self.bulk.is_empty() {
+            batch.reserve(BATCH_ROOM - batch.len().min(BATCH_ROOM));
         }
         while batch.len() < BATCH_BYTES
             && let Some(message) = self.bulk.front()
@@ -282,7 +314,42 @@ impl Outbox {
                 self.bulk_sent = 0;
             }
         }
-        false
+    }
+
+    /// Keeps what was filled in until the peer has received it, if the link outlives its connections:
+    /// then it is no longer in the batch.
+    pub(super) fn keep(&mut self, batch: &mut BytesMut) -> Option<Bytes> {
+        let record = self.record.as_mut()?;
+        let bytes = batch.split().freeze();
+        if !bytes.is_empty() {
+            record.send(bytes.clone());
+            self.waiting.add(bytes.len());
+        }
+        Some(bytes)
+    }
+
+    /// The peer has received so many bytes since the link began.
+    pub(super) fn acknowledged(&mut self, total: u64) -> Result<(), Violation> {
+        let Some(record) = &mut self.record else { return Ok(()) };
+        let never = || Violation("it has received what was never sent".to_owned());
+        let freed = record.acknowledge(total).ok_or_else(never)?;
+        self.waiting.take(freed as usize);
+        Ok(())
+    }
+
+    /// How many this end has received.
+    pub(super) fn received_in_all(&self) -> u64 {
+        self.record.as_ref().map_or(0, Record::received)
+    }
+
+    /// What to send again to a peer that has received so many.
+    pub(super) fn since(&mut self, total: u64) -> Result<Vec<Bytes>, Violation> {
+        let record = self.record.get_or_insert_default();
+        let before = record.kept_bytes();
+        let again = record.since(total);
+        self.waiting.take((before - record.kept_bytes()) as usize);
+        let gap = || Violation("it goes on where nothing is left, or never was".to_owned());
+        again.ok_or_else(gap)
     }
 }
 
@@ -310,178 +377,16 @@ impl<Req: RequestName> RequestName for Carried<Req> {
     }
 }
 
-/// Writes what the outbox holds until the link ends.
-pub(super) async fn write(shared: Arc<Shared>, mut stream: impl AsyncWrite + Unpin) {
-    let last_word = async {
-        if matches!(shared.ended().await, LinkEnd::Violation(_)) {
-            tokio::time::sleep(GOODBYE_TIME).await;
-        }
-    };
-    let writing = async {
-        let mut batch = Vec::with_capacity(BATCH_BYTES + 2 * frame::PAYLOAD_BYTES_MAX);
-        loop {
-            batch.clear();
-            let closing = shared.outbox().fill(&mut batch, shared.now());
-            if batch.is_empty() {
-                shared.wake.notified().await;
-                continue;
-            }
-            stream.write_all(&batch).await?;
-            stream.flush().await?;
-            shared.stats.add_sent(batch.len());
-            if closing {
-                return stream.shutdown().await;
-            }
-        }
-    };
-    tokio::select! {
-        () = last_word => {}
-        done = writing => shared.finish(match done {
-            Ok(()) => LinkEnd::Closed,
-            Err(error) => LinkEnd::of_io(&error),
-        }),
-    }
-}
-
-/// Reads messages and hands them on until the link ends.
-pub(super) async fn read<Req, Resp>(
-    shared: Arc<Shared>,
-    stream: impl AsyncRead + Unpin,
-    to_server: mpsc::UnboundedSender<ClientMessage<Carried<Req>>>,
-    to_caller: mpsc::UnboundedSender<Response<Resp>>,
-) where
-    Req: DeserializeOwned + Method,
-    Resp: DeserializeOwned + Method,
-{
-    let mut inbox = Inbox { shared: shared.clone(), to_server, to_caller };
-    tokio::select! {
-        _ = shared.ended() => {}
-        end = inbox.run(stream) => shared.finish(end),
-    }
-}
-
-struct Inbox<Req, Resp> {
-    shared: Arc<Shared>,
-    to_server: mpsc::UnboundedSender<ClientMessage<Carried<Req>>>,
-    to_caller: mpsc::UnboundedSender<Response<Resp>>,
-}
-
-impl<Req, Resp> Inbox<Req, Resp>
-where
-    Req: DeserializeOwned + Method,
-    Resp: DeserializeOwned + Method,
-{
-    async fn run(&mut self, mut stream: impl AsyncRead + Unpin) -> LinkEnd {
-        let (mut input, mut assembler) = (BytesMut::new(), Assembler::default());
-        loop {
-            input.reserve(READ_BYTES);
-            match stream.read_buf(&mut input).await {
-                Ok(0) => return LinkEnd::PeerClosed,
-                Ok(bytes) => self.shared.stats.add_received(bytes),
-                Err(error) => return LinkEnd::of_io(&error),
-            }
-            match self.take(&mut assembler, &mut input) {
-                Ok(None) => {}
-                Ok(Some(goodbye)) => return LinkEnd::Goodbye(goodbye),
-                Err(Violation(what)) => return LinkEnd::Violation(what),
-            }
-        }
-    }
-
-    /// Takes all whole frames of `input`. Answers a last word, if there was one.
-    fn take(
-        &mut self,
-        assembler: &mut Assembler,
-        input: &mut BytesMut,
-    ) -> Result<Option<String>, Violation> {
-        while let Some(arrival) = assembler.next(input)? {
-            match arrival {
-                Arrival::Part => {}
-                Arrival::Message(bytes) => self.message(&bytes)?,
-                Arrival::Goodbye(why) => return Ok(Some(why)),
-                Arrival::Credit(total) => {
-                    let now = self.shared.now();
-                    self.shared.outbox().window.credit(total, now).ok_or_else(|| {
-                        Violation("it gave credit for what was never sent".to_owned())
-                    })?;
-                    self.shared.wake.notify_one();
-                }
-            }
-        }
-        self.shared.received_bulk(assembler.bulk_bytes())?;
-        Ok(None)
-    }
-
-    fn message(&mut self, bytes: &[u8]) -> Result<(), Violation> {
-        match wire::read::<Req, Resp>(bytes)? {
-            TwoWay::Request { id, timeout_ms, request } => {
-                self.request(id, timeout_ms, request, bytes.len())
-            }
-            TwoWay::Cancel(request_id) => {
-                let trace_context = tarpc::trace::Context::default();
-                // A half that is gone serves nothing: no error of the connection.
-                let _ = self.to_server.send(ClientMessage::Cancel { trace_context, request_id });
-                Ok(())
-            }
-            TwoWay::Response(response) => self.response(response),
-        }
-    }
-
-    fn request(
-        &mut self,
-        id: u64,
-        timeout_ms: u64,
-        request: Result<Req, String>,
-        bytes: usize,
-    ) -> Result<(), Violation> {
-        let request = match request {
-            Ok(request) if timeout_ms <= DEADLINE_MAX.as_millis() as u64 => request,
-            Ok(_) => return self.refuse(id, "a deadline days away is not served"),
-            Err(why) => return self.refuse(id, &format!("this request is not known here: {why}")),
-        };
-        if self.shared.serving.fetch_add(1, Ordering::Relaxed) >= SERVING_MAX {
-            return Err(Violation(format!("it asked for more than {SERVING_MAX} things at once")));
-        }
-        let bytes = if request.holds_up() { bytes as u64 } else { 0 };
-        self.shared.outbox().held += bytes;
-        let hold = Hold { shared: self.shared.clone(), bytes };
-        let carried = Carried { request, hold };
-        let timeout = Duration::from_millis(timeout_ms);
-        let _ = self.to_server.send(wire::for_tarpc(id, timeout, carried));
-        Ok(())
-    }
-
-    fn refuse(&self, id: u64, why: &str) -> Result<(), Violation> {
-        wire::failure(id, why)
-            .map_err(SendError::from)
-            .and_then(|bytes| self.shared.send(bytes, false))
-            .map_err(|error| Violation(error.to_string()))
-    }
-
-    /// tarpc panics at an answer to another method, so it must not see one.
-    fn response(&mut self, response: Response<Resp>) -> Result<(), Violation> {
-        let Some(asked) = self.shared.asked().remove(&response.request_id) else {
-            return Ok(()); // Too late: nobody waits any more.
-        };
-        if let Ok(answer) = &response.message
-            && answer.method() != asked.method
-        {
-            return Err(Violation("it answered another question than the one asked".to_owned()));
-        }
-        let _ = self.to_caller.send(response);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::record::KEPT_BYTES_MAX;
     use super::*;
 
     #[tokio::test]
     async fn what_nobody_takes_is_bounded_over_all_connections_of_a_peer() {
         let bytes_max = 1 << 20;
         let backlog = Backlog::new(bytes_max);
-        let many: Vec<_> = (0..256).map(|_| Shared::new(&backlog)).collect();
+        let many: Vec<_> = (0..256).map(|_| Shared::new(&backlog, false)).collect();
         let is_open = |shared: &&Arc<Shared>| shared.check_open().is_ok();
         // Nobody writes what these have to send.
         for shared in &many[..128] {
@@ -500,10 +405,34 @@ mod tests {
         assert!(why.contains("does not take what it is sent"), "{why}");
         // What is sent waits no more, and neither does what a connection leaves that has ended.
         let before = backlog.bytes();
-        let mut batch = Vec::new();
+        let mut batch = BytesMut::new();
         many[0].outbox().fill(&mut batch, Duration::ZERO);
         assert!(backlog.bytes() < before);
         drop(many);
         assert_eq!(backlog.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_does_not_acknowledge_counts_as_unread() {
+        let backlog = Backlog::default();
+        let shared = Shared::new(&backlog, true);
+        let mut batch = BytesMut::new();
+        let mut sent = 0;
+        while {
+            shared.send(vec![0; 4096], false).unwrap();
+            let mut outbox = shared.outbox();
+            outbox.fill(&mut batch, Duration::ZERO);
+            let kept = outbox.keep(&mut batch).unwrap().len();
+            sent += kept;
+            kept > 0
+        } {}
+        assert!((KEPT_BYTES_MAX..KEPT_BYTES_MAX + 8192).contains(&(sent as u64)), "{sent}");
+        assert!(backlog.bytes() >= sent, "{} bytes", backlog.bytes());
+        let all = sent as u64;
+        assert!(shared.outbox().acknowledged(all + 1).is_err());
+        shared.outbox().acknowledged(all).unwrap();
+        assert!(backlog.bytes() < 8192, "{} bytes", backlog.bytes());
+        shared.outbox().fill(&mut batch, Duration::ZERO);
+        assert!(!batch.is_empty(), "it goes on");
     }
 }

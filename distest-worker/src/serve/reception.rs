@@ -12,7 +12,9 @@ use super::{End, REFRESH};
 use crate::identity::{Authorized, Gate, Peer, Permissions, PrivateKey, PublicKey};
 use crate::invitation::{self, Granted, Guest, Host, Invitation, InvitationError, Invitations};
 use crate::log::Log;
-use crate::server::{Begins, ConnectionEnd, WorkerShared, serve_peer, turn_away};
+use crate::server::{
+    Begins, ConnectionEnd, NoComeback, WorkerShared, come_back, serve_peer, turn_away,
+};
 use crate::tls::{self, Purpose, TlsError, Trust};
 
 /// Lets clients in, one connection at a time.
@@ -30,6 +32,8 @@ pub struct Reception {
 enum Proved<S> {
     /// One that is let in.
     Peer(tls::Stream<S>, Peer),
+    /// One that is let in and has a session, or says so.
+    Back(tls::Stream<S>, Peer),
     /// One that has an invitation, or says so.
     Guest(tls::Stream<S>, PublicKey),
 }
@@ -135,8 +139,10 @@ impl Reception {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match self.prove(stream, loopback).await? {
-            Proved::Peer(stream, peer) => Ok(self.session(stream, peer, Box::new(|_, _| {})).await),
-            Proved::Guest(..) => Err(TlsError::WrongPurpose),
+            Proved::Peer(stream, peer) => {
+                Ok(self.session(stream, peer, false, Box::new(|_, _| {})).await)
+            }
+            Proved::Back(..) | Proved::Guest(..) => Err(TlsError::WrongPurpose),
         }
     }
 
@@ -163,7 +169,7 @@ impl Reception {
         let secured = tls::connect(stream, &self.key, Purpose::Join, known).await?;
         let peer = self.gate.admit(&secured.key, loopback);
         let peer = peer.ok_or(TlsError::UnknownKey(secured.key))?;
-        Ok(self.session(secured.stream, peer, begins).await)
+        Ok(self.session(secured.stream, peer, false, begins).await)
     }
 
     pub(super) async fn receive<S>(
@@ -178,11 +184,17 @@ impl Reception {
     {
         match self.prove(stream, loopback).await {
             Err(error) => End::Refused(error),
+            // Until it has said what it comes back to, it is one of those that are half open; its
+            // session has a seat.
+            Ok(Proved::Back(stream, peer)) => match self.come_back(stream, &peer).await {
+                Ok(()) => End::CameBack(peer.name),
+                Err(NoComeback) => End::NothingLeft(peer.name),
+            },
             Ok(Proved::Guest(stream, key)) => End::Invited(self.invited(stream, key).await),
             Ok(Proved::Peer(stream, peer)) => match self.seats.take(peer.key) {
                 Ok(_seat) => {
                     drop(place);
-                    End::Served(self.session(stream, peer, begins).await)
+                    End::Served(self.session(stream, peer, true, begins).await)
                 }
                 Err(full) => {
                     // Until it has been told, it is one of those that are half open.
@@ -202,7 +214,7 @@ impl Reception {
         let gate = Arc::clone(&self.gate);
         let known: Trust = Arc::new(move |key| gate.admit(key, loopback).is_some());
         let secured = tls::accept(stream, &self.key, |purpose| match purpose {
-            Purpose::Session => Some(Arc::clone(&known)),
+            Purpose::Session | Purpose::Resume => Some(Arc::clone(&known)),
             // Any key will do: the secret decides.
             Purpose::Invitation => self
                 .invitations
@@ -217,7 +229,10 @@ impl Reception {
         // It may have been withdrawn meanwhile.
         let peer = self.gate.admit(&secured.key, loopback);
         let peer = peer.ok_or(TlsError::UnknownKey(secured.key))?;
-        Ok(Proved::Peer(secured.stream, peer))
+        Ok(match secured.purpose {
+            Purpose::Resume => Proved::Back(secured.stream, peer),
+            _ => Proved::Peer(secured.stream, peer),
+        })
     }
 
     async fn invited<S>(
@@ -240,11 +255,26 @@ impl Reception {
         Ok(may_now(&guest.name, &key, &now))
     }
 
-    async fn session<S>(&self, stream: S, peer: Peer, begins: Begins) -> ConnectionEnd
+    async fn come_back<S>(&self, stream: tls::Stream<S>, peer: &Peer) -> Result<(), NoComeback>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        serve_peer(stream, Arc::clone(&self.worker), peer, Arc::clone(&self.gate), begins).await
+        let key = peer.key.as_ref().ok_or(NoComeback)?;
+        come_back(stream, &self.worker, key).await
+    }
+
+    async fn session<S>(
+        &self,
+        stream: S,
+        peer: Peer,
+        dialled: bool,
+        begins: Begins,
+    ) -> ConnectionEnd
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (worker, gate) = (Arc::clone(&self.worker), Arc::clone(&self.gate));
+        serve_peer(stream, worker, peer, gate, dialled, begins).await
     }
 }
 

@@ -270,6 +270,7 @@ impl Driver {
                 None => continue,
                 Some(EndReason::Closed) => {
                     self.tell_closed(&mut requests).await;
+                    link.settle();
                     continue;
                 }
                 Some(EndReason::Drained) => {

@@ -19,6 +19,7 @@ struct Counters {
     stopped: AtomicU64,
     lost: AtomicU64,
     refused: AtomicU64,
+    come_back: AtomicU64,
 }
 
 /// What has happened at a worker since it started.
@@ -34,6 +35,8 @@ pub(crate) struct Counted {
     pub(crate) lost: u64,
     /// Connections that were not let in.
     pub(crate) refused: u64,
+    /// Clients that came back to their session after a connection broke.
+    pub(crate) come_back: u64,
 }
 
 /// An attempt that has a slot.
@@ -63,9 +66,14 @@ impl Tally {
         add(&self.0.refused);
     }
 
+    /// A client came back to its session.
+    pub(super) fn come_back(&self) {
+        add(&self.0.come_back);
+    }
+
     /// All of them, now.
     pub(super) fn counted(&self) -> Counted {
-        let Counters { started, finished, stopped, lost, refused } = &*self.0;
+        let Counters { started, finished, stopped, lost, refused, come_back } = &*self.0;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counted {
             started: count(started),
@@ -73,6 +81,7 @@ impl Tally {
             stopped: count(stopped),
             lost: count(lost),
             refused: count(refused),
+            come_back: count(come_back),
         }
     }
 }

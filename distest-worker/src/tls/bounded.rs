@@ -31,6 +31,11 @@ impl<S> Bounded<S> {
         self.left = None;
     }
 
+    /// What is below.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
     /// The first bytes that were read.
     pub(super) fn beginning(&self) -> &[u8] {
         &self.beginning
