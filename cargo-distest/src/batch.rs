@@ -24,8 +24,9 @@ use distest_worker::protocol::{OsText, PROGRESS_DESCRIPTOR};
 
 use crate::model::TestName;
 
-/// The most tests in one process.
-pub const BATCH_TESTS_MAX: usize = 128;
+/// The most tests in one process. More would save little, and cost much where the first of them
+/// fails: all that come after it run again.
+pub const BATCH_TESTS_MAX: usize = 256;
 /// The most bytes of their names, which are arguments.
 pub const BATCH_NAME_BYTES_MAX: usize = 60 * 1024;
 

@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -250,6 +250,7 @@ impl Slots {
                         zygote: options.zygote.clone(),
                         enclosure: options.enclosure.clone(),
                         wanted: options.wanted.clone(),
+                        nothing: OnceLock::new(),
                     },
                     receiver,
                     ending.clone(),

@@ -2,7 +2,8 @@
 //!
 //! tarpc itself is one-way. A link splits one stream into two in-memory transports: requests of
 //! the client go one way, callbacks of the worker the other. It does not matter what the stream is
-//! (TCP, TLS, a process's standard streams, a pipe in memory) nor who dialled.
+//! (TCP, TLS, a process's standard streams, a pipe in memory) nor who dialled. Between two ends
+//! within one process there need be none ([`near`]).
 //!
 //! What callers may rely on:
 //! - **Small things overtake large ones.** Control messages go before bulk ([`Worker::put`],
@@ -34,6 +35,7 @@ pub mod codec;
 mod frame;
 mod half;
 mod inbox;
+mod near;
 mod pipeline;
 mod pump;
 mod record;
@@ -55,7 +57,7 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
 use tarpc::ServerError;
-use tarpc::client::RpcError;
+use tarpc::client::{NewClient, RpcError};
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel, serve};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -66,8 +68,9 @@ pub use self::backlog::{BACKLOG_BYTES_MAX, Backlog};
 pub use self::carry::{
     Awaiting, BROKEN_MAX, Back, Dial, Dialling, Duplex, Renewal, Resumed, Stream, Undialled,
 };
-use self::half::{AskingHalf, ServingHalf};
+use self::half::{AskingHalf, ServingHalf, Way};
 use self::inbox::Inbox;
+pub use self::near::near;
 pub use self::pipeline::Pipeline;
 use self::pump::{Carried, Shared};
 use self::wire::Method;
@@ -90,6 +93,18 @@ pub struct Link {
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
 }
+
+/// One end of a connection, at which nothing is served yet: a [`ClientSide`] or a [`WorkerSide`].
+pub struct Side<Ask, Answer, Req, Resp> {
+    link: Link,
+    asking: AskingHalf<Ask, Answer>,
+    serving: ServingHalf<Req, Resp>,
+}
+
+/// The client's end.
+pub type ClientSide = Side<WorkerRequest, WorkerResponse, ClientRequest, ClientResponse>;
+/// The worker's end.
+pub type WorkerSide = Side<ClientRequest, ClientResponse, WorkerRequest, WorkerResponse>;
 
 /// Why a connection ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -143,7 +158,7 @@ where
     H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
 {
-    client_of(Link::start(stream, &Backlog::default()), callbacks)
+    ClientSide::over(stream, &Backlog::default()).serve(callbacks)
 }
 
 /// The client's end of a link that lasts: as [`client_end`].
@@ -158,18 +173,7 @@ where
     H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
 {
-    client_of(Link::start_lasting(stream, renewal, &Backlog::default()), callbacks)
-}
-
-fn client_of<H, F>((mut link, asking, serving): ClientParts, callbacks: H) -> (WorkerClient, Link)
-where
-    H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
-{
-    let tarpc::client::NewClient { client, dispatch } = WorkerClient::new(asking_config(), asking);
-    link.tasks.spawn(dispatch.map(|_| ()));
-    link.serve(serving, callbacks);
-    (client, link)
+    ClientSide::lasting(stream, renewal, &Backlog::default()).serve(callbacks)
 }
 
 /// The worker's end. `make` gets what to call the client with and answers what serves the client's
@@ -183,20 +187,7 @@ where
     H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
 {
-    worker_end_within(stream, &Backlog::default(), make)
-}
-
-/// The same for one of several connections of a client, who may leave so much on all of them.
-///
-/// Must be called within a tokio runtime.
-pub fn worker_end_within<S, M, H, F>(stream: S, backlog: &Backlog, make: M) -> Link
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-    M: FnOnce(ClientClient) -> H,
-    H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
-{
-    worker_of(Link::start(stream, backlog), make)
+    WorkerSide::over(stream, &Backlog::default()).serve(make)
 }
 
 /// The same for a link that lasts.
@@ -213,25 +204,112 @@ where
     H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
     F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
 {
-    worker_of(Link::start_lasting(stream, renewal, backlog), make)
+    WorkerSide::lasting(stream, renewal, backlog).serve(make)
 }
 
-fn worker_of<M, H, F>((mut link, asking, serving): WorkerParts, make: M) -> Link
+impl ClientSide {
+    /// Over a stream. What the peer may leave unread it may on all its connections together.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static, backlog: &Backlog) -> Self {
+        over(stream, backlog)
+    }
+
+    /// Over one stream after the other.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn lasting(stream: Stream, renewal: Renewal, backlog: &Backlog) -> Self {
+        lasting(stream, renewal, backlog)
+    }
+
+    /// Serves the worker's calls from now on; answers what to call the worker with.
+    pub fn serve<H, F>(self, callbacks: H) -> (WorkerClient, Link)
+    where
+        H: Fn(Context, ClientRequest) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<ClientResponse, ServerError>> + Send + 'static,
+    {
+        let Self { mut link, asking, serving } = self;
+        let NewClient { client, dispatch } = WorkerClient::new(asking_config(), asking);
+        link.tasks.spawn(dispatch.map(|_| ()));
+        link.serve(serving, callbacks);
+        (client, link)
+    }
+}
+
+impl WorkerSide {
+    /// Over a stream. What the peer may leave unread it may on all its connections together.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static, backlog: &Backlog) -> Self {
+        over(stream, backlog)
+    }
+
+    /// Over one stream after the other.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn lasting(stream: Stream, renewal: Renewal, backlog: &Backlog) -> Self {
+        lasting(stream, renewal, backlog)
+    }
+
+    /// Serves the client's calls from now on, by what `make` makes of what to call the client with.
+    pub fn serve<M, H, F>(self, make: M) -> Link
+    where
+        M: FnOnce(ClientClient) -> H,
+        H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
+    {
+        let Self { mut link, asking, serving } = self;
+        let NewClient { client, dispatch } = ClientClient::new(asking_config(), asking);
+        link.tasks.spawn(dispatch.map(|_| ()));
+        link.serve(serving, make(client));
+        link
+    }
+}
+
+fn over<S, Ask, Answer, Req, Resp>(stream: S, backlog: &Backlog) -> Side<Ask, Answer, Req, Resp>
 where
-    M: FnOnce(ClientClient) -> H,
-    H: Fn(Context, WorkerRequest) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<WorkerResponse, ServerError>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + 'static,
+    Req: DeserializeOwned + Method + Send + 'static,
+    Answer: DeserializeOwned + Method + Send + 'static,
 {
-    let tarpc::client::NewClient { client, dispatch } = ClientClient::new(asking_config(), asking);
-    link.tasks.spawn(dispatch.map(|_| ()));
-    link.serve(serving, make(client));
-    link
+    let (read, write) = tokio::io::split(stream);
+    carried(Shared::new(backlog, false), |link, inbox| {
+        link.tasks.spawn(carry::read(link.shared.clone(), read, inbox));
+        link.tasks.spawn(carry::write(link.shared.clone(), write));
+    })
 }
 
-/// A link and its two in-memory ends: asking and serving.
-type Parts<Ask, Answer, Req, Resp> = (Link, AskingHalf<Ask, Answer>, ServingHalf<Req, Resp>);
-type ClientParts = Parts<WorkerRequest, WorkerResponse, ClientRequest, ClientResponse>;
-type WorkerParts = Parts<ClientRequest, ClientResponse, WorkerRequest, WorkerResponse>;
+fn lasting<Ask, Answer, Req, Resp>(
+    stream: Stream,
+    renewal: Renewal,
+    backlog: &Backlog,
+) -> Side<Ask, Answer, Req, Resp>
+where
+    Req: DeserializeOwned + Method + Send + 'static,
+    Answer: DeserializeOwned + Method + Send + 'static,
+{
+    carried(Shared::new(backlog, true), |link, inbox| {
+        link.tasks.spawn(carry::last(link.shared.clone(), stream, inbox, renewal));
+    })
+}
+
+fn carried<Ask, Answer, Req, Resp>(
+    shared: Arc<Shared>,
+    carry: impl FnOnce(&mut Link, Inbox<Req, Answer>),
+) -> Side<Ask, Answer, Req, Resp>
+where
+    Req: DeserializeOwned + Method,
+    Answer: DeserializeOwned + Method,
+{
+    let (to_server, requests) = mpsc::unbounded_channel();
+    let (to_caller, responses) = mpsc::unbounded_channel();
+    let asking = AskingHalf::new(shared.clone(), Way::Stream, responses);
+    let serving = ServingHalf::new(shared.clone(), requests, Way::Stream);
+    let inbox = Inbox::new(shared.clone(), to_server, to_caller);
+    let mut link = Link { shared, tasks: JoinSet::new() };
+    carry(&mut link, inbox);
+    Side { link, asking, serving }
+}
 
 impl Link {
     /// When and why the connection ended.
@@ -258,54 +336,6 @@ impl Link {
     /// The connection may be dead although nobody says so: a link that lasts looks for another one.
     pub fn doubt(&self) {
         self.shared.doubt.notify_one();
-    }
-
-    fn start<S, Ask, Answer, Req, Resp>(
-        stream: S,
-        backlog: &Backlog,
-    ) -> Parts<Ask, Answer, Req, Resp>
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-        Req: DeserializeOwned + Method + Send + 'static,
-        Answer: DeserializeOwned + Method + Send + 'static,
-    {
-        let (read, write) = tokio::io::split(stream);
-        Self::of(Shared::new(backlog, false), |link, inbox| {
-            link.tasks.spawn(carry::read(link.shared.clone(), read, inbox));
-            link.tasks.spawn(carry::write(link.shared.clone(), write));
-        })
-    }
-
-    fn start_lasting<Ask, Answer, Req, Resp>(
-        stream: Stream,
-        renewal: Renewal,
-        backlog: &Backlog,
-    ) -> Parts<Ask, Answer, Req, Resp>
-    where
-        Req: DeserializeOwned + Method + Send + 'static,
-        Answer: DeserializeOwned + Method + Send + 'static,
-    {
-        Self::of(Shared::new(backlog, true), |link, inbox| {
-            link.tasks.spawn(carry::last(link.shared.clone(), stream, inbox, renewal));
-        })
-    }
-
-    fn of<Ask, Answer, Req, Resp>(
-        shared: Arc<Shared>,
-        carry: impl FnOnce(&mut Self, Inbox<Req, Answer>),
-    ) -> Parts<Ask, Answer, Req, Resp>
-    where
-        Req: DeserializeOwned + Method,
-        Answer: DeserializeOwned + Method,
-    {
-        let (to_server, requests) = mpsc::unbounded_channel();
-        let (to_caller, responses) = mpsc::unbounded_channel();
-        let asking = AskingHalf::new(shared.clone(), responses);
-        let serving = ServingHalf::new(shared.clone(), requests);
-        let inbox = Inbox::new(shared.clone(), to_server, to_caller);
-        let mut link = Self { shared, tasks: JoinSet::new() };
-        carry(&mut link, inbox);
-        (link, asking, serving)
     }
 
     fn serve<Req, Resp, H, F>(&mut self, half: ServingHalf<Req, Resp>, handler: H)

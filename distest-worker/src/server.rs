@@ -36,8 +36,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
 use self::backlogs::Backlogs;
-use self::comebacks::Comebacks;
 pub(crate) use self::comebacks::NoComeback;
+use self::comebacks::{Comebacks, Offer};
 use self::driver::Driver;
 pub use self::environment::FROM_WORKER;
 
@@ -51,7 +51,7 @@ pub(crate) use self::tally::Counted;
 use self::tally::Tally;
 use crate::hello::{self, HELLO_TIMEOUT, Hello, HelloError, Role, Version};
 use crate::identity::{Gate, Peer, Permission, PublicKey};
-use crate::link::{self, LinkEnd, Renewal};
+use crate::link::{self, ClientSide, LinkEnd, Renewal, WorkerSide};
 use crate::memory::Memory;
 use crate::protocol::{Labels, Refusal, RefusalKind, WorkerStatus};
 use crate::sandbox::host::Host;
@@ -434,8 +434,38 @@ where
         Ok(greeted) => greeted,
         Err(error) => return ConnectionEnd::NoHello(error),
     };
+    let backlog = worker.backlogs.of(peer.key.as_ref());
+    let side = match awaiting.map(Renewal::Awaits) {
+        Some(back) => WorkerSide::lasting(Box::new(stream), back, &backlog),
+        None => WorkerSide::over(stream, &backlog),
+    };
+    let ended = serve_greeted(side, worker, Admission { peer, gate, speaks }, begins, offer);
+    ended.await
+}
+
+/// The way to a worker in this process, which does there what is asked of it until that ends; and
+/// how it greets.
+pub fn serve_near(
+    worker: Arc<WorkerShared>,
+) -> (Hello, ClientSide, impl Future<Output = ConnectionEnd> + Send) {
+    let (ours, theirs) = link::near();
+    let (peer, gate) = (Peer::ourselves(), Arc::new(Gate::new(None, None)));
+    let hello = worker.hello_to(&peer);
+    let admission = Admission { peer, gate, speaks: hello.protocol };
+    (hello, ours, serve_greeted(theirs, worker, admission, Box::new(|_, _| {}), None))
+}
+
+/// Serves a client that has been greeted, until the connection ends. Until the session ends it may
+/// come back, if that was offered.
+async fn serve_greeted(
+    side: WorkerSide,
+    worker: Arc<WorkerShared>,
+    admission: Admission,
+    begins: Begins,
+    offer: Option<Offer>,
+) -> ConnectionEnd {
     let (requests, requests_in) = mpsc::unbounded_channel();
-    let config = worker.config();
+    let (config, peer) = (worker.config(), &admission.peer);
     let files = Arc::new(Files::new(
         config.store.clone(),
         peer.key.as_ref(),
@@ -444,19 +474,13 @@ where
     ));
     let permissions = Arc::new(peer.permissions.clone());
     let mut caller = None;
-    let backlog = worker.backlogs.of(peer.key.as_ref());
-    let make = |client| {
+    let link = side.serve(|client| {
         caller = Some(client);
         let shared = Arc::clone(&worker);
         let handler = Handler::new(requests, Arc::clone(&files), permissions, shared);
         move |context, request| handler.clone().answer(context, request)
-    };
-    let link = match awaiting.map(Renewal::Awaits) {
-        Some(back) => link::worker_end_lasting(Box::new(stream), back, &backlog, make),
-        None => link::worker_end_within(stream, &backlog, make),
-    };
+    });
     let Some(client) = caller else { return ConnectionEnd::Link(link.ended().await) };
-    let admission = Admission { peer, gate, speaks };
     let driver = Driver::new(worker, Arc::clone(&files), client, admission, begins);
     let served = driver.served();
     let (end, last_word) = driver.run(requests_in, &link).await;

@@ -30,6 +30,7 @@ use tempfile::TempDir;
 use crate::protocol::{AttemptId, AttemptSignal, Exit, LIMIT_MAX, Network, Usage};
 use crate::sandbox::changes::{Stamp, is_nearly_full};
 use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
+use launch::Launcher;
 use listen::Places;
 use processes::{descendants, kill_all};
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
@@ -134,6 +135,7 @@ fn first_to_go() {
 struct Zygote {
     signals: SignalFd,
     inbox: Inbox,
+    launcher: Launcher,
     /// The sandbox that it is in.
     entered: Option<Entered>,
     current: Option<Attempt>,
@@ -152,8 +154,8 @@ struct Attempt {
     end: Option<(Exit, Duration)>,
     stage: Stage,
     left: Vec<String>,
-    /// Its executable, as it was before.
-    executable: Executable,
+    /// Its executable, as it was before, where only this sandbox sees what it writes.
+    executable: Option<Executable>,
     /// Where it finds the client's services.
     _places: Places,
 }
@@ -195,7 +197,8 @@ impl Zygote {
         )?;
         nix::sys::prctl::set_child_subreaper(true)?;
         nix::sys::prctl::set_name(c"distest-zygote")?;
-        Ok(Self { signals, inbox: Inbox::new(), entered: None, current: None, closing: false })
+        let (inbox, launcher) = (Inbox::new(), Launcher::new());
+        Ok(Self { signals, inbox, launcher, entered: None, current: None, closing: false })
     }
 
     /// Serves requests until the worker is gone.
@@ -266,9 +269,10 @@ impl Zygote {
                         }
                     };
                 let started = Instant::now();
-                let executable = Executable::of(&spawn);
+                let writes_apart = self.entered.as_ref().is_some_and(|it| it.written.is_some());
+                let executable = writes_apart.then(|| Executable::of(&spawn));
                 let fenced = self.entered.as_ref().is_some_and(|entered| entered.fences);
-                match launch::launch(&spawn, descriptors, fenced) {
+                match self.launcher.launch(&spawn, descriptors, fenced) {
                     Ok(pid) => {
                         self.current = Some(Attempt::new(&spawn, pid, started, executable, places));
                         let pid = (!is_first_process()).then_some(pid.as_raw());
@@ -373,7 +377,7 @@ impl Zygote {
                 reap::Waited::NoChildren => {
                     return match self.current.take() {
                         Some(Attempt { end: Some(end), usage, left, executable, .. }) => {
-                            self.answer_exit(end, usage, left, &executable)
+                            self.answer_exit(end, usage, left, executable.as_ref())
                         }
                         Some(_) => Err(io::Error::other("a child vanished without a trace")),
                         None => Ok(()),
@@ -406,7 +410,7 @@ impl Zygote {
     /// Leaves behind what can't be killed. The worker starts a zygote that doesn't know of it.
     fn give_up(&mut self) -> io::Result<()> {
         if let Some(Attempt { end: Some(end), usage, left, executable, .. }) = self.current.take() {
-            self.answer_exit(end, usage, left, &executable)?;
+            self.answer_exit(end, usage, left, executable.as_ref())?;
         }
         self.current = None;
         self.closing = true;
@@ -425,10 +429,11 @@ impl Zygote {
         (exit, duration): (Exit, Duration),
         usage: Usage,
         left: Vec<String>,
-        executable: &Executable,
+        executable: Option<&Executable>,
     ) -> io::Result<()> {
         let written = self.entered.as_ref().and_then(|entered| entered.written.as_ref());
-        let spent = written.is_some_and(|it| is_nearly_full(it) || executable.has_changed());
+        let spent =
+            written.is_some_and(is_nearly_full) || executable.is_some_and(Executable::has_changed);
         self.answer(&Answer::Exited(Exited { exit, duration, usage, left, spent }))
     }
 
@@ -465,7 +470,7 @@ impl Attempt {
         spawn: &wire::Spawn,
         pid: Pid,
         started: Instant,
-        executable: Executable,
+        executable: Option<Executable>,
         places: Places,
     ) -> Self {
         Self {

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use distest_worker::digest::Digest;
 use distest_worker::identity::PrivateKey;
 use distest_worker::link::{
-    self, DEADLINE, DEADLINE_BULK, Link, LinkEnd, Pipeline, client_end, worker_end,
+    self, Backlog, ClientSide, DEADLINE, DEADLINE_BULK, Link, LinkEnd, Pipeline, WorkerSide,
+    client_end,
 };
 use distest_worker::protocol::*;
 use distest_worker::tls::{self, Purpose};
@@ -187,8 +188,20 @@ fn ends<S>(near: S, far: S) -> Ends
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let within = Backlog::default();
+    between(ClientSide::over(near, &within), WorkerSide::over(far, &within))
+}
+
+/// One over a stream, one within this process.
+fn of_each_kind() -> [Ends; 2] {
+    let (near, far) = duplex(1024);
+    let (client, worker) = link::near();
+    [ends(near, far), between(client, worker)]
+}
+
+fn between(client: ClientSide, worker: WorkerSide) -> Ends {
     let mut service = None;
-    let worker_link = worker_end(far, |client| {
+    let worker_link = worker.serve(|client| {
         let worker = TestWorker {
             client,
             blobs: Arc::default(),
@@ -198,7 +211,8 @@ where
         service = Some(worker.clone());
         move |context, request| worker.clone().serve().serve(context, request)
     });
-    let (worker, client_link) = near_end(near);
+    let (worker, client_link) =
+        client.serve(|context, request| TestClient.serve().serve(context, request));
     Ends { worker, client_link, worker_link, service: service.unwrap() }
 }
 
@@ -235,11 +249,20 @@ async fn upload(worker: &WorkerClient, blob: &[u8]) -> PutReply {
 
 #[tokio::test]
 async fn calls_go_both_ways_at_once() {
-    let (near, far) = duplex(1024);
-    let ends = ends(near, far);
-    let spec = SessionSpec { slots: 500, ..SessionSpec::default() };
-    let ready = ends.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
-    assert_eq!(ready.slots, 500);
+    for ends in of_each_kind() {
+        let spec = SessionSpec { slots: 500, ..SessionSpec::default() };
+        let ready = ends.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+        assert_eq!(ready.slots, 500);
+    }
+}
+
+#[tokio::test]
+async fn within_a_process_a_blob_arrives_whole_and_nothing_is_sent() {
+    let [_, ends] = of_each_kind();
+    let blob: Vec<u8> = (0..3_000_000_usize).map(|i| (i * i / 7) as u8).collect();
+    assert_eq!(upload(&ends.worker, &blob).await, PutReply::Stored);
+    assert!(ends.service.blobs.lock().unwrap()[&Digest::of(&blob)] == blob);
+    assert_eq!((ends.client_link.stats().sent(), ends.worker_link.stats().received()), (0, 0));
 }
 
 #[tokio::test]
@@ -309,45 +332,47 @@ async fn a_heartbeat_and_a_cancellation_overtake_an_upload_over_tls() {
 
 #[tokio::test]
 async fn the_end_of_a_connection_drops_handlers_and_ends_calls() {
-    let (near, far) = duplex(1024);
-    let ends = ends(near, far);
-    let worker = ends.worker.clone();
-    let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
-    ends.service.begun.notified().await;
-    drop(ends.client_link);
-    assert_eq!(ends.worker_link.ended().await, LinkEnd::PeerClosed);
-    ends.service.dropped.notified().await;
-    assert!(matches!(call.await.unwrap(), Err(RpcError::Shutdown | RpcError::Channel(_))));
+    for ends in of_each_kind() {
+        let worker = ends.worker.clone();
+        let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
+        ends.service.begun.notified().await;
+        drop(ends.client_link);
+        assert_eq!(ends.worker_link.ended().await, LinkEnd::PeerClosed);
+        ends.service.dropped.notified().await;
+        assert!(matches!(call.await.unwrap(), Err(RpcError::Shutdown | RpcError::Channel(_))));
+    }
 }
 
 #[tokio::test]
 async fn dropping_a_call_drops_its_handler() {
-    let (near, far) = duplex(1024);
-    let ends = ends(near, far);
-    let worker = ends.worker.clone();
-    let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
-    ends.service.begun.notified().await;
-    call.abort();
-    ends.service.dropped.notified().await;
-    ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+    for ends in of_each_kind() {
+        let worker = ends.worker.clone();
+        let call = tokio::spawn(async move { worker.close(link::context(DEADLINE)).await });
+        ends.service.begun.notified().await;
+        call.abort();
+        ends.service.dropped.notified().await;
+        ends.worker.ping(link::context(DEADLINE)).await.unwrap();
+    }
 }
 
 #[tokio::test]
 async fn a_last_word_is_heard() {
-    let (near, far) = duplex(1024);
-    let ends = ends(near, far);
-    ends.worker_link.close("the worker is shutting down").await;
-    let end = ends.client_link.ended().await;
-    assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));
+    for ends in of_each_kind() {
+        ends.worker_link.close("the worker is shutting down").await;
+        let end = ends.client_link.ended().await;
+        assert_eq!(end, LinkEnd::Goodbye("the worker is shutting down".to_owned()));
+        let late = ends.worker.ping(link::context(DEADLINE)).await;
+        assert!(matches!(late, Err(RpcError::Shutdown | RpcError::Channel(_))), "{late:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_panicking_handler_is_a_bug_that_is_told() {
-    let (near, far) = duplex(1024);
-    let ends = ends(near, far);
-    let lease = Lease { attempts: Vec::new() };
-    ends.worker.lease(link::context(DEADLINE), lease).await.unwrap_err();
-    assert_eq!(ends.worker_link.ended().await, LinkEnd::Bug("no leases here".to_owned()));
+    for ends in of_each_kind() {
+        let lease = Lease { attempts: Vec::new() };
+        ends.worker.lease(link::context(DEADLINE), lease).await.unwrap_err();
+        assert_eq!(ends.worker_link.ended().await, LinkEnd::Bug("no leases here".to_owned()));
+    }
 }
 
 #[tokio::test]

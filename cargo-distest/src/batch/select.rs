@@ -165,11 +165,13 @@ fn groups(
     if !whole {
         tests.sort_by_cached_key(|it| (mix(seed, &it.case), it.place));
     }
+    // Dealt evenly where their number is the bound: nobody waits for a last, longer batch.
+    let most = tests.len().div_ceil(tests.len().div_ceil(BATCH_TESTS_MAX).max(1));
     let mut groups: Vec<Vec<&Candidate>> = Vec::new();
     let (mut length, mut name_bytes) = (Duration::ZERO, 0);
     for test in tests {
         let full = |group: &Vec<&Candidate>| {
-            group.len() >= BATCH_TESTS_MAX
+            group.len() >= most
                 || name_bytes + test.case.name.0.len() + 1 > BATCH_NAME_BYTES_MAX
                 || (!whole && length + cost(test) > long)
         };
@@ -304,6 +306,12 @@ mod tests {
             assert!(batch.tests.iter().all(|test| (test.0 >= 500) == (batch.binary.0 == 1)));
         }
         assert_eq!(tests(&selected).len() + selected.rotated.len(), 800);
+        for binary in [BinaryKey(0), BinaryKey(1)] {
+            let of_it = selected.batches.iter().filter(|batch| batch.binary == binary);
+            let sizes: Vec<_> = of_it.map(|batch| batch.tests.len()).collect();
+            let spread = sizes.iter().max().unwrap() - sizes.iter().min().unwrap();
+            assert!(sizes.len() == 2 && spread <= selected.rotated.len(), "evenly: {sizes:?}");
+        }
         let long = many(100).into_iter().map(|it| Candidate { expected: Some(MS * 12), ..it });
         let long: Vec<_> = long.collect();
         let selected = select(Mode::Auto, 1, &long);

@@ -9,7 +9,8 @@ use std::time::Duration;
 use distest_worker::hello::Hello;
 use distest_worker::identity::PublicKey;
 use distest_worker::link::{
-    self, Dial, Dialling, Link, LinkEnd, LinkStats, Renewal, Resumed, Stream, Undialled,
+    self, Backlog, ClientSide, Dial, Dialling, Link, LinkEnd, LinkStats, Renewal, Resumed, Stream,
+    Undialled,
 };
 use distest_worker::protocol::{
     Client, Forward, OsText, Refusal, RefusalKind, SessionSpec, TestTime, WorkerClient,
@@ -195,7 +196,16 @@ pub(super) async fn over(
     let member = Some(fleet.shared.members.admit(&greeted.hello)?);
     let base = fleet.shared.slots.fetch_add(greeted.hello.slots, Ordering::Relaxed);
     let open = Open { id: fleet.next_id(), address, slots: 0, base, member };
-    let mut connection = open.session(fleet, greeted).await?;
+    let Greeted { hello, stream, comeback, .. } = greeted;
+    let side = match comeback {
+        None => ClientSide::over(stream, &Backlog::default()),
+        Some(Comeback { dial, token }) => {
+            let tell = tell_resumed(open.id, fleet.shared.messages.clone());
+            let dials = Renewal::Dials(Dialling { dial, token, tell, tries: 0 });
+            ClientSide::lasting(stream, dials, &Backlog::default())
+        }
+    };
+    let mut connection = open.session(fleet, hello, side).await?;
     watch.done(Step::Session);
     connection.steps = watch.steps();
     Ok(connection)
@@ -227,13 +237,13 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// Opens the session over a greeted stream and starts watching it.
+    /// Opens the session at a worker that has greeted us so, and starts watching it.
     pub(super) async fn session(
         self,
         fleet: &Fleet,
-        greeted: Greeted,
+        theirs: Hello,
+        side: ClientSide,
     ) -> Result<Connection, Unusable> {
-        let Greeted { hello: theirs, names: _, stream, comeback } = greeted;
         let embedded = self.address.is_empty();
         let messages = fleet.shared.messages.clone();
         let collector = Arc::clone(&fleet.shared.facts.collector);
@@ -246,15 +256,8 @@ impl Open {
             collector: Arc::clone(&collector),
             forwards,
         };
-        let serve = move |context, request| callbacks.clone().serve().serve(context, request);
-        let (worker, link) = match comeback {
-            None => link::client_end(stream, serve),
-            Some(Comeback { dial, token }) => {
-                let tell = tell_resumed(self.id, messages.clone());
-                let dials = Renewal::Dials(Dialling { dial, token, tell, tries: 0 });
-                link::client_end_lasting(stream, dials, serve)
-            }
-        };
+        let (worker, link) =
+            side.serve(move |context, request| callbacks.clone().serve().serve(context, request));
         let spec = SessionSpec {
             run: facts.run.run.clone(),
             slots: self.slots,

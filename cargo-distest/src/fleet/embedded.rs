@@ -1,20 +1,16 @@
-//! The worker in this process: the same code as everywhere, over an in-memory pipe, with the
+//! The worker in this process: the same code as everywhere, without a stream in between, with the
 //! client's files where they lie.
 
 use distest_worker::probe;
 use distest_worker::protocol::Labels;
 use distest_worker::sandbox::host::Host;
-use distest_worker::server::{WorkerConfig, WorkerShared, serve_connection};
+use distest_worker::server::{WorkerConfig, WorkerShared, serve_near};
 use distest_worker::zygote::ZygoteProgram;
 
 use super::connection::{Connection, Open};
-use super::greeting::Greeted;
 use super::{Fleet, Unusable};
 use crate::model::WorkerId;
 use crate::settings::EMBEDDED_NAME;
-
-/// Bytes in the pipe, either way.
-const PIPE_BYTES: usize = 256 * 1024;
 
 /// Starts it and opens its session.
 pub(super) async fn start(
@@ -39,9 +35,8 @@ pub(super) async fn start(
             .map_err(|error| Unusable::new(format!("could not try its network: {error}")))?;
     }
     let worker = WorkerShared::on(host, config, zygote);
-    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-    tokio::spawn(serve_connection(theirs, worker));
-    let greeted = Greeted::embedded(ours).await?;
+    let (hello, side, serving) = serve_near(worker);
+    tokio::spawn(serving);
     let open = Open { id, address: String::new(), slots, base, member: None };
-    open.session(fleet, greeted).await
+    open.session(fleet, hello, side).await
 }

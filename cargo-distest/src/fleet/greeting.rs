@@ -71,11 +71,6 @@ impl Greeted {
         Self::over(None, Box::new(stream), names, None).await
     }
 
-    /// Greets one of this process's.
-    pub(super) async fn embedded(stream: impl Duplex + 'static) -> Result<Self, Unusable> {
-        Self::over(None, Box::new(stream), Names::default(), None).await
-    }
-
     async fn over(
         keys: Option<&Keys>,
         mut stream: Stream,

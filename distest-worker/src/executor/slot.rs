@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -45,6 +45,8 @@ pub(super) struct Place {
     pub(super) zygote: ZygoteProgram,
     pub(super) enclosure: Option<Arc<Enclosure>>,
     pub(super) wanted: Option<Arc<Wanted>>,
+    /// What attempts without input read from, once it is open.
+    pub(super) nothing: OnceLock<File>,
 }
 
 type Commands = mpsc::UnboundedReceiver<SlotCommand>;
@@ -211,14 +213,13 @@ impl Place {
         commands: &mut Commands,
         buffer: &mut [u8],
     ) -> Outcome {
-        let (mut running, spawn, descriptors) = match self.prepare(&request) {
+        let (mut running, spawn, numbers, descriptors) = match self.prepare(&request) {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.could_not_spawn(&request, SpawnStep::Receive, &error).await;
                 return Outcome::Done;
             }
         };
-        let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         match helper.send(&Request::Spawn(Box::new(spawn)), &numbers).await {
             Err(error) if !is_lost(&error) => {
                 self.could_not_spawn(&request, SpawnStep::Receive, &error).await;
@@ -306,21 +307,39 @@ impl Place {
         left
     }
 
-    /// Makes the pipes and the request.
-    fn prepare(&self, request: &SpawnRequest) -> io::Result<(Running, Spawn, Vec<OwnedFd>)> {
+    fn nothing(&self) -> io::Result<&File> {
+        match self.nothing.get() {
+            Some(open) => Ok(open),
+            None => {
+                let open = File::open("/dev/null")?;
+                Ok(self.nothing.get_or_init(|| open))
+            }
+        }
+    }
+
+    /// Makes the pipes and the request, and says which descriptors it takes, in their order; of
+    /// those the new ones are to be closed when it has been sent.
+    fn prepare(
+        &self,
+        request: &SpawnRequest,
+    ) -> io::Result<(Running, Spawn, Vec<RawFd>, Vec<OwnedFd>)> {
         let attempt = request.attempt;
         let spawn = encode(request)?;
         let (stdout, its_stdout) = pump::output_pipe()?;
         let (stderr, its_stderr) = pump::output_pipe()?;
         let live = !matches!(request.streams, Streams::Capture);
+        let mut descriptors = Vec::with_capacity(4);
         let (its_stdin, feeder) = match request.streams {
-            Streams::Capture | Streams::Live => (File::open("/dev/null")?.into(), None),
+            Streams::Capture | Streams::Live => (self.nothing()?.as_raw_fd(), None),
             Streams::LiveWithStdin => {
                 let (ours, its_stdin) = pump::input_pipe()?;
-                let events = self.events.clone();
-                (its_stdin, Some(Feeder::start(ours, self.slot, attempt, events)?))
+                let (number, events) = (its_stdin.as_raw_fd(), self.events.clone());
+                descriptors.push(its_stdin);
+                (number, Some(Feeder::start(ours, self.slot, attempt, events)?))
             }
         };
+        let mut numbers = vec![its_stdin, its_stdout.as_raw_fd(), its_stderr.as_raw_fd()];
+        descriptors.extend([its_stdout, its_stderr]);
         let sink = |stream| Sink {
             capture: Capture::new(Arc::clone(&self.scratch)),
             live: live.then(|| Live {
@@ -331,10 +350,10 @@ impl Place {
             }),
         };
         let now = Instant::now();
-        let mut descriptors = vec![its_stdin, its_stdout, its_stderr];
         let progress = match request.progress {
             true => {
                 let (ours, theirs) = pump::output_pipe()?;
+                numbers.push(theirs.as_raw_fd());
                 descriptors.push(theirs);
                 Some(Progress::start(ours, self.slot, attempt, self.events.clone()))
             }
@@ -351,7 +370,7 @@ impl Place {
             killed: false,
             answer_by: Some(now + SPAWN_PATIENCE),
         };
-        Ok((running, spawn, descriptors))
+        Ok((running, spawn, numbers, descriptors))
     }
 
     /// A signal that can't be sent is no error: either the zygote is gone, which is heard of, or

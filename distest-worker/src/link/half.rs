@@ -1,6 +1,5 @@
 //! The two in-memory ends of a link: what tarpc takes for a transport each.
 
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,23 +15,32 @@ use super::wire::Method;
 /// The end that asks: requests go out, responses come in.
 pub(super) struct AskingHalf<Req, Resp> {
     shared: Arc<Shared>,
+    requests: Way<ClientMessage<Carried<Req>>>,
     responses: mpsc::UnboundedReceiver<Response<Resp>>,
-    requests: PhantomData<fn(Req)>,
 }
 
 /// The end that serves: requests come in, responses go out.
 pub(super) struct ServingHalf<Req, Resp> {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedReceiver<ClientMessage<Carried<Req>>>,
-    responses: PhantomData<fn(Resp)>,
+    responses: Way<Response<Resp>>,
+}
+
+/// How messages get to the other end.
+pub(super) enum Way<T> {
+    /// As bytes of a stream.
+    Stream,
+    /// As they are, to an end within this process.
+    Near(mpsc::UnboundedSender<T>),
 }
 
 impl<Req, Resp> AskingHalf<Req, Resp> {
     pub(super) fn new(
         shared: Arc<Shared>,
+        requests: Way<ClientMessage<Carried<Req>>>,
         responses: mpsc::UnboundedReceiver<Response<Resp>>,
     ) -> Self {
-        Self { shared, responses, requests: PhantomData }
+        Self { shared, requests, responses }
     }
 }
 
@@ -40,8 +48,9 @@ impl<Req, Resp> ServingHalf<Req, Resp> {
     pub(super) fn new(
         shared: Arc<Shared>,
         requests: mpsc::UnboundedReceiver<ClientMessage<Carried<Req>>>,
+        responses: Way<Response<Resp>>,
     ) -> Self {
-        Self { shared, requests, responses: PhantomData }
+        Self { shared, requests, responses }
     }
 }
 
@@ -69,7 +78,13 @@ impl<Req: Serialize + Method, Resp> Sink<ClientMessage<Req>> for AskingHalf<Req,
     }
 
     fn start_send(self: Pin<&mut Self>, message: ClientMessage<Req>) -> Result<(), SendError> {
-        self.shared.send_request(message)
+        match &self.requests {
+            Way::Stream => self.shared.send_request(message),
+            Way::Near(peer) => {
+                // An end that is gone is heard of.
+                carried(message).map_or(Ok(()), |message| Ok(_ = peer.send(message)))
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -89,7 +104,11 @@ impl<Req, Resp: Serialize + Method> Sink<Response<Resp>> for ServingHalf<Req, Re
     }
 
     fn start_send(self: Pin<&mut Self>, response: Response<Resp>) -> Result<(), SendError> {
-        self.shared.send_response(&response)
+        match &self.responses {
+            Way::Stream => self.shared.send_response(&response),
+            // An end that is gone is heard of.
+            Way::Near(peer) => Ok(_ = peer.send(response)),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -99,4 +118,19 @@ impl<Req, Resp: Serialize + Method> Sink<Response<Resp>> for ServingHalf<Req, Re
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// A message as the other end takes it, which counts nothing for it. None for one that it needn't
+/// know.
+fn carried<Req>(message: ClientMessage<Req>) -> Option<ClientMessage<Carried<Req>>> {
+    Some(match message {
+        ClientMessage::Request(tarpc::Request { context, id, message }) => {
+            let message = Carried { request: message, hold: None };
+            ClientMessage::Request(tarpc::Request { context, id, message })
+        }
+        ClientMessage::Cancel { trace_context, request_id } => {
+            ClientMessage::Cancel { trace_context, request_id }
+        }
+        _ => return None,
+    })
 }

@@ -118,7 +118,7 @@ where
         }
         let bytes = if request.holds_up() { bytes as u64 } else { 0 };
         self.shared.outbox().held += bytes;
-        let hold = Hold { shared: self.shared.clone(), bytes };
+        let hold = Some(Hold { shared: self.shared.clone(), bytes });
         let carried = Carried { request, hold };
         let timeout = Duration::from_millis(timeout_ms);
         let _ = self.to_server.send(wire::for_tarpc(id, timeout, carried));

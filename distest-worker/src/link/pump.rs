@@ -79,7 +79,8 @@ pub(super) struct Asked {
 /// A request of the peer with what it holds while it is served.
 pub(super) struct Carried<Req> {
     pub(super) request: Req,
-    pub(super) hold: Hold,
+    /// None where the other end is within this process.
+    pub(super) hold: Option<Hold>,
 }
 
 /// Keeps account of a request that is being served; dropped when it no longer is.
@@ -144,6 +145,17 @@ impl Shared {
     pub(super) fn say_goodbye(&self, why: &str) {
         self.outbox().goodbye = Some(why.to_owned());
         self.wake.notify_one();
+    }
+
+    /// What was last said, once something has been.
+    pub(super) async fn goodbye(&self) -> String {
+        loop {
+            let said = self.outbox().goodbye.take();
+            match said {
+                Some(why) => return why,
+                None => self.wake.notified().await,
+            }
+        }
     }
 
     /// When and why the link ended.
