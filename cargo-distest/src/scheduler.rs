@@ -730,7 +730,8 @@ impl Scheduler {
         let story = &self.stories[test.0 as usize];
         let (binary, rank) = (story.binary, Rank { urgency: Urgency::Again, ..story.rank });
         if company == Company::Alone && story.is_special() {
-            if !self.special.has(binary) {
+            // Of others of its binary nobody may have known that it has no place any more.
+            if !self.special.has(binary) || !self.may_be_placed(test) {
                 self.phase.prepare = Whom::All;
             }
             self.wait_specially(rank, test);

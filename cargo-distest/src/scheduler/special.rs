@@ -199,7 +199,7 @@ impl Scheduler {
         self.special.tests().find(|test| self.may_be_placed(*test))
     }
 
-    fn may_be_placed(&self, test: TestIndex) -> bool {
+    pub(super) fn may_be_placed(&self, test: TestIndex) -> bool {
         let story = &self.stories[test.0 as usize];
         self.workers.may_suit(story.binary, story.needs.as_deref(), None)
     }

@@ -145,6 +145,13 @@ fn seed_4563_lies_of_what_has_not_been_handed_out() {
     check(4563, None).unwrap_or_else(|why| panic!("{}", replay(4563, &why)));
 }
 
+/// A test that failed on the only worker that it may run on, which is quarantined meanwhile, waits for
+/// no other try while others of its binary wait.
+#[test]
+fn seed_46116_has_a_test_without_a_place_that_comes_back() {
+    check(46116, None).unwrap_or_else(|why| panic!("{}", replay(46116, &why)));
+}
+
 /// Each bug and the first seed that finds it.
 #[test]
 fn every_bug_is_found() {
