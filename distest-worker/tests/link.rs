@@ -200,8 +200,15 @@ fn of_each_kind() -> [Ends; 2] {
 }
 
 fn between(client: ClientSide, worker: WorkerSide) -> Ends {
+    let (worker_link, service) = serving(worker);
+    let (worker, client_link) =
+        client.serve(|context, request| TestClient.serve().serve(context, request));
+    Ends { worker, client_link, worker_link, service }
+}
+
+fn serving(side: WorkerSide) -> (Link, TestWorker) {
     let mut service = None;
-    let worker_link = worker.serve(|client| {
+    let link = side.serve(|client| {
         let worker = TestWorker {
             client,
             blobs: Arc::default(),
@@ -211,9 +218,7 @@ fn between(client: ClientSide, worker: WorkerSide) -> Ends {
         service = Some(worker.clone());
         move |context, request| worker.clone().serve().serve(context, request)
     });
-    let (worker, client_link) =
-        client.serve(|context, request| TestClient.serve().serve(context, request));
-    Ends { worker, client_link, worker_link, service: service.unwrap() }
+    (link, service.unwrap())
 }
 
 fn near_end<S>(stream: S) -> (WorkerClient, Link)

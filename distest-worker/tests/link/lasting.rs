@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use distest_worker::link::resume::{self, Claim};
 use distest_worker::link::{
     Awaiting, BROKEN_MAX, Back, Backlog, Dialling, Renewal, Stream, Undialled, client_end_lasting,
-    worker_end_lasting,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
@@ -94,18 +93,8 @@ fn lasting(
 }
 
 fn far_end(stream: Stream, awaited: mpsc::Receiver<Back>) -> (Link, TestWorker) {
-    let (mut service, back) = (None, Renewal::Awaits(Awaiting::new(awaited)));
-    let link = worker_end_lasting(stream, back, &Backlog::default(), |client| {
-        let worker = TestWorker {
-            client,
-            blobs: Arc::default(),
-            begun: Arc::default(),
-            dropped: Arc::default(),
-        };
-        service = Some(worker.clone());
-        move |context, request| worker.clone().serve().serve(context, request)
-    });
-    (link, service.unwrap())
+    let back = Renewal::Awaits(Awaiting::new(awaited));
+    serving(WorkerSide::lasting(stream, back, &Backlog::default()))
 }
 
 /// In virtual time.

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use cargo_metadata::{DependencyKind, Metadata, Package};
+use distest_worker::lexical::plain;
 use toml::{Table, Value};
 
 use super::seen::{self, Seen};
@@ -117,7 +118,7 @@ impl Depends {
         for patch in patches.chain(replaced).flatten().filter_map(|(_, patch)| patch.as_table()) {
             // One that isn't used is read all the same, but isn't in the answer.
             if let Some(path) = patch.get("path") {
-                let manifest = lexical(&root.join(path.as_str()?)).join("Cargo.toml");
+                let manifest = plain(&root.join(path.as_str()?)).join("Cargo.toml");
                 manifests.contains(&*manifest).then_some(())?;
             }
         }
@@ -148,7 +149,7 @@ impl Depends {
             }
         }
         for folder in folders {
-            self.add(lexical(&folder).join("Cargo.toml"));
+            self.add(plain(&folder).join("Cargo.toml"));
         }
         Some(())
     }
@@ -227,17 +228,4 @@ fn read(manifest: &Path) -> Option<Table> {
 fn folders_in(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
-/// Without `.` and `..`, links or not: that is how cargo names packages.
-fn lexical(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => _ = plain.pop(),
-            Component::CurDir => {}
-            other => plain.push(other),
-        }
-    }
-    plain
 }
