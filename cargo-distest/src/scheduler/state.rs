@@ -56,7 +56,7 @@ pub(super) struct Story {
     pub(super) only_elsewhere: bool,
     /// Where it failed.
     pub(super) failed_on: Vec<WorkerId>,
-    /// The batch that it would be in if it didn't run alone this time.
+    /// With whom it passes, as far as anybody knows: see [`super::Acquainted`].
     pub(super) company: Option<Arc<[TestIndex]>>,
     /// How it failed alone, while a witness is sought of its passing in company.
     pub(super) failed_alone: Option<FailedAlone>,
