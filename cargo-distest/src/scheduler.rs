@@ -12,6 +12,7 @@
 mod blame;
 mod company;
 mod hedge;
+mod lookout;
 mod mutation;
 mod needs;
 mod placement;
