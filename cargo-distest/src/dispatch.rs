@@ -26,7 +26,6 @@ use distest_worker::protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::batch::Recalled;
 use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
@@ -36,7 +35,7 @@ use crate::pace::{Met, Pace, Paces};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
 use crate::scheduler::{
-    Acquainted, Batch, Effect, Grant, Group, Input, Needs, Rules, Scheduler, Task, Traits,
+    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task, Traits,
 };
 use crate::settings::Fallback;
 use crate::stamp::Stamp;
@@ -121,10 +120,8 @@ pub enum Order {
     Batches {
         /// Who with whom.
         batches: Vec<Batch>,
-        /// With whom those pass that may fail alone.
-        acquainted: Vec<Acquainted>,
-        /// What there is to recall of tests that fail alone.
-        recalled: BTreeMap<TestIndex, Recalled>,
+        /// Who runs alone this time.
+        rotated: Vec<Rotated>,
     },
     /// There will be no more: everything is built, and attempts may start.
     AllPlanned(PlanComplete),
@@ -260,10 +257,8 @@ pub struct Dispatch {
     endings: BTreeMap<(AttemptId, TestIndex), (InFlight, Ending)>,
     /// Batches handed out so far.
     batches: u32,
-    /// The batches in which tests passed that had failed alone.
-    witnessed: BTreeMap<TestIndex, Arc<[TestIndex]>>,
-    /// How tests passed before, unless it is known that they don't any more.
-    recalled: BTreeMap<TestIndex, Recalled>,
+    /// What a test is told to fail without.
+    rotated: BTreeMap<TestIndex, Arc<[TestIndex]>>,
     tree: watch::Sender<Option<Arc<Tree>>>,
     hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
@@ -357,8 +352,7 @@ impl Dispatch {
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
             batches: 0,
-            witnessed: BTreeMap::new(),
-            recalled: BTreeMap::new(),
+            rotated: BTreeMap::new(),
             tree: watch::Sender::new(None),
             hints,
             outcomes,
@@ -396,9 +390,10 @@ impl Dispatch {
     async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
         match order {
             Order::Tests(planned) => self.plan(planned, inputs).await,
-            Order::Batches { batches, acquainted, recalled } => {
-                self.recalled = recalled;
-                inputs.push(Input::Batched { batches, acquainted });
+            Order::Batches { batches, rotated } => {
+                let known = rotated.iter().map(|it| (it.test, Arc::clone(&it.company)));
+                self.rotated.extend(known);
+                inputs.push(Input::Batched { batches, rotated });
             }
             Order::AllPlanned(plan) => {
                 self.tell(RunEvent::PlanComplete(plan)).await;
@@ -848,9 +843,8 @@ impl Dispatch {
                         self.times.took(ended.worker, test, ended.duration);
                     }
                     ended.hints = self.hints_for(&ended, notes).await;
-                    match only_in_company {
-                        true => self.only_in_company(&mut ended),
-                        false => self.recall(&mut ended),
+                    if only_in_company {
+                        self.only_in_company(&mut ended);
                     }
                     let worker = ended.worker;
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;

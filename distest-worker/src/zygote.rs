@@ -33,12 +33,15 @@ use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
 use launch::Launcher;
 use listen::Places;
 use processes::{descendants, kill_all};
+use template::Templates;
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
 
 mod launch;
 mod listen;
 pub(crate) mod processes;
 mod reap;
+#[cfg_attr(not(target_arch = "x86_64"), path = "zygote/no_template.rs")]
+mod template;
 pub(crate) mod wire;
 
 /// The first argument that makes an executable of ours a zygote.
@@ -298,7 +301,7 @@ impl Zygote {
             Received::Request(Request::AreYouAlive, _) => self.answer(&Answer::Alive)?,
             Received::Request(Request::Kill(id), _) => {
                 if let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) {
-                    attempt.kill();
+                    attempt.kill(&self.launcher.templates);
                 }
             }
         }
@@ -316,7 +319,7 @@ impl Zygote {
             AttemptSignal::Terminate => Signal::SIGTERM,
             AttemptSignal::User1 => Signal::SIGUSR1,
             AttemptSignal::User2 => Signal::SIGUSR2,
-            AttemptSignal::Kill => return attempt.kill(),
+            AttemptSignal::Kill => return attempt.kill(&self.launcher.templates),
         };
         // Only while its leader is unreaped is the group surely this attempt's.
         if attempt.end.is_none() {
@@ -368,13 +371,15 @@ impl Zygote {
     fn reap(&mut self) -> io::Result<()> {
         loop {
             match reap::wait_any()? {
-                reap::Waited::StillRunning => return Ok(()),
                 reap::Waited::Ended { pid, exit, usage } => {
-                    if let Some(attempt) = self.current.as_mut() {
+                    if !self.launcher.templates.take_end(pid)
+                        && let Some(attempt) = self.current.as_mut()
+                    {
                         attempt.take_end(pid, exit, usage);
                     }
                 }
-                reap::Waited::NoChildren => {
+                reap::Waited::StillRunning if self.is_something_left() => return Ok(()),
+                reap::Waited::StillRunning | reap::Waited::NoChildren => {
                     return match self.current.take() {
                         Some(Attempt { end: Some(end), usage, left, executable, .. }) => {
                             self.answer_exit(end, usage, left, executable.as_ref())
@@ -387,21 +392,29 @@ impl Zygote {
         }
     }
 
+    /// Whether children that still run are an attempt's.
+    fn is_something_left(&self) -> bool {
+        let has_ended = self.current.as_ref().is_some_and(|attempt| attempt.end.is_some());
+        !(has_ended && self.launcher.templates.are_all_children())
+    }
+
     /// Does what the time asks for.
     fn advance(&mut self) -> io::Result<()> {
         let Some(attempt) = self.current.as_mut() else { return Ok(()) };
         let now = Instant::now();
         match attempt.stage {
             Stage::Leaving { until } if now >= until => {
-                attempt.left = descendants(own_pid())
+                let templates = &self.launcher.templates;
+                attempt.left = templates
+                    .all_but_them(descendants(own_pid()))
                     .into_iter()
                     .take(LEAK_NAMES_MAX)
                     .map(|process| format!("{} (pid {})", process.name, process.pid))
                     .collect();
-                attempt.kill();
+                attempt.kill(&self.launcher.templates);
             }
             Stage::Clearing { until, .. } if now >= until => return self.give_up(),
-            Stage::Clearing { next, .. } if now >= next => attempt.kill(),
+            Stage::Clearing { next, .. } if now >= next => attempt.kill(&self.launcher.templates),
             Stage::Running | Stage::Leaving { .. } | Stage::Clearing { .. } => {}
         }
         Ok(())
@@ -420,7 +433,7 @@ impl Zygote {
     fn close(&mut self) {
         self.closing = true;
         if let Some(attempt) = self.current.as_mut() {
-            attempt.kill();
+            attempt.kill(&self.launcher.templates);
         }
     }
 
@@ -502,7 +515,7 @@ impl Attempt {
     }
 
     /// Kills all there is of it now, and sets when to look again.
-    fn kill(&mut self) {
+    fn kill(&mut self, templates: &Templates) {
         if self.end.is_none() {
             let _ = killpg(self.pid, Signal::SIGKILL);
         }
@@ -510,7 +523,7 @@ impl Attempt {
             // Everyone in the namespace but this process: nothing can fork itself out of reach.
             let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         } else {
-            kill_all(&descendants(own_pid()));
+            kill_all(&templates.all_but_them(descendants(own_pid())));
         }
         let now = Instant::now();
         let until = match self.stage {

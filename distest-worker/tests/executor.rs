@@ -17,6 +17,9 @@ use distest_worker::protocol::{AttemptId, Exit, LossReason, Network, SlotId, Str
 use distest_worker::zygote::ZygoteProgram;
 use tokio::sync::mpsc;
 
+#[path = "executor/template.rs"]
+mod template;
+
 const SLOT: SlotId = SlotId(0);
 /// How long anything here may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -29,8 +29,8 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use network::{enter_private as enter_private_network, show_interfaces};
-pub(crate) use privileges::fence;
 pub use privileges::{can_fence, hide_from_others};
+pub(crate) use privileges::{go_behind, make_fence};
 
 use super::level::Level;
 

@@ -10,9 +10,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollTimeout, poll};
 use nix::sched::{CloneFlags, clone};
+use nix::sys::ptrace;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, chdir, setpgid};
 
+use super::template::{Start, Templates};
 use super::wire::{Spawn, SpawnStep, texts};
 use crate::sandbox::enclosure;
 
@@ -27,11 +29,22 @@ const STACK_BYTES: usize = 32 * 1024;
 pub(super) struct Launcher {
     /// Where a new process runs until its exec, while this one waits for that.
     stack: Box<[u8]>,
+    pub(super) templates: Templates,
+}
+
+/// How a process begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum As {
+    /// As leader of a process group of its own.
+    Leader,
+    /// In this process's group, and stopped, until this thread lets it go on.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for templates"))]
+    Traced,
 }
 
 impl Launcher {
     pub(super) fn new() -> Self {
-        Self { stack: vec![0; STACK_BYTES].into() }
+        Self { stack: vec![0; STACK_BYTES].into(), templates: Templates::default() }
     }
 
     /// Starts a process with `descriptors` as its 0, 1, 2 and on, as leader of a new process group,
@@ -53,39 +66,55 @@ impl Launcher {
         let (args, env) = (texts(&spawn.args), texts(&spawn.env));
         let descriptors = lift(descriptors).map_err(receive)?;
         chdir(cwd).map_err(|errno| (SpawnStep::ChangeFolder, errno))?;
+        let fence = if fenced { Some(enclosure::make_fence().map_err(at_fence)?) } else { None };
+        let start =
+            Start { spawn, program, env: &env, descriptors: &descriptors, fence: fence.as_ref() };
         let stack = &mut self.stack;
+        if let Some(pid) = self.templates.start(&start, stack) {
+            return Ok(pid);
+        }
+        let numbered: Vec<_> = descriptors.iter().zip(0..).collect();
         let mut start = || {
             let patient_until = Instant::now() + TEXT_BUSY_PATIENCE;
             loop {
-                match execute(stack, program, &descriptors, &args, &env) {
+                match execute(stack, program, &numbered, &args, &env, As::Leader) {
                     Err(Errno::ETXTBSY) if Instant::now() < patient_until => {
                         // No event tells when the last writer closes it.
                         let _ = poll(&mut [], PollTimeout::from(5_u8));
                     }
-                    other => return other.map_err(|errno| (SpawnStep::Execute, errno)),
+                    other => return other,
                 }
             }
         };
-        if fenced { behind_a_fence(&mut start) } else { start() }
+        match fence {
+            Some(fence) => behind(&fence, start).map_err(at_fence)?,
+            None => start(),
+        }
+        .map_err(|errno| (SpawnStep::Execute, errno))
     }
+}
+
+fn at_fence(errno: Errno) -> (SpawnStep, Errno) {
+    (SpawnStep::Fence, errno)
 }
 
 /// A new process that executes `program` at once, as posix_spawn would start it, on a stack that is
 /// there already and without going through all signals twice: of a test that does nothing that is
 /// some 2 % of its cost.
 #[expect(unsafe_code, reason = "two processes in one memory, until one has its own")]
-fn execute(
+pub(super) fn execute(
     stack: &mut [u8],
     program: &CStr,
-    descriptors: &[OwnedFd],
+    descriptors: &[(&OwnedFd, RawFd)],
     args: &[&CStr],
     env: &[&CStr],
+    begins: As,
 ) -> nix::Result<Pid> {
     let (args, env) = (pointers(args), pointers(env));
     // Written by the new process, read by this one, which stands still meanwhile.
     let failure = Cell::new(None);
     let begin = || {
-        let prepared = prepare(descriptors);
+        let prepared = prepare(descriptors, begins);
         failure.set(Some(prepared.err().unwrap_or_else(|| {
             // SAFETY: all are lists of NUL-terminated texts that end in a null pointer. It returns
             // only if it has failed.
@@ -111,11 +140,14 @@ fn execute(
 }
 
 /// What the new process does to itself.
-fn prepare(descriptors: &[OwnedFd]) -> nix::Result<()> {
-    for (number, descriptor) in (0..).zip(descriptors) {
-        become_descriptor(descriptor, number)?;
+fn prepare(descriptors: &[(&OwnedFd, RawFd)], begins: As) -> nix::Result<()> {
+    for (descriptor, number) in descriptors {
+        become_descriptor(descriptor, *number)?;
     }
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    match begins {
+        As::Leader => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
+        As::Traced => ptrace::traceme()?,
+    }
     SigSet::empty().thread_set_mask()
 }
 
@@ -131,18 +163,16 @@ fn pointers(texts: &[&CStr]) -> Vec<*const c_char> {
     texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// In a thread of its own, because a fence is a thread's and for good.
-fn behind_a_fence(
-    start: impl FnOnce() -> Result<Pid, (SpawnStep, Errno)> + Send,
-) -> Result<Pid, (SpawnStep, Errno)> {
+/// What it makes there is behind the fence. In a thread of its own, because a fence is a thread's
+/// and for good. The outer error is the fence's.
+pub(super) fn behind<T: Send>(
+    fence: &OwnedFd,
+    make: impl FnOnce() -> nix::Result<T> + Send,
+) -> nix::Result<nix::Result<T>> {
     std::thread::scope(|scope| {
-        let fenced = || {
-            enclosure::fence().map_err(|errno| (SpawnStep::Fence, errno))?;
-            start()
-        };
+        let fenced = || enclosure::go_behind(fence).map(|()| make());
         let thread = std::thread::Builder::new().spawn_scoped(scope, fenced);
-        let no_thread = |_| (SpawnStep::Fence, Errno::EAGAIN);
-        thread.map_err(no_thread)?.join().unwrap_or(Err((SpawnStep::Fence, Errno::EIO)))
+        thread.map_err(|_| Errno::EAGAIN)?.join().unwrap_or(Err(Errno::EIO))
     })
 }
 
@@ -161,7 +191,7 @@ fn lift(descriptors: Vec<OwnedFd>) -> nix::Result<Vec<OwnedFd>> {
 }
 
 #[expect(unsafe_code, reason = "fcntl answers a bare number")]
-fn duplicate_from(descriptor: &OwnedFd, lowest: RawFd) -> nix::Result<OwnedFd> {
+pub(super) fn duplicate_from(descriptor: &OwnedFd, lowest: RawFd) -> nix::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
     // SAFETY: fcntl has just made it; nobody else knows it.

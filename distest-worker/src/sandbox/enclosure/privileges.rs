@@ -54,17 +54,20 @@ pub fn hide_from_others() {
     let _ = prctl(libc::PR_SET_DUMPABLE, 0);
 }
 
-/// Whether [`fence`] can be had: Landlock's sixth version, of Linux 6.12.
+/// Whether [`make_fence`] can be had: Landlock's sixth version, of Linux 6.12.
 pub fn can_fence() -> bool {
     landlock_version() >= 6
 }
 
+/// What keeps whoever is behind it from signalling and tracing others: [`go_behind`].
+pub(crate) fn make_fence() -> nix::Result<OwnedFd> {
+    create_ruleset(&RulesetAttributes { scoped: SCOPE_SIGNAL, ..RulesetAttributes::default() })
+}
+
 /// Makes sure that this thread and what it starts from now on signal and trace only each other:
 /// nobody outside, whoever's processes those are.
-pub(crate) fn fence() -> nix::Result<()> {
-    let ruleset = RulesetAttributes { scoped: SCOPE_SIGNAL, ..RulesetAttributes::default() };
-    let ruleset = create_ruleset(&ruleset)?;
-    restrict_self(ruleset.as_fd())
+pub(crate) fn go_behind(fence: &OwnedFd) -> nix::Result<()> {
+    restrict_self(fence.as_fd())
 }
 
 /// `LANDLOCK_SCOPE_SIGNAL`, see landlock(7).

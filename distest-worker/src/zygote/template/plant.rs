@@ -1,0 +1,297 @@
+//! Making a template: a program that is executed under trace, in which [`code`](super::code) is
+//! put where the loader looks for the program's entry. The trace ends before the loader begins.
+
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use libc::{c_long, user_regs_struct};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::super::launch::{As, duplicate_from, execute};
+use super::code::{self, Facts, PAGE_BYTES, Part, SOCKET, Words};
+use super::start::{BODY_BYTES_MAX, MemoryMap};
+
+/// How long the loader may take: slow disks included.
+const LOADER_PATIENCE_MS: u16 = 10_000;
+/// Between a body and the stack that the loader left.
+const GAP_BYTES: u64 = 256;
+const WORD_BYTES: u64 = 8;
+/// The most entries of a table in the program that are looked at.
+const TABLE_MAX: u64 = 256;
+
+/// A program that waits before its first instruction. Ends when dropped.
+pub(crate) struct Template {
+    process: Child,
+    pub(super) socket: OwnedFd,
+    pub(super) facts: Facts,
+    pub(super) map: MemoryMap,
+    /// Where the body of a start arrives.
+    pub(super) body: u64,
+}
+
+/// Killed and reaped when dropped, unless it has ended.
+struct Child(Option<Pid>);
+
+/// What is found on the stack of a new process.
+struct Layout {
+    env: u64,
+    entry_slot: u64,
+    entry: u64,
+    headers: u64,
+    headers_count: u64,
+}
+
+/// Executes the program and stops it where its own code would begin.
+///
+/// # Errors
+/// It is none of which copies are as good as new ones ([`Errno::ENOTSUP`]), or a step failed.
+pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Result<Template> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let theirs = duplicate_from(&theirs, SOCKET + 1)?;
+    let nothing = open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let descriptors = [(&nothing, 0), (&nothing, 1), (&nothing, 2), (&theirs, SOCKET)];
+    let process = Child(Some(execute(stack, program, &descriptors, &[program], env, As::Traced)?));
+    let pid = process.pid().ok_or(Errno::ESRCH)?;
+    drop(theirs);
+    wait_for_stop(pid)?;
+    let before = ptrace::getregs(pid)?;
+    let layout = Layout::read(pid, before.rsp, env.len() as u64)?;
+    // The kernel begins a static program at its entry itself.
+    if layout.entry == before.rip || has_early_constructors(pid, &layout)? {
+        return Err(Errno::ENOTSUP);
+    }
+    let body = (before.rsp - GAP_BYTES - BODY_BYTES_MAX as u64) & !0xf;
+    let parts = [
+        Part { address: layout.env, bytes: WORD_BYTES * env.len() as u64 },
+        Part { address: body, bytes: BODY_BYTES_MAX as u64 },
+    ];
+    put_code(pid, &before, &layout, parts)?;
+    ptrace::setregs(pid, user_regs_struct { orig_rax: u64::MAX, ..before })?;
+    ptrace::detach(pid, None)?;
+    let facts = receive_facts(&ours)?;
+    if !has_only_c_library(pid, &layout)? {
+        return Err(Errno::ENOTSUP);
+    }
+    let map = MemoryMap::read(pid, facts.brk)?;
+    Ok(Template { process, socket: ours, facts, map, body })
+}
+
+impl Template {
+    /// Its process, as long as that lives.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.process.0.map(Pid::as_raw)
+    }
+
+    /// Whether it was this one that has ended and been reaped.
+    pub(super) fn take_end(&mut self, pid: Pid) -> bool {
+        let its = self.process.0 == Some(pid);
+        if its {
+            self.process.0 = None;
+        }
+        its
+    }
+}
+
+impl Child {
+    fn pid(&self) -> Option<Pid> {
+        self.0
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
+    }
+}
+
+fn wait_for_stop(pid: Pid) -> nix::Result<()> {
+    match waitpid(pid, None)? {
+        WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(()),
+        _ => Err(Errno::ENOTSUP),
+    }
+}
+
+fn peek(pid: Pid, address: u64) -> nix::Result<u64> {
+    Ok(ptrace::read(pid, address as ptrace::AddressType)?.cast_unsigned())
+}
+
+fn poke(pid: Pid, address: u64, word: i64) -> nix::Result<()> {
+    ptrace::write(pid, address as ptrace::AddressType, c_long::from(word))
+}
+
+impl Layout {
+    /// As the kernel lays it out: the arguments' number and pointers, those of the environment, and
+    /// pairs of numbers, each list ended by zeroes.
+    fn read(pid: Pid, stack: u64, env_count: u64) -> nix::Result<Self> {
+        // Another number: a script, whose interpreter has been executed.
+        if peek(pid, stack)? != 1 {
+            return Err(Errno::ENOTSUP);
+        }
+        let env = stack + 3 * WORD_BYTES;
+        let pairs = env + (env_count + 1) * WORD_BYTES;
+        let (mut entry, mut headers, mut headers_count) = (None, None, None);
+        for index in 0..TABLE_MAX {
+            let at = pairs + 2 * index * WORD_BYTES;
+            let (kind, value) = (peek(pid, at)?, at + WORD_BYTES);
+            match kind {
+                libc::AT_NULL => break,
+                libc::AT_ENTRY => entry = Some((value, peek(pid, value)?)),
+                libc::AT_PHDR => headers = Some(peek(pid, value)?),
+                libc::AT_PHNUM => headers_count = Some(peek(pid, value)?),
+                // It has more rights than a traced one would get.
+                libc::AT_SECURE if peek(pid, value)? != 0 => return Err(Errno::ENOTSUP),
+                _ => {}
+            }
+        }
+        let (entry_slot, entry) = entry.ok_or(Errno::ENOTSUP)?;
+        let (headers, headers_count) = headers.zip(headers_count).ok_or(Errno::ENOTSUP)?;
+        Ok(Self { env, entry_slot, entry, headers, headers_count })
+    }
+}
+
+/// Whether the loader would run some of the program's own code (`DT_PREINIT_ARRAY`), as
+/// sanitizers have it.
+fn has_early_constructors(pid: Pid, layout: &Layout) -> nix::Result<bool> {
+    const HEADER_BYTES: u64 = 56;
+    const ADDRESS_AT: u64 = 16;
+    const PREINIT_ARRAY: u64 = 32;
+    let (mut bias, mut dynamic) = (None, None);
+    for index in 0..layout.headers_count.min(TABLE_MAX) {
+        let header = layout.headers + index * HEADER_BYTES;
+        // The kind is the lower half of its word.
+        let kind = u32::try_from(peek(pid, header)? & u64::from(u32::MAX)).unwrap_or(0);
+        let address = peek(pid, header + ADDRESS_AT)?;
+        match kind {
+            libc::PT_PHDR => bias = Some(layout.headers.wrapping_sub(address)),
+            libc::PT_DYNAMIC => dynamic = Some(address),
+            _ => {}
+        }
+    }
+    let (bias, dynamic) = bias.zip(dynamic).ok_or(Errno::ENOTSUP)?;
+    for index in 0..TABLE_MAX {
+        match peek(pid, bias.wrapping_add(dynamic + 2 * index * WORD_BYTES))? {
+            0 => return Ok(false),
+            PREINIT_ARRAY => return Ok(true),
+            _ => {}
+        }
+    }
+    Err(Errno::ENOTSUP)
+}
+
+/// Puts the code and its words into the stopped process, and its address where the loader finds it.
+fn put_code(
+    pid: Pid,
+    registers: &user_regs_struct,
+    layout: &Layout,
+    parts: [Part; 2],
+) -> nix::Result<()> {
+    let number = |number: i32| u64::try_from(number).unwrap_or(0);
+    let private = number(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let writable = number(libc::PROT_READ | libc::PROT_WRITE);
+    let bytes = 2 * PAGE_BYTES;
+    let arguments = [0, bytes, writable, private, u64::MAX, 0];
+    let place = call(pid, registers, libc::SYS_mmap, arguments)?;
+    for (chunk, at) in code::code().chunks(8).zip((place..).step_by(8)) {
+        let word = std::array::from_fn(|index| chunk.get(index).copied().unwrap_or(0));
+        poke(pid, at, i64::from_ne_bytes(word))?;
+    }
+    let words_at = place + PAGE_BYTES;
+    let words = Words::new(words_at, layout.entry, layout.entry_slot, parts);
+    for (word, at) in words.as_words().iter().zip((words_at..).step_by(8)) {
+        poke(pid, at, *word)?;
+    }
+    let executable = number(libc::PROT_READ | libc::PROT_EXEC);
+    call(pid, registers, libc::SYS_mprotect, [place, PAGE_BYTES, executable, 0, 0, 0])?;
+    poke(pid, layout.entry_slot, place.cast_signed())
+}
+
+/// Has the stopped process make a system call.
+fn call(
+    pid: Pid,
+    registers: &user_regs_struct,
+    number: c_long,
+    arguments: [u64; 6],
+) -> nix::Result<u64> {
+    /// `syscall`, in the lower half of a word.
+    const SYSCALL: u64 = 0x050f;
+    let here = peek(pid, registers.rip)?;
+    poke(pid, registers.rip, (here & !0xffff | SYSCALL).cast_signed())?;
+    let [rdi, rsi, rdx, r10, r8, r9] = arguments;
+    let rax = number.cast_unsigned();
+    let calling =
+        user_regs_struct { rax, orig_rax: u64::MAX, rdi, rsi, rdx, r10, r8, r9, ..*registers };
+    ptrace::setregs(pid, calling)?;
+    ptrace::step(pid, None)?;
+    wait_for_stop(pid)?;
+    let result = ptrace::getregs(pid)?.rax.cast_signed();
+    poke(pid, registers.rip, here.cast_signed())?;
+    match i32::try_from(result) {
+        Ok(errno) if errno < 0 => Err(Errno::from_raw(-errno)),
+        _ => Ok(result.cast_unsigned()),
+    }
+}
+
+fn receive_facts(socket: &OwnedFd) -> nix::Result<Facts> {
+    let mut watched = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut watched, PollTimeout::from(LOADER_PATIENCE_MS))? == 0 {
+        return Err(Errno::ETIMEDOUT);
+    }
+    let mut bytes = [0; Facts::BYTES];
+    // Nothing: the loader found something missing, which executing it will tell of.
+    if recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())? != Facts::BYTES {
+        return Err(Errno::ENOTSUP);
+    }
+    let facts = Facts::from_bytes(&bytes);
+    match i32::try_from(facts.failure) {
+        Ok(0) => Ok(facts),
+        Ok(errno) => Err(Errno::from_raw(-errno)),
+        Err(_) => Err(Errno::ENOTSUP),
+    }
+}
+
+/// Whether nothing is loaded but the program, the C library and what belongs to that: the
+/// constructors of other libraries have already run.
+fn has_only_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
+    const LOADER: &str = "ld-linux";
+    const PARTS: [&str; 8] = [
+        LOADER,
+        "libc.so",
+        "libgcc_s.so",
+        "libm.so",
+        "libpthread.so",
+        "libdl.so",
+        "librt.so",
+        "libutil.so",
+    ];
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Errno::ENOTSUP)?;
+    let files = maps.lines().filter_map(|line| {
+        let path_at = line.find('/')?;
+        let (begin, end) = line.split_once(' ')?.0.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        Some((address(begin)?..address(end)?, &line[path_at..]))
+    });
+    let files: Vec<_> = files.collect();
+    let program = files.iter().find(|(range, _)| range.contains(&layout.headers));
+    let (_, program) = program.ok_or(Errno::ENOTSUP)?;
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let set_id = fs::metadata(format!("/proc/{pid}/exe")).map_err(|_| Errno::ENOTSUP)?.mode();
+    Ok(set_id & (libc::S_ISUID | libc::S_ISGID) == 0
+        && files.iter().any(|(_, path)| name(path).starts_with(LOADER))
+        && files.iter().all(|(_, path)| {
+            path == program || PARTS.iter().any(|part| name(path).starts_with(part))
+        }))
+}
