@@ -72,7 +72,7 @@ fn main() {
             rules,
             groups: Vec::new(),
             batches: Vec::new(),
-            rotated: Vec::new(),
+            acquainted: Vec::new(),
             tests,
             machines: machines.collect(),
             overhead: Duration::ZERO,

@@ -11,11 +11,13 @@
 //! libtest prints last must agree with it.
 
 mod accept;
+mod recall;
 mod select;
 mod standing;
 mod stdout;
 
 pub use accept::{Acceptance, End};
+pub use recall::{Members, Recalled};
 pub use select::{Candidate, Mode, Selected, select};
 pub use standing::{CLEAN_RUNS_TO_RETURN, Ran, Standing, Standings};
 pub use stdout::{Closing, closing, failure};

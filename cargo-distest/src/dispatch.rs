@@ -26,6 +26,7 @@ use distest_worker::protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::batch::Recalled;
 use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
@@ -35,7 +36,7 @@ use crate::pace::{Met, Pace, Paces};
 use crate::parcel::Parcel;
 use crate::plan::Rank;
 use crate::scheduler::{
-    Batch, Effect, Grant, Group, Input, Needs, Rotated, Rules, Scheduler, Task, Traits,
+    Acquainted, Batch, Effect, Grant, Group, Input, Needs, Rules, Scheduler, Task, Traits,
 };
 use crate::settings::Fallback;
 use crate::stamp::Stamp;
@@ -120,8 +121,10 @@ pub enum Order {
     Batches {
         /// Who with whom.
         batches: Vec<Batch>,
-        /// Who runs alone this time.
-        rotated: Vec<Rotated>,
+        /// With whom those pass that may fail alone.
+        acquainted: Vec<Acquainted>,
+        /// What there is to recall of tests that fail alone.
+        recalled: BTreeMap<TestIndex, Recalled>,
     },
     /// There will be no more: everything is built, and attempts may start.
     AllPlanned(PlanComplete),
@@ -257,8 +260,10 @@ pub struct Dispatch {
     endings: BTreeMap<(AttemptId, TestIndex), (InFlight, Ending)>,
     /// Batches handed out so far.
     batches: u32,
-    /// What a test is told to fail without.
-    rotated: BTreeMap<TestIndex, Arc<[TestIndex]>>,
+    /// The batches in which tests passed that had failed alone.
+    witnessed: BTreeMap<TestIndex, Arc<[TestIndex]>>,
+    /// How tests passed before, unless it is known that they don't any more.
+    recalled: BTreeMap<TestIndex, Recalled>,
     tree: watch::Sender<Option<Arc<Tree>>>,
     hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
@@ -352,7 +357,8 @@ impl Dispatch {
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
             batches: 0,
-            rotated: BTreeMap::new(),
+            witnessed: BTreeMap::new(),
+            recalled: BTreeMap::new(),
             tree: watch::Sender::new(None),
             hints,
             outcomes,
@@ -390,10 +396,9 @@ impl Dispatch {
     async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
         match order {
             Order::Tests(planned) => self.plan(planned, inputs).await,
-            Order::Batches { batches, rotated } => {
-                let known = rotated.iter().map(|it| (it.test, Arc::clone(&it.company)));
-                self.rotated.extend(known);
-                inputs.push(Input::Batched { batches, rotated });
+            Order::Batches { batches, acquainted, recalled } => {
+                self.recalled = recalled;
+                inputs.push(Input::Batched { batches, acquainted });
             }
             Order::AllPlanned(plan) => {
                 self.tell(RunEvent::PlanComplete(plan)).await;
@@ -843,8 +848,9 @@ impl Dispatch {
                         self.times.took(ended.worker, test, ended.duration);
                     }
                     ended.hints = self.hints_for(&ended, notes).await;
-                    if only_in_company {
-                        self.only_in_company(&mut ended);
+                    match only_in_company {
+                        true => self.only_in_company(&mut ended),
+                        false => self.recall(&mut ended),
                     }
                     let worker = ended.worker;
                     self.tell(RunEvent::AttemptEnded(Arc::new(ended))).await;

@@ -13,7 +13,7 @@ use distest_worker::protocol::{AttemptId, BinaryKey};
 use crate::model::{AttemptResult, TestIndex, WorkerId};
 use crate::pace::Pace;
 use crate::scheduler::{
-    Batch, Company, Effect, Group, InBatch, Input, Returned, Rotated, Rules, Scheduler, Task,
+    Acquainted, Batch, Company, Effect, Group, InBatch, Input, Returned, Rules, Scheduler, Task,
     Traits,
 };
 
@@ -51,7 +51,7 @@ pub struct Question {
     /// Tests that share a process.
     pub batches: Vec<Batch>,
     /// Tests that run alone instead.
-    pub rotated: Vec<Rotated>,
+    pub acquainted: Vec<Acquainted>,
     /// All of them are there from the start.
     pub machines: Vec<Machine>,
     /// What each process takes besides its tests.
@@ -143,9 +143,9 @@ pub fn play(
     let mut scheduler = Scheduler::with_groups(question.rules, question.groups.clone());
     let tasks = question.tests.iter().map(|(task, _)| task.clone()).collect();
     let mut inputs = VecDeque::from([Input::Added(tasks), Input::AllAdded]);
-    if !question.batches.is_empty() || !question.rotated.is_empty() {
-        let (batches, rotated) = (question.batches.clone(), question.rotated.clone());
-        inputs.push_back(Input::Batched { batches, rotated });
+    if !question.batches.is_empty() || !question.acquainted.is_empty() {
+        let (batches, acquainted) = (question.batches.clone(), question.acquainted.clone());
+        inputs.push_back(Input::Batched { batches, acquainted });
     }
     for (index, machine) in question.machines.iter().enumerate() {
         let pace = match machine.speed_known {

@@ -8,16 +8,17 @@
 mod record;
 mod schema;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use distest_worker::digest::Digest;
 use etcetera::BaseStrategy;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::record::{BatchRecord, RunRecord, TestRecord};
-use crate::batch::{Standing, Standings};
+use crate::batch::{Members, Standing, Standings};
 use crate::cost::{Past, Timings};
 use crate::model::{BinaryId, TestName, Triple, Verdict};
 use crate::pace::{Pace, Paces};
@@ -180,14 +181,30 @@ fn read_standings(
     let mut standings = Standings::after(runs.try_into().unwrap_or_default());
     let mut query = db.prepare(
         "SELECT binary, name, streak, failed_before, kept_out, only_in_company, in_company,
-             alone_us, batched_us, gains, printed
+             alone_us, batched_us, gains, printed, company_run, company_batch
          FROM tests WHERE triple = ?1 AND cargo_profile = ?2",
     )?;
+    let mut find = db.prepare("SELECT names FROM batches WHERE run = ?1 AND number = ?2")?;
+    let mut batches: BTreeMap<(i64, u32), Option<Members>> = BTreeMap::new();
+    let mut members = |run, number| {
+        if let Some(known) = batches.get(&(run, number)) {
+            return Ok::<_, rusqlite::Error>(known.clone());
+        }
+        let read = |row: &rusqlite::Row<'_>| Ok(Members::from_lines(row.get_ref(0)?.as_str()?));
+        let found = find.query_row(params![run, number], read).optional()?;
+        batches.insert((run, number), found.clone());
+        Ok(found)
+    };
     let mut rows = query.query(params![&*triple.0, cargo_profile])?;
     while let Some(row) = rows.next()? {
         let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
         let name = TestName::new(row.get_ref(1)?.as_str()?);
-        standings.insert(binary, name, standing(row, 2)?);
+        let company: Option<i64> = row.get(11)?;
+        let company = match company.zip(row.get(12)?) {
+            Some((run, number)) => members(run, number)?,
+            None => None,
+        };
+        standings.insert(binary, name, standing(row, 2)?, company);
     }
     Ok(standings)
 }

@@ -12,6 +12,7 @@
 mod blame;
 mod company;
 mod hedge;
+mod lookout;
 mod mutation;
 mod needs;
 mod placement;
@@ -33,7 +34,7 @@ use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::pace::Pace;
 use crate::plan::{Rank, Urgency};
-pub use company::{Batch, Company, InBatch, Returned, Rotated};
+pub use company::{Acquainted, Batch, Company, InBatch, Returned};
 use hedge::Hedges;
 pub(crate) use mutation::Mutation;
 pub use needs::{Group, GroupIndex, Mismatch, Needs, Place, Traits};
@@ -90,8 +91,8 @@ pub enum Input {
     Batched {
         /// Who with whom.
         batches: Vec<Batch>,
-        /// Who runs alone this time.
-        rotated: Vec<Rotated>,
+        /// With whom those pass that may fail alone.
+        acquainted: Vec<Acquainted>,
     },
     /// What tests of which nothing was known will probably take, each on an ordinary slot.
     Timed(Vec<(TestIndex, Duration)>),
@@ -458,6 +459,8 @@ pub struct Scheduler {
     hedges: Hedges,
     attempts_made: u64,
     failures: u32,
+    /// Witnesses that were sought, but for those who saw their test pass.
+    witnesses: u32,
     done: usize,
     phase: Phase,
     #[cfg(test)]
@@ -506,6 +509,7 @@ impl Scheduler {
             hedges: Hedges::default(),
             attempts_made: 0,
             failures: 0,
+            witnesses: 0,
             done: 0,
             phase: Phase::default(),
             #[cfg(test)]
@@ -522,7 +526,7 @@ impl Scheduler {
         self.phase.stirred |= reach.stirs;
         match input {
             Input::Added(tasks) => self.add(tasks, effects),
-            Input::Batched { batches, rotated } => self.batch(batches, rotated),
+            Input::Batched { batches, acquainted } => self.batch(batches, acquainted),
             Input::Timed(times) => {
                 for (test, takes) in times {
                     self.time(test, takes);
@@ -675,7 +679,8 @@ impl Scheduler {
         let story = &mut self.stories[test.0 as usize];
         let tries = self.rules.retries.saturating_add(story.batched);
         let will_retry = !result.passed() && number <= tries && !cancelled;
-        if !result.passed() && !will_retry && !cancelled && story.company.is_some() {
+        let decides = !result.passed() && !will_retry && !cancelled;
+        if decides && self.wants_witness(test, result) {
             return self.seek_witness(FailedAlone { attempt, number, result }, test);
         }
         let only_in_company = false;

@@ -222,7 +222,9 @@ pub fn reproduce_batch<'a>(
     let names: Vec<_> = names.map(|name| format!("test(={})", filter::literal(name))).collect();
     let id = filter::literal(&binary.id.0);
     let filterset = format!("binary_id(={id}) & ({})", names.join(" | "));
-    command(build, binary, &format!("--isolation batch -j 1 -E {}", quote(&filterset)))
+    // History may keep one of them out of company.
+    let last = format!("--isolation batch -j 1 --no-history -E {}", quote(&filterset));
+    command(build, binary, &last)
 }
 
 fn command(build: &[OsString], binary: &TestBinary, last: &str) -> String {

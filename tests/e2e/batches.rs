@@ -28,6 +28,9 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("batches::what_passes_only_in_company_is_found", |scratch| {
             Trap::set(scratch).until_company_is_found(scratch);
         }),
+        case("batches::what_lacks_its_company_is_told_with_it", |scratch| {
+            Trap::set(scratch).its_helper_is_elsewhere(scratch);
+        }),
         case("batches::a_second_run_is_batched", a_second_run_is_batched),
         case("batches::on_a_worker", |scratch| {
             let workers = Worker::fleet(scratch, 1, 2);

@@ -30,29 +30,28 @@ const WRITERS: u32 = 12;
 const FILE_BYTES: usize = 600_000;
 const ASSET_BYTES: usize = 6_000_000;
 
-/// Bytes that can't be made smaller, the same wherever they are made.
-const NOISE: &str = r#"
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
+/// A function for this side, and its text for tests that need the same on theirs.
+macro_rules! on_both_sides {
+    (const $text:ident; $function:item) => {
+        const $text: &str = stringify!($function);
+        $function
     };
-    std::iter::repeat_with(next).take(bytes).collect()
 }
-"#;
 
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    std::iter::repeat_with(next).take(bytes).collect()
+on_both_sides! {
+    const NOISE;
+
+    /// Bytes that can't be made smaller, the same wherever they are made.
+    fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        };
+        std::iter::repeat_with(next).take(bytes).collect()
+    }
 }
 
 fn proxied(scratch: &Scratch, folder: &Path, proxy: &Proxy) -> Client {

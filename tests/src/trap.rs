@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::client::Client;
 use crate::fixture::Fixture;
@@ -13,6 +13,14 @@ use crate::transcript::{AttemptResult, Case, Isolation, Transcript, Verdict};
 const LUCK: &str = "t0080_fails_one_time_in_three";
 /// The test that a batch can turn green, until its turn to run alone comes.
 const COMPANY: &str = "t0075_passes_only_in_company";
+/// What it needs to have run before it.
+const HELPER: &str = "t0005_leaves_company";
+/// What is of no help to it.
+const STRANGER: &str = "t0025_expects_its_folder";
+/// Seeds of which some one has each of three tests run alone.
+const SEEDS_MAX: u64 = 64;
+/// More clean runs alone than after which other tests return to company.
+const CLEAN_RUNS: u32 = 21;
 
 /// A history in which every test of the fixture has passed alone, quickly.
 #[derive(Debug)]
@@ -57,19 +65,20 @@ impl Trap {
     }
 
     /// Runs the test that passes only in company in good company again and again, each run knowing
-    /// the ones before, until its turn to run alone comes. Answers after how many runs.
+    /// the ones before, until its turn to run alone comes. From then on it never has company
+    /// again, however often it passes alone. Answers after how many runs it was found.
     pub fn until_company_is_found(&self, scratch: &Scratch) -> usize {
         let history = scratch.join("company.sqlite");
         fs::copy(&self.history, &history).expect("a history of ours can be copied");
         let company = Case::new("batch-trap", COMPANY);
-        let run = || {
+        let run = |mood: &str| {
             let args = ["-E", "test(/^t00.5_/)", "--isolation", "auto", "--history"];
-            let client = Client::run(scratch, &self.fixture).env("BATCH_TRAP", "company");
+            let client = Client::run(scratch, &self.fixture).env("BATCH_TRAP", mood);
             client.args(args).args([&history]).finish()
         };
         // One of ten tests runs alone in each run, and none twice before all have.
         for number in 1..=10 {
-            let finished = run();
+            let finished = run("company");
             if finished.code() == 0 {
                 assert_eq!(finished.transcript(0).verdicts[&company], Verdict::Pass);
                 continue;
@@ -78,12 +87,88 @@ impl Trap {
             let told = transcript.attempts_of(&company);
             assert!(told.iter().all(|it| it.only_in_company), "{told:?}");
             assert!(told[0].reason.contains("passes only in company"), "{told:?}");
-            let again = run().transcript(100);
-            assert_eq!(again.attempts_of(&company)[0].isolation, Isolation::Process);
+            for clean in 1..=CLEAN_RUNS {
+                let calm = run("calm").transcript(0);
+                let told = calm.attempts_of(&company);
+                assert_eq!(told[0].isolation, Isolation::Process, "in clean run {clean}");
+                assert!(calm.summary.batched > 1, "{:?}", calm.summary);
+            }
+            let again = run("company").transcript(100);
+            let told = again.attempts_of(&company);
+            assert_eq!(told[0].isolation, Isolation::Process);
+            assert!(told[0].reason.ends_with("it passed only in company before"), "{told:?}");
             return number;
         }
         panic!("the test that passes only in company never had its turn");
     }
+
+    /// Three tests, of which one runs alone in each run: the test that passes only in company has
+    /// its helper beside it in a first run, and in the next fails in a batch without it, because
+    /// the helper runs alone.
+    pub fn its_helper_is_elsewhere(&self, scratch: &Scratch) {
+        let [company, helper, stranger] =
+            [COMPANY, HELPER, STRANGER].map(|name| Case::new("batch-trap", name));
+        let run = |history: &Path, tests: &str, seed: u64, human: bool| {
+            let client = match human {
+                true => Client::run_human(scratch, &self.fixture).args(["--color", "never"]),
+                false => Client::run(scratch, &self.fixture),
+            };
+            let args = ["-E", tests, "--nff", "--isolation", "auto", "--seed", &seed.to_string()];
+            let client = client.env("BATCH_TRAP", "company").args(args).args(["--history"]);
+            client.args([history]).finish()
+        };
+        let all = [COMPANY, HELPER, STRANGER].map(|name| format!("test(={name})")).join(" | ");
+        // Runs after `before` with one seed after the other, until this test runs alone at once.
+        let until_alone = |before: &Path, after: &Path, rotated: &Case| {
+            for seed in 0..SEEDS_MAX {
+                fs::copy(before, after).expect("a history of ours can be copied");
+                let finished = run(after, &all, seed, false);
+                let code = finished.code();
+                let transcript = finished.transcript(code);
+                if transcript.attempts_of(rotated)[0].isolation == Isolation::Process {
+                    return (seed, transcript);
+                }
+            }
+            panic!("no seed lets {rotated} run alone");
+        };
+        let together = scratch.join("together.sqlite");
+        let (_, first) = until_alone(&self.history, &together, &stranger);
+        assert_eq!(first.verdicts[&company], Verdict::Pass, "its helper was there");
+
+        let found = scratch.join("found.sqlite");
+        let (seed, second) = until_alone(&together, &found, &helper);
+        let told = second.attempts_of(&company);
+        let isolations: Vec<_> = told.iter().map(|it| it.isolation).collect();
+        assert_eq!(isolations, [Isolation::Batch, Isolation::Process]);
+        assert_eq!(second.verdicts[&company], Verdict::Fail);
+        assert!(told[1].only_in_company && told[1].reason.contains("passes only in company"));
+        fs::copy(&together, &found).expect("a history of ours can be copied");
+        let human = run(&found, &all, seed, true).stderr;
+        let filterset = in_company(&human);
+        assert!(!filterset.contains(STRANGER), "{human}");
+        let args = ["--isolation", "batch", "-j", "1", "--no-history", "-E", filterset];
+        let client = Client::run(scratch, &self.fixture).env("BATCH_TRAP", "company").args(args);
+        let again = client.finish().transcript(0);
+        assert_eq!(again.verdicts[&helper], Verdict::Pass);
+        assert_eq!(again.attempts_of(&company)[0].isolation, Isolation::Batch);
+
+        // Where its helper doesn't run at all nobody can see it, but it is known.
+        let alone = format!("test(={COMPANY})");
+        fs::copy(&together, &found).expect("a history of ours can be copied");
+        let human = run(&found, &alone, 0, true).stderr;
+        assert!(human.contains("its last pass was in company"), "{human}");
+        assert!(in_company(&human).contains(HELPER), "{human}");
+    }
+}
+
+/// The filterset of the command that a run names for a test's company.
+fn in_company(human: &str) -> &str {
+    let command = human.lines().find_map(|line| line.trim().strip_prefix("in company: "));
+    let filterset = command.and_then(|command| {
+        let (_, last) = command.split_once(" --isolation batch -j 1 --no-history -E '")?;
+        last.strip_suffix('\'')
+    });
+    filterset.unwrap_or_else(|| panic!("no such command in {human}"))
 }
 
 impl Sprung {

@@ -1,15 +1,15 @@
 //! Which tests share a process, and with whom: the same history and seed give the same answer.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::protocol::BinaryKey;
 
-use super::{BATCH_NAME_BYTES_MAX, BATCH_TESTS_MAX, Standing};
+use super::{BATCH_NAME_BYTES_MAX, BATCH_TESTS_MAX, Members, Recalled, Standing};
 use crate::model::{Sharing, TestCase, TestIndex};
-use crate::scheduler::{Batch, Rotated};
+use crate::scheduler::{Acquainted, Batch};
 
 /// A test shares a process if it takes less than this many times what starting one costs.
 const QUICK_FACTOR: u32 = 10;
@@ -56,6 +56,8 @@ pub struct Candidate {
     pub expected: Option<Duration>,
     /// What is known of it.
     pub standing: Standing,
+    /// What there is to recall if it fails by itself.
+    pub recalled: Option<Recalled>,
 }
 
 /// Who may share a process.
@@ -75,12 +77,13 @@ pub enum Mode {
 pub struct Selected {
     /// Tests that share a process.
     pub batches: Vec<Batch>,
-    /// Tests that would, and run alone this time.
-    pub rotated: Vec<Rotated>,
+    /// Who is known to pass in company, or would have it and runs alone this time.
+    pub acquainted: Vec<Acquainted>,
 }
 
 /// Chooses, for a run with about so many slots. The order of the candidates doesn't matter.
 pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Selected {
+    let acquaintances = Acquaintances::of(candidates);
     let mut by_binary: BTreeMap<BinaryKey, Vec<&Candidate>> = BTreeMap::new();
     for candidate in candidates.iter().filter(|candidate| may_share(mode, seed, candidate)) {
         by_binary.entry(candidate.binary).or_default().push(candidate);
@@ -96,9 +99,10 @@ pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Se
             let company: Arc<[TestIndex]> = group.iter().map(|it| it.test).collect();
             let (alone, together): (Vec<&Candidate>, Vec<_>) =
                 group.into_iter().partition(|it| rotation.contains(&it.test));
-            let rotated =
-                alone.iter().map(|it| Rotated { test: it.test, company: Arc::clone(&company) });
-            selected.rotated.extend(rotated);
+            // Those with whom it passed show more than those whom it would have met.
+            let strangers = alone.iter().filter(|it| !acquaintances.0.contains_key(&it.test));
+            let rotated = strangers.map(|it| (it.test, Arc::clone(&company)));
+            selected.acquainted.extend(rotated.map(|(test, company)| Acquainted { test, company }));
             // One by itself gains nothing, unless by being captured.
             let batches = alone.into_iter().map(|it| vec![it]).chain([together]);
             let batches =
@@ -110,14 +114,55 @@ pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Se
             }));
         }
     }
+    let known = acquaintances.0.into_iter();
+    selected.acquainted.extend(known.map(|(test, company)| Acquainted { test, company }));
+    selected.acquainted.sort_unstable_by_key(|it| it.test);
     selected
 }
 
+/// The tests that passed in company last, each with those of its batch that run now, too. Whom a
+/// run leaves out nobody runs, not even to see whether another passes with it.
+struct Acquaintances(BTreeMap<TestIndex, Arc<[TestIndex]>>);
+
+impl Acquaintances {
+    fn of(candidates: &[Candidate]) -> Self {
+        let passed = |it: &&Candidate| can_share(it) && it.standing.passes_in_company() > 0;
+        let members = |it: &Candidate| it.recalled.as_ref()?.members.clone();
+        let known: Vec<(&Candidate, Members)> =
+            candidates.iter().filter(passed).filter_map(|it| Some((it, members(it)?))).collect();
+        if known.is_empty() {
+            return Self(BTreeMap::new());
+        }
+        let present: HashMap<(BinaryKey, &str), &Candidate> = candidates
+            .iter()
+            .filter(|it| can_share(it))
+            .map(|it| ((it.binary, &*it.case.name.0), it))
+            .collect();
+        let mut companies: BTreeMap<(BinaryKey, usize), Arc<[TestIndex]>> = BTreeMap::new();
+        let known = known.iter().map(|(it, members)| {
+            let company = companies.entry((it.binary, members.address())).or_insert_with(|| {
+                let there = members.names().filter_map(|name| present.get(&(it.binary, name)));
+                let mut there: Vec<_> = there.collect();
+                there.sort_unstable_by_key(|it| it.place);
+                there.into_iter().map(|it| it.test).collect()
+            });
+            (it.test, Arc::clone(company))
+        });
+        Self(known.filter(|(test, company)| company.len() > 1 && company.contains(test)).collect())
+    }
+}
+
+/// Whether it could run in company at all.
+fn can_share(candidate: &Candidate) -> bool {
+    let short = candidate.case.name.0.len() < BATCH_NAME_BYTES_MAX;
+    short && candidate.sharing.is_some() && !candidate.ignored
+}
+
 fn may_share(mode: Mode, seed: u64, candidate: &Candidate) -> bool {
-    let Some(sharing) = candidate.sharing.filter(|_| !candidate.ignored) else { return false };
-    let fits = candidate.case.name.0.len() < BATCH_NAME_BYTES_MAX;
-    fits && match mode {
-        Mode::All { .. } => true,
+    let Some(sharing) = candidate.sharing.filter(|_| can_share(candidate)) else { return false };
+    match mode {
+        // Whatever is asked for: this would turn a red test green.
+        Mode::All { .. } => !candidate.standing.only_in_company,
         Mode::Auto => {
             candidate.standing.may_have_company() && gains(candidate, seed, start_cost(sharing))
         }
@@ -237,7 +282,8 @@ fn mix(seed: u64, case: &TestCase) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BinaryId, TestName};
+    use crate::batch::Ran;
+    use crate::model::{AttemptResult, BinaryId, TestName, Verdict};
 
     const MS: Duration = Duration::from_millis(1);
     const PASSED: Standing = Standing {
@@ -269,6 +315,7 @@ mod tests {
             ignored: false,
             expected: Some(MS / 10),
             standing: PASSED,
+            recalled: None,
         }
     }
 
@@ -282,8 +329,9 @@ mod tests {
         all
     }
 
+    /// Nobody is remembered to have passed in company, unless a test says so.
     fn rotated(selected: &Selected) -> Vec<TestIndex> {
-        selected.rotated.iter().map(|it| it.test).collect()
+        selected.acquainted.iter().map(|it| it.test).collect()
     }
 
     #[test]
@@ -305,12 +353,12 @@ mod tests {
             assert!(batch.tests.is_sorted());
             assert!(batch.tests.iter().all(|test| (test.0 >= 500) == (batch.binary.0 == 1)));
         }
-        assert_eq!(tests(&selected).len() + selected.rotated.len(), 800);
+        assert_eq!(tests(&selected).len() + selected.acquainted.len(), 800);
         for binary in [BinaryKey(0), BinaryKey(1)] {
             let of_it = selected.batches.iter().filter(|batch| batch.binary == binary);
             let sizes: Vec<_> = of_it.map(|batch| batch.tests.len()).collect();
             let spread = sizes.iter().max().unwrap() - sizes.iter().min().unwrap();
-            assert!(sizes.len() == 2 && spread <= selected.rotated.len(), "evenly: {sizes:?}");
+            assert!(sizes.len() == 2 && spread <= selected.acquainted.len(), "evenly: {sizes:?}");
         }
         let long = many(100).into_iter().map(|it| Candidate { expected: Some(MS * 12), ..it });
         let long: Vec<_> = long.collect();
@@ -342,9 +390,75 @@ mod tests {
     #[test]
     fn a_rotated_test_knows_its_company() {
         let selected = select(Mode::Auto, 3, &many(60));
-        let Rotated { test, company } = &selected.rotated[0];
+        let Acquainted { test, company } = &selected.acquainted[0];
         assert!(company.contains(test) && company.is_sorted() && company.len() == 60);
         assert!(!tests(&selected).contains(test));
+    }
+
+    #[test]
+    fn who_passed_in_company_is_known_with_those_of_it_that_run_now() {
+        let recall = |it: &mut Candidate, lines: &str| {
+            it.standing.in_company = 3;
+            it.standing.streak = 4;
+            let members = Some(Members::from_lines(lines));
+            it.recalled = Some(Recalled { passes: 3, found: false, members });
+        };
+        let company = |candidates: &[Candidate], test: u32| {
+            let acquainted = select(Mode::Auto, 1, candidates).acquainted;
+            let own = acquainted.into_iter().filter(|it| it.test == TestIndex(test));
+            let own: Vec<_> = own.map(|it| it.company.iter().map(|it| it.0).collect()).collect();
+            assert!(own.len() < 2, "{own:?}");
+            own.into_iter().next().unwrap_or_else(Vec::new)
+        };
+        let mut candidates = many(6);
+        candidates[5].standing.in_company = 9;
+        recall(&mut candidates[2], "t4\nt2\nt0\nt3");
+        assert_eq!(company(&candidates, 2), [0, 2, 3, 4], "in the binary's order");
+        candidates[3].ignored = true;
+        candidates[4].sharing = None;
+        assert_eq!(company(&candidates, 2), [0, 2]);
+        candidates[0].binary = BinaryKey(1);
+        assert_eq!(company(&candidates, 2), [0; 0], "nobody else is there");
+        assert_eq!(company(&candidates, 5), [1, 2, 5], "whom it would have met");
+        recall(&mut candidates[5], "t1\nt5");
+        candidates[5].standing.in_company = 9;
+        assert_eq!(company(&candidates, 5), [1, 5], "who was there when it passed");
+        candidates[5].standing.streak = 0;
+        assert_eq!(company(&candidates, 5), [0; 0], "it failed since");
+    }
+
+    #[test]
+    fn what_passes_only_in_company_is_never_batched_again() {
+        const RUNS: u64 = 100;
+        let pass = |alone: bool| Ran {
+            verdict: Verdict::Pass,
+            last: AttemptResult::Pass,
+            orderly: true,
+            duration: MS,
+            batched: !alone,
+            in_company: !alone,
+            batch_mean: MS,
+            printed: 0,
+            had_trouble_in_company: false,
+            only_in_company: false,
+        };
+        let mut candidates = many(4);
+        let (verdict, last) = (Verdict::Fail, AttemptResult::Fail);
+        let found = Ran { verdict, last, only_in_company: true, ..pass(true) };
+        candidates[2].standing = candidates[2].standing.after(&found);
+        for mode in [Mode::Auto, Mode::All { whole: false }, Mode::All { whole: true }] {
+            for seed in 0..RUNS {
+                let selected = select(mode, seed, &candidates);
+                let batched = tests(&selected);
+                assert!(batched.len() > 1, "others are");
+                assert!(!batched.contains(&TestIndex(2)), "after {seed} clean runs, {mode:?}");
+                assert!(!rotated(&selected).contains(&TestIndex(2)));
+                for candidate in &mut candidates {
+                    let ran = pass(!batched.contains(&candidate.test));
+                    candidate.standing = candidate.standing.after(&ran);
+                }
+            }
+        }
     }
 
     #[test]
@@ -364,7 +478,7 @@ mod tests {
         check(&|it| it.ignored = true, false, false);
         check(&|it| it.standing = Standing::default(), false, true);
         check(&|it| it.standing.kept_out = Some(3), false, true);
-        check(&|it| it.standing.only_in_company = true, false, true);
+        check(&|it| it.standing.only_in_company = true, false, false);
         check(&|it| it.expected = Some(MS * 20), true, true);
         check(&|it| it.expected = Some(MS * 21), false, true);
         check(&|it| it.expected = None, false, true);
@@ -429,7 +543,7 @@ mod tests {
     #[test]
     fn a_chosen_set_is_one_batch_without_rotation() {
         let selected = select(Mode::All { whole: true }, 5, &many(100));
-        assert_eq!((selected.batches.len(), selected.rotated.len()), (1, 0));
+        assert_eq!((selected.batches.len(), selected.acquainted.len()), (1, 0));
         assert!(selected.batches[0].tests.is_sorted());
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::{Members, Recalled};
 use crate::model::{AttemptResult, BinaryId, TestName, Verdict};
 
 /// Runs alone without any trouble after which a test that had trouble in company returns to it.
@@ -68,7 +69,7 @@ pub struct Ran {
 /// Where all known test cases stand.
 #[derive(Clone, Debug, Default)]
 pub struct Standings {
-    binaries: BTreeMap<BinaryId, BTreeMap<TestName, Standing>>,
+    binaries: BTreeMap<BinaryId, BTreeMap<TestName, (Standing, Option<Members>)>>,
     /// Runs that history has seen.
     pub runs: u64,
 }
@@ -79,15 +80,25 @@ impl Standings {
         Self { runs, ..Self::default() }
     }
 
-    /// Takes in where a test case stands.
-    pub fn insert(&mut self, binary: BinaryId, name: TestName, standing: Standing) {
-        self.binaries.entry(binary).or_default().insert(name, standing);
+    /// Takes in where a test case stands, and with whom it passed in company last.
+    pub fn insert(
+        &mut self,
+        binary: BinaryId,
+        name: TestName,
+        standing: Standing,
+        company: Option<Members>,
+    ) {
+        self.binaries.entry(binary).or_default().insert(name, (standing, company));
     }
 
-    /// Where a test case stands; one that is unknown stands at the beginning.
-    pub fn get(&self, binary: &BinaryId, name: &TestName) -> Standing {
+    /// Where a test case stands; one that is unknown stands at the beginning. And what to recall if
+    /// it fails by itself.
+    pub fn get(&self, binary: &BinaryId, name: &TestName) -> (Standing, Option<Recalled>) {
         let known = self.binaries.get(binary).and_then(|cases| cases.get(name));
-        known.copied().unwrap_or_default()
+        let Some((standing, company)) = known else { return Default::default() };
+        let (passes, found) = (standing.passes_in_company(), standing.only_in_company);
+        let recalled = Recalled { passes, found, members: company.clone() };
+        (*standing, (passes > 0 || found).then_some(recalled))
     }
 }
 
@@ -130,6 +141,11 @@ impl Standing {
             only_in_company: self.only_in_company || ran.only_in_company,
             in_company: if ran.in_company { self.in_company.saturating_add(1) } else { 0 },
         }
+    }
+
+    /// Passes in a row, up to the last run, that were in company.
+    pub fn passes_in_company(&self) -> u32 {
+        self.in_company.min(self.streak)
     }
 
     /// Whether it may run in company: its last runs passed, and nothing keeps it out.

@@ -12,7 +12,7 @@ use super::slow::Slow;
 use super::{Dispatch, Ending, InFlight, Planned, judge};
 use crate::batch::{self, Acceptance, Closing, End};
 use crate::event::{AttemptEnded, BatchEnded, CapturedOutput, RunEvent};
-use crate::model::{TestIndex, WorkerId};
+use crate::model::{AttemptResult, TestIndex, WorkerId};
 use crate::scheduler::{Company, Grant, InBatch, Input, Returned};
 use crate::testenv;
 
@@ -159,6 +159,7 @@ impl Dispatch {
         if batch.witness {
             let position = tests.iter().position(|test| *test == flight.test);
             let own = position.and_then(|at| returned.get(at).copied());
+            self.heard_witness(flight.test, &tests, own.map(|own| own.outcome));
             inputs.push(Input::BatchEnded {
                 worker: flight.worker,
                 attempt,
@@ -192,15 +193,45 @@ impl Dispatch {
         });
     }
 
-    /// A test failed alone and passes in the batch into which it belongs.
+    fn heard_witness(&mut self, test: TestIndex, tests: &Arc<[TestIndex]>, own: Option<InBatch>) {
+        if own == Some(InBatch::Passed) {
+            self.witnessed.insert(test, Arc::clone(tests));
+        } else if own == Some(InBatch::Failed) {
+            // In the very company in which it passed it doesn't any more: it has changed.
+            let recalled = self.recalled.get(&test).and_then(|it| it.members.as_ref());
+            if recalled.is_some_and(|members| members.names().count() == tests.len()) {
+                self.recalled.remove(&test);
+            }
+        }
+    }
+
+    /// A test failed alone and passes in company.
     pub(super) fn only_in_company(&self, ended: &mut AttemptEnded) {
         ended.only_in_company = true;
         ended.reason = match ended.reason.is_empty() {
             true => "passes only in company".to_owned(),
             false => format!("passes only in company; alone: {}", ended.reason),
         };
-        let company = self.rotated.get(&ended.test);
+        let company = self.witnessed.get(&ended.test);
         ended.reproduce_batch = company.map(|tests| self.reproduce_batch(tests));
+    }
+
+    /// A test failed alone and may pass in company, which nobody could see in this run.
+    pub(super) fn recall(&self, ended: &mut AttemptEnded) {
+        let counts = !ended.result.passed() && ended.result != AttemptResult::Lost;
+        if !counts || ended.will_retry || ended.batch.is_some() {
+            return;
+        }
+        let Some(recalled) = self.recalled.get(&ended.test) else { return };
+        let words = recalled.words();
+        ended.reason = match ended.reason.is_empty() {
+            true => words,
+            false => format!("{}; {words}", ended.reason),
+        };
+        let binary = &self.planned(ended.test).runnable.binary;
+        ended.reproduce_batch = recalled.members.as_ref().map(|members| {
+            testenv::reproduce_batch(&self.settings.build_args, binary, members.names())
+        });
     }
 
     /// The command that runs exactly these tests in one process again.

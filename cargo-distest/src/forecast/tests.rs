@@ -23,7 +23,7 @@ fn question(millis: &[u64], speeds: &[f64], speed_known: bool) -> Question {
         rules: Rules::default(),
         groups: Vec::new(),
         batches: Vec::new(),
-        rotated: Vec::new(),
+        acquainted: Vec::new(),
         tests: tests.collect(),
         machines: speeds.iter().map(machine).collect(),
         overhead: Duration::ZERO,
@@ -111,7 +111,7 @@ fn tests_that_share_a_process_start_one() {
     let first: Arc<[TestIndex]> = (0..50).map(TestIndex).collect();
     let (binary, expected) = (BinaryKey(0), Duration::from_millis(50));
     question.batches = vec![Batch { binary, tests: first, expected }];
-    question.rotated = vec![Rotated { test: TestIndex(50), company: [TestIndex(50)].into() }];
+    question.acquainted = vec![Acquainted { test: TestIndex(50), company: [TestIndex(50)].into() }];
     let together = makespan(&question);
     assert_eq!(apart - together, 49 * 10, "{apart} {together}");
 }

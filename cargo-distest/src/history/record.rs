@@ -64,6 +64,8 @@ pub struct TestRecord {
     pub ordinary: Duration,
     /// What the run was to it, with respect to company.
     pub ran: Ran,
+    /// The number of the batch with others in which it passed.
+    pub company: Option<u32>,
 }
 
 impl RunRecord {
@@ -121,6 +123,7 @@ impl TestRecord {
         let told = || test.attempts.iter().filter(|attempt| attempt.result != AttemptResult::Lost);
         let (verdict, last) = (test.verdict.filter(says)?, told().next_back()?);
         let batch = last.batch.and_then(|number| batches.get(&number).copied());
+        let company = batch.filter(|batch| batch.tests.len() > 1);
         Some(Self {
             case: test.case.clone(),
             triple: test.triple.clone(),
@@ -134,12 +137,13 @@ impl TestRecord {
                 orderly: last.orderly,
                 duration: last.duration,
                 batched: last.batch.is_some(),
-                in_company: batch.is_some_and(|batch| batch.tests.len() > 1),
+                in_company: company.is_some(),
                 batch_mean: batch.map_or(Duration::ZERO, |it| it.duration / it.tests.len() as u32),
                 printed: last.printed,
                 had_trouble_in_company: test.trouble_in_company,
                 only_in_company: test.only_in_company,
             },
+            company: company.filter(|_| last.result.passed()).map(|batch| batch.number),
         })
     }
 
@@ -267,7 +271,9 @@ impl<'a> Statements<'a> {
                 "UPDATE tests SET
                      mean_us = ?2, spread_us = ?3, runs = ?4, last = ?5, last_us = ?6, seen_s = ?7,
                      streak = ?8, failed_before = ?9, kept_out = ?10, only_in_company = ?11,
-                     in_company = ?12, alone_us = ?13, batched_us = ?14, gains = ?15, printed = ?16
+                     in_company = ?12, alone_us = ?13, batched_us = ?14, gains = ?15, printed = ?16,
+                     company_run = coalesce(?17, company_run),
+                     company_batch = coalesce(?18, company_batch)
                  WHERE id = ?1",
             )?,
             outcome: change.prepare_cached(
@@ -330,7 +336,9 @@ impl<'a> Statements<'a> {
             stands.alone.map(micros),
             stands.batched.map(micros),
             stands.gains,
-            i64::try_from(stands.printed).unwrap_or(i64::MAX)
+            i64::try_from(stands.printed).unwrap_or(i64::MAX),
+            test.company.map(|_| id),
+            test.company
         ])?;
         let verdict = test.verdict.as_str();
         let outcome = params![id, row, verdict, test.attempts, micros(test.duration)];

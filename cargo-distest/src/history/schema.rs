@@ -13,7 +13,7 @@ use crate::settings::Warning;
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 4;
+const VERSION: i32 = 5;
 /// What brings version 1 to 2, and so on.
 const MIGRATIONS: &[&str] = &[
     "
@@ -50,6 +50,11 @@ const MIGRATIONS: &[&str] = &[
         rate REAL,
         seen_s INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- The batch in which a test passed in company last. Its run may be forgotten.
+    ALTER TABLE tests ADD COLUMN company_run INTEGER;
+    ALTER TABLE tests ADD COLUMN company_batch INTEGER;
 ",
 ];
 

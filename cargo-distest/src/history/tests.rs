@@ -41,7 +41,16 @@ fn run(name: &str, case: &TestCase, verdict: Verdict, millis: u64) -> RunRecord 
         only_in_company: false,
     };
     let (case, triple) = (case.clone(), triple());
-    let test = TestRecord { case, triple, verdict, attempts: 1, duration, ordinary: duration, ran };
+    let test = TestRecord {
+        case,
+        triple,
+        verdict,
+        attempts: 1,
+        duration,
+        ordinary: duration,
+        ran,
+        company: None,
+    };
     RunRecord {
         name: name.to_owned(),
         started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_342_500),
@@ -285,4 +294,43 @@ fn workers_are_remembered_by_a_standard_that_stays() {
     now = Pace::remembered(0.5, None, None);
     let record = RunRecord::of(&script.summary, "dev", &met(Some(now), now)).unwrap();
     assert_eq!(record.tests[0].ordinary, record.tests[0].duration / 2);
+}
+
+#[test]
+fn the_batch_in_which_a_test_passed_last_is_known_while_its_run_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut history = open(&folder.path().join("h"));
+    let it = case("one", "it");
+    let recalled = |history: &mut History| {
+        let (standings, warning) = history.standings(&triple(), "dev");
+        assert_eq!(warning, None);
+        let (_, recalled) = standings.get(&it.binary, &it.name);
+        recalled
+            .map(|it| (it.passes, it.members.map(|all| all.names().collect::<Vec<_>>().join(" "))))
+    };
+    let batched = |name: &str, passed: bool, number: u32, members: [&str; 2]| {
+        let mut record = run(name, &it, Verdict::Pass, 1);
+        let test = &mut record.tests[0];
+        test.ran = Ran { batched: passed, in_company: passed, ..test.ran };
+        test.company = passed.then_some(number);
+        let binary = it.binary.clone();
+        let others = BatchRecord { number: 9, binary, names: vec![TestName::new("other")] };
+        let names = members.map(TestName::new).into();
+        record.batches = vec![BatchRecord { number, names, ..others.clone() }, others];
+        record
+    };
+    history.record(&run("1", &it, Verdict::Pass, 1));
+    assert_eq!(recalled(&mut history), None, "it was alone");
+    history.record(&batched("2", true, 4, ["helper", "it"]));
+    assert_eq!(recalled(&mut history), Some((1, Some("helper it".to_owned()))));
+    // It was in a batch, and not passed there: nobody got to it, say.
+    history.record(&batched("3", false, 2, ["it", "x"]));
+    assert_eq!(recalled(&mut history), None, "its last pass was alone");
+    history.record(&batched("4", true, 2, ["it", "y"]));
+    history.record(&batched("5", true, 4, ["helper", "it"]));
+    assert_eq!(recalled(&mut history), Some((2, Some("helper it".to_owned()))));
+    for number in 0..RUNS_KEPT {
+        history.record(&run(&format!("x{number}"), &case("one", "x"), Verdict::Pass, 1));
+    }
+    assert_eq!(recalled(&mut history), Some((2, None)), "that run is forgotten");
 }

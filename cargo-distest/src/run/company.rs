@@ -1,5 +1,7 @@
 //! Which tests share a process, from the settings, the history and what binaries can do.
 
+use std::collections::BTreeMap;
+
 use distest_worker::protocol::Network;
 use tokio::sync::mpsc;
 
@@ -47,26 +49,32 @@ impl Choice {
 
     /// Takes note of test cases that get the numbers from `first` on.
     pub(super) fn note(&self, first: u32, planned: &[Planned], candidates: &mut Candidates) {
-        candidates.0.extend((first..).zip(planned).map(|(number, it)| Candidate {
-            test: TestIndex(number),
-            case: it.case.clone(),
-            binary: it.runnable.key,
-            place: it.place,
-            // A process is in one network.
-            sharing: it.runnable.sharing.filter(|_| it.network() == Network::Host),
-            ignored: it.ignored,
-            expected: it.expected,
-            standing: self.standings.get(&it.case.binary, &it.case.name),
+        candidates.0.extend((first..).zip(planned).map(|(number, it)| {
+            let (standing, recalled) = self.standings.get(&it.case.binary, &it.case.name);
+            Candidate {
+                test: TestIndex(number),
+                case: it.case.clone(),
+                binary: it.runnable.key,
+                place: it.place,
+                // A process is in one network.
+                sharing: it.runnable.sharing.filter(|_| it.network() == Network::Host),
+                ignored: it.ignored,
+                expected: it.expected,
+                standing,
+                recalled,
+            }
         }));
     }
 
     /// Tells who shares a process with whom, now that all are known.
     pub(super) async fn tell(&self, candidates: Candidates, orders: &mpsc::Sender<Order>) {
-        let Selected { batches, rotated } =
+        let Selected { batches, acquainted } =
             batch::select(self.mode, self.seed, self.slots, &candidates.0);
-        if !batches.is_empty() || !rotated.is_empty() {
+        let recalled = candidates.0.into_iter().filter_map(|it| Some((it.test, it.recalled?)));
+        let recalled: BTreeMap<_, _> = recalled.collect();
+        if !batches.is_empty() || !acquainted.is_empty() || !recalled.is_empty() {
             // Nobody takes orders once the run is cancelled.
-            let _ = orders.send(Order::Batches { batches, rotated }).await;
+            let _ = orders.send(Order::Batches { batches, acquainted, recalled }).await;
         }
     }
 }

@@ -55,7 +55,7 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
         while let Some(order) = orders_in.recv().await {
             match order {
                 Order::Tests(planned) => tests.extend(planned),
-                Order::Batches { batches, rotated } => together = (batches, rotated),
+                Order::Batches { batches, acquainted, .. } => together = (batches, acquainted),
                 Order::AllPlanned(_) | Order::Tree(_) | Order::Cancel(..) => {}
             }
         }
@@ -86,10 +86,20 @@ pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     }
     let slots = args.slots.unwrap_or_else(cores).max(1);
     let unknown = tests.iter().filter(|test| test.rank.urgency == Urgency::New).count();
-    let (batches, rotated) = together;
+    let (batches, acquainted) = together;
     let (sizes, tests) = (sizes(&tests), work(&tests));
-    let basis =
-        Basis { tests, unknown, groups, batches, rotated, sizes, rate, threads, slots, doctests };
+    let basis = Basis {
+        tests,
+        unknown,
+        groups,
+        batches,
+        acquainted,
+        sizes,
+        rate,
+        threads,
+        slots,
+        doctests,
+    };
     print(args, &basis, &ui);
     ui.flush();
     ui.stdout_written().map(|()| ExitCode::Passed)

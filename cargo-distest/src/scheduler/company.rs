@@ -31,12 +31,13 @@ pub struct Batch {
     pub expected: Duration,
 }
 
-/// A test that runs alone this time, though it belongs into a batch.
+/// A test of which it is known with whom it passes, or should: if it fails alone, that shows
+/// whether it passes only in company.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rotated {
+pub struct Acquainted {
     /// Which.
     pub test: TestIndex,
-    /// The batch that it belongs into, itself included, in order.
+    /// The batch in which it passed last, or into which it belongs, itself included, in order.
     pub company: Arc<[TestIndex]>,
 }
 

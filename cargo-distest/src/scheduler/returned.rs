@@ -6,19 +6,23 @@ use std::time::Duration;
 
 use distest_worker::protocol::AttemptId;
 
-use super::company::{Batch, Company, InBatch, Returned, Rotated};
+use super::company::{Acquainted, Batch, Company, InBatch, Returned};
 use super::state::{FailedAlone, Live, Story};
 use super::{Effect, Scheduler};
 use crate::model::{AttemptResult, TestIndex, Verdict, WorkerId};
 use crate::plan::{Rank, Urgency};
 
+/// Witnesses in a run who may see in vain whether a test that fails alone passes in company. Where
+/// so many fail in either way the code is at fault, and each witness is another batch.
+pub(super) const WITNESSES_MAX: u32 = 32;
+
 impl Scheduler {
     /// Puts tests that wait by themselves together.
-    pub(super) fn batch(&mut self, batches: Vec<Batch>, rotated: Vec<Rotated>) {
+    pub(super) fn batch(&mut self, batches: Vec<Batch>, acquainted: Vec<Acquainted>) {
         if self.phase.cancelled.is_some() {
             return;
         }
-        for Rotated { test, company } in rotated {
+        for Acquainted { test, company } in acquainted {
             if self.stories[test.0 as usize].is_special() {
                 continue;
             }
@@ -158,14 +162,29 @@ impl Scheduler {
         }
     }
 
-    /// A test that belongs into a batch has failed alone: whether it passes in company is to be
-    /// told with its failure.
+    /// Whether it is to be seen if a test that failed alone passes in company. Of one that took too
+    /// long it isn't: it might take that long again.
+    pub(super) fn wants_witness(&self, test: TestIndex, result: AttemptResult) -> bool {
+        let known = self.stories[test.0 as usize].company.is_some();
+        known && result != AttemptResult::Timeout && self.witnesses < WITNESSES_MAX
+    }
+
+    /// A test has failed alone: whether it passes in company is to be told with its failure.
     pub(super) fn seek_witness(&mut self, failed: FailedAlone, test: TestIndex) {
         let story = &mut self.stories[test.0 as usize];
         story.failed_alone = Some(failed);
-        if let Some(company) = story.company.take() {
-            self.queue_in_company(test, Company::Witness(company));
-        }
+        let Some(company) = story.company.take() else { return };
+        self.witnesses += 1;
+        // Whoever needs what a batch doesn't have, or may take a worker down, is left out.
+        let tame = |it: &TestIndex| {
+            let story = &self.stories[it.0 as usize];
+            *it == test || (story.needs.is_none() && !story.suspect)
+        };
+        let company = match company.iter().all(tame) {
+            true => company,
+            false => company.iter().copied().filter(tame).collect(),
+        };
+        self.queue_in_company(test, Company::Witness(company));
     }
 
     /// Tells of a test that has failed alone.
@@ -180,6 +199,7 @@ impl Scheduler {
             return;
         };
         let verdict = story.verdict_after(result);
+        self.witnesses -= u32::from(only_in_company);
         let will_retry = false;
         let ended =
             Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company };

@@ -1,13 +1,13 @@
 //! What the scheduler knows of tests and workers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
 use super::company::Company;
+use super::lookout::Lookout;
 use super::needs::{GroupIndex, Needs, Traits};
 use super::placement::{Loads, Whom};
 use super::queue::Taste;
@@ -56,7 +56,7 @@ pub(super) struct Story {
     pub(super) only_elsewhere: bool,
     /// Where it failed.
     pub(super) failed_on: Vec<WorkerId>,
-    /// The batch that it would be in if it didn't run alone this time.
+    /// With whom it passes, as far as anybody knows: see [`super::Acquainted`].
     pub(super) company: Option<Arc<[TestIndex]>>,
     /// How it failed alone, while a witness is sought of its passing in company.
     pub(super) failed_alone: Option<FailedAlone>,
@@ -364,17 +364,7 @@ pub(super) enum Depth {
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
-    /// Workers that may have room for an attempt, by what they hold: the emptiest first.
-    roomy: BTreeSet<(u32, WorkerId)>,
-    /// Where waking goes on.
-    woken: Option<WorkerId>,
-    /// Those of them that found nothing to take: nothing that they are ready for waits, or they leave
-    /// it to faster ones.
-    patient: BTreeSet<WorkerId>,
-    /// The others.
-    eager: BTreeSet<(u32, WorkerId)>,
-    /// Workers by their speed: the bits of positive numbers are in the order of the numbers.
-    by_speed: BTreeSet<(u64, WorkerId)>,
+    lookout: Lookout,
     /// Who is kept for which test.
     reserved: BTreeMap<TestIndex, WorkerId>,
     outstanding: u32,
@@ -425,9 +415,7 @@ impl Workers {
         };
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
-        self.roomy.insert((0, id));
-        self.eager.insert((0, id));
-        self.by_speed.insert((pace.speed().to_bits(), id));
+        self.lookout.join(id, &pace);
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> + Clone {
@@ -464,26 +452,21 @@ impl Workers {
         match whom {
             Whom::Nobody => Vec::new(),
             Whom::One(id) => vec![id],
-            Whom::All => self.eager.iter().map(|(_, id)| *id).collect(),
+            Whom::All => self.lookout.eager().collect(),
         }
     }
 
     /// A worker finds nothing to take, until it is woken or something changes there.
     pub(super) fn be_patient(&mut self, id: WorkerId) {
         let Some(worker) = self.by_id.get(&id) else { return };
-        if self.eager.remove(&(worker.held(), id)) {
-            self.patient.insert(id);
-        }
+        self.lookout.be_patient(id, worker.held());
     }
 
     /// So many workers that found nothing to take are to be looked at again, in turn: what they find
     /// depends on what others do, and nobody tells them.
     pub(super) fn wake(&mut self, most: usize) {
-        for _ in 0..most.min(self.patient.len()) {
-            let after = self.woken.map_or(Bound::Unbounded, Bound::Excluded);
-            let next = self.patient.range((after, Bound::Unbounded)).next();
-            let Some(id) = next.or_else(|| self.patient.first()).copied() else { return };
-            self.woken = Some(id);
+        for _ in 0..most.min(self.lookout.patient()) {
+            let Some(id) = self.lookout.next_patient() else { return };
             self.changing(id, |_| ());
         }
     }
@@ -653,9 +636,8 @@ impl Workers {
                 && !worker.live.is_empty()
                 && worker.reserved.is_none()
         };
-        let fastest_first = self.by_speed.iter().rev().map(|(_, id)| *id);
         let will_do = |worker: &Worker| reliable(worker) && worker.suits(binary, None);
-        fastest_first.into_iter().find(|id| self.by_id.get(id).is_some_and(will_do))
+        self.lookout.fastest_first().find(|id| self.by_id.get(id).is_some_and(will_do))
     }
 
     /// Whether a test ends sooner on one worker, when all that waits and runs is done everywhere,
@@ -715,8 +697,7 @@ impl Workers {
         worker.pace.learn(expected, took);
         let now = worker.pace.speed();
         self.power += f64::from(worker.slots) * (now - before);
-        self.by_speed.remove(&(before.to_bits(), id));
-        self.by_speed.insert((now.to_bits(), id));
+        self.lookout.speed(id, before, now);
     }
 
     /// Learns what a test cost there.
@@ -736,10 +717,7 @@ impl Workers {
         self.power -= f64::from(worker.slots) * worker.pace.speed();
         self.work -= worker.live.values().map(|live| live.expected).sum::<Duration>();
         self.slots -= worker.slots;
-        self.roomy.remove(&(worker.held(), id));
-        self.eager.remove(&(worker.held(), id));
-        self.patient.remove(&id);
-        self.by_speed.remove(&(worker.pace.speed().to_bits(), id));
+        self.lookout.leave(id, worker.held(), &worker.pace);
         if let Some(test) = worker.reserved {
             self.reserved.remove(&test);
         }
@@ -759,9 +737,8 @@ impl Workers {
         needs: Option<&Needs>,
         expected: Duration,
     ) -> bool {
-        self.roomy
-            .iter()
-            .map(|(_, id)| *id)
+        self.lookout
+            .roomy()
             .filter(|id| *id != but && !self.is_sooner(but, *id, Duration::ZERO, expected))
             .filter_map(|id| self.by_id.get(&id))
             .any(|worker| worker.suits(binary, needs) && worker.room(Depth::Slots) > 0)
@@ -769,7 +746,7 @@ impl Workers {
 
     /// Slots that are free now.
     pub(super) fn free_slots(&self) -> u32 {
-        self.roomy.iter().map(|(_, id)| self.room(*id, Depth::Slots)).sum()
+        self.lookout.roomy().map(|id| self.room(id, Depth::Slots)).sum()
     }
 
     /// Per worker, what is prefetched there and will wait longer than it takes to fetch it back.
@@ -887,7 +864,7 @@ impl Workers {
     /// Who may have room for a test, the emptiest first: all that are kept for nobody else.
     pub(super) fn open_to(&self, test: TestIndex) -> impl Iterator<Item = (WorkerId, &Worker)> {
         let kept = self.reserved_by(test).into_iter();
-        let all = kept.chain(self.roomy.iter().map(|(_, id)| *id));
+        let all = kept.chain(self.lookout.roomy());
         all.filter_map(|id| Some((id, self.by_id.get(&id)?)))
     }
 
@@ -898,14 +875,11 @@ impl Workers {
         change: impl FnOnce(&mut Worker) -> T,
     ) -> Option<T> {
         let worker = self.by_id.get_mut(&id)?;
-        self.roomy.remove(&(worker.held(), id));
-        self.eager.remove(&(worker.held(), id));
-        self.patient.remove(&id);
+        self.lookout.take_out(id, worker.held());
         let before = worker.reserved;
         let result = change(worker);
         if worker.room(Depth::Prefetch) > 0 {
-            self.roomy.insert((worker.held(), id));
-            self.eager.insert((worker.held(), id));
+            self.lookout.file(id, worker.held());
         }
         if before != worker.reserved {
             before.map(|test| self.reserved.remove(&test));
@@ -930,15 +904,11 @@ impl Workers {
             return Err(format!("{tests} tests are held, {} counted", self.tests));
         }
         for (id, worker) in &self.by_id {
-            let roomy = self.roomy.contains(&(worker.held(), *id));
-            let eager = self.eager.contains(&(worker.held(), *id));
-            let patient = self.patient.contains(id);
-            if roomy != (worker.room(Depth::Prefetch) > 0) || roomy != (eager != patient) {
-                return Err(format!("{id:?} is filed wrongly: roomy = {roomy}, eager = {eager}"));
-            }
+            let has_room = worker.room(Depth::Prefetch) > 0;
+            self.lookout.check(*id, worker.held(), &worker.pace, has_room)?;
             let kept = worker.reserved.is_none_or(|test| self.reserved_by(test) == Some(*id));
-            if !kept || !self.by_speed.contains(&(worker.pace.speed().to_bits(), *id)) {
-                return Err(format!("{id:?} is filed wrongly: kept = {kept}"));
+            if !kept {
+                return Err(format!("{id:?} is kept for a test that doesn't know it"));
             }
             let weight: u32 = worker.live.values().map(|live| live.weight).sum();
             let beside = worker.live.len() > 1 && worker.live.values().any(|live| live.solo);
@@ -952,14 +922,9 @@ impl Workers {
             }
         }
         let kept = self.by_id.values().filter(|worker| worker.reserved.is_some()).count();
-        if self.by_speed.len() != self.by_id.len() || self.reserved.len() != kept {
-            return Err("lost workers are filed".to_owned());
+        if self.reserved.len() != kept {
+            return Err("lost workers are kept for tests".to_owned());
         }
-        if self.roomy.len() > self.by_id.len()
-            || self.roomy.len() != self.eager.len() + self.patient.len()
-        {
-            return Err("a lost worker is filed as roomy".to_owned());
-        }
-        Ok(())
+        self.lookout.check_all(self.by_id.len())
     }
 }

@@ -526,19 +526,19 @@ fn counted(grant: &Grant) -> &[TestIndex] {
 
 /// Batches of neighbours of one binary, with gaps, and tests that run alone instead.
 fn random_batches(random: &mut Random, tests: u32) -> Input {
-    let (mut batches, mut rotated) = (Vec::new(), Vec::new());
+    let (mut batches, mut acquainted) = (Vec::new(), Vec::new());
     for binary in 0..3 {
         let theirs: Vec<_> = (0..tests).filter(|n| n % 3 == binary).map(TestIndex).collect();
         for tests in theirs.chunks(1 + random.below(9) as usize) {
             let (binary, expected) = (BinaryKey(binary), MS * tests.len() as u32);
             match random.below(4) {
                 0 => {}
-                1 => rotated.push(Rotated { test: tests[0], company: tests.into() }),
+                1 => acquainted.push(Acquainted { test: tests[0], company: tests.into() }),
                 _ => batches.push(Batch { binary, tests: tests.into(), expected }),
             }
         }
     }
-    Input::Batched { batches, rotated }
+    Input::Batched { batches, acquainted }
 }
 
 fn simulate(seed: u64) {
@@ -553,7 +553,7 @@ fn simulate(seed: u64) {
         ((0..tests / 2).map(task).collect(), (tests / 2..tests).map(task).collect());
     let batched = match fleet.random.below(2) {
         0 => random_batches(&mut fleet.random, tests),
-        _ => Input::Batched { batches: Vec::new(), rotated: Vec::new() },
+        _ => Input::Batched { batches: Vec::new(), acquainted: Vec::new() },
     };
     let (early, late) = (Input::Added(early), Input::Added(late));
     fleet.inbox.extend([early, late, batched, Input::Open, Input::AllAdded]);

@@ -195,9 +195,9 @@ impl World {
             0 => inputs.push_back(Input::Added(tasks.take(half).collect())),
             1 => inputs.push_back(Input::Added(tasks.skip(half).collect())),
             2 => {
-                let (batches, rotated) =
-                    (self.scenario.batches.clone(), self.scenario.rotated.clone());
-                inputs.push_back(Input::Batched { batches, rotated });
+                let (batches, acquainted) =
+                    (self.scenario.batches.clone(), self.scenario.acquainted.clone());
+                inputs.push_back(Input::Batched { batches, acquainted });
             }
             _ => inputs.extend([Input::AllAdded, Input::Open]),
         }

@@ -11,7 +11,7 @@ use super::random::Random;
 use crate::model::TestIndex;
 use crate::pace::Pace;
 use crate::plan::{Rank, Urgency};
-use crate::scheduler::{Batch, Group, GroupIndex, Needs, Place, Rotated, Rules, Task};
+use crate::scheduler::{Acquainted, Batch, Group, GroupIndex, Needs, Place, Rules, Task};
 
 /// A second, in the unit of simulated time.
 pub(super) const SECOND: u64 = 1_000_000;
@@ -63,7 +63,7 @@ pub(super) struct Scenario {
     pub(super) rules: Rules,
     pub(super) machines: Vec<Machine>,
     pub(super) batches: Vec<Batch>,
-    pub(super) rotated: Vec<Rotated>,
+    pub(super) acquainted: Vec<Acquainted>,
     pub(super) falls_back: bool,
     /// Faults happen until then.
     pub(super) peace_at: u64,
@@ -88,7 +88,7 @@ impl Scenario {
                 soften(test, &machines);
             }
         }
-        let (batches, rotated) = batches(random, &tests, binaries);
+        let (batches, acquainted) = batches(random, &tests, binaries);
         Self {
             rules: Rules {
                 retries: random.below(3) as u32,
@@ -105,7 +105,7 @@ impl Scenario {
             groups,
             machines,
             batches,
-            rotated,
+            acquainted,
         }
     }
 }
@@ -230,10 +230,10 @@ fn soften(test: &mut Test, machines: &[Machine]) {
 
 /// Batches of neighbours of one binary that pass or nearly so, with gaps, and tests that run
 /// alone instead.
-fn batches(random: &mut Random, tests: &[Test], binaries: u32) -> (Vec<Batch>, Vec<Rotated>) {
-    let (mut batches, mut rotated) = (Vec::new(), Vec::new());
+fn batches(random: &mut Random, tests: &[Test], binaries: u32) -> (Vec<Batch>, Vec<Acquainted>) {
+    let (mut batches, mut acquainted) = (Vec::new(), Vec::new());
     if random.one_in(2) {
-        return (batches, rotated);
+        return (batches, acquainted);
     }
     for binary in (0..binaries).map(BinaryKey) {
         let theirs = tests.iter().filter(|test| test.task.binary == binary);
@@ -244,11 +244,17 @@ fn batches(random: &mut Random, tests: &[Test], binaries: u32) -> (Vec<Batch>, V
             let expected = Duration::from_millis(20 * chunk.len() as u64);
             match random.below(4) {
                 0 => {}
-                1 => rotated.push(Rotated { test: chunk[0], company: chunk }),
-                _ if chunk.len() > 1 => batches.push(Batch { binary, tests: chunk, expected }),
+                1 => acquainted.push(Acquainted { test: chunk[0], company: chunk }),
+                _ if chunk.len() > 1 => {
+                    // Some of them passed together before.
+                    let together = chunk.iter().filter(|test| test.0 % 3 == 0);
+                    let known = together.map(|test| (*test, Arc::clone(&chunk)));
+                    acquainted.extend(known.map(|(test, company)| Acquainted { test, company }));
+                    batches.push(Batch { binary, tests: chunk, expected });
+                }
                 _ => {}
             }
         }
     }
-    (batches, rotated)
+    (batches, acquainted)
 }

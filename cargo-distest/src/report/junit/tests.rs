@@ -64,6 +64,28 @@ fn every_verdict_has_its_element() {
 }
 
 #[test]
+fn times_add_up_where_tests_take_microseconds() {
+    let mut s = Script::new(SummarySettings::default(), &["local"]);
+    s.built();
+    let tests = ["a", "b", "c"].map(|name| s.plan("one", name, None));
+    s.planned();
+    for (test, micros) in tests.into_iter().zip([93, 7, 1_000]) {
+        let took = Duration::from_micros(micros);
+        s.attempt(test, AttemptResult::Pass, 0, |ended| ended.duration = took);
+        s.verdict(test, Verdict::Pass);
+    }
+    s.finish(ExitCode::Passed, false);
+    let told = xml(&s, &contents()).replace("><", ">\n<");
+    let time =
+        |line: &str| line.split_once(" time=\"")?.1.split_once('"').map(|it| it.0.to_owned());
+    let of = |tag: &str| -> Vec<_> {
+        told.lines().filter(|it| it.starts_with(tag)).filter_map(time).collect()
+    };
+    assert_eq!(of("<testcase "), ["0.000093", "0.000007", "0.001"]);
+    assert_eq!(of("<testsuite "), ["0.0011"]);
+}
+
+#[test]
 fn outputs_are_left_out_or_added_as_the_settings_say() {
     let script = every_verdict(SummarySettings { keep_passes: true, ..Default::default() });
     let plain = Contents { success_output: true, failure_output: false, ..contents() };

@@ -11,7 +11,7 @@ use crate::dispatch::Planned;
 use crate::forecast::{Forecast, Machine, Question, play};
 use crate::model::{TestCase, TestIndex};
 use crate::plan::{self, Rank, Urgency};
-use crate::scheduler::{Batch, Group, GroupIndex, Rotated, Rules, Task};
+use crate::scheduler::{Acquainted, Batch, Group, GroupIndex, Rules, Task};
 
 /// What a process takes besides its tests: its start and two ways.
 const OVERHEAD: Duration = Duration::from_millis(3);
@@ -26,7 +26,7 @@ pub(super) struct Basis {
     pub(super) groups: Vec<Group>,
     /// Who shares a process, and who runs alone instead.
     pub(super) batches: Vec<Batch>,
-    pub(super) rotated: Vec<Rotated>,
+    pub(super) acquainted: Vec<Acquainted>,
     /// Bytes of executables, each of which is to be sent once.
     pub(super) sizes: BTreeMap<BinaryKey, u64>,
     /// Bytes that get to a worker each second, as far as any way was measured.
@@ -120,7 +120,7 @@ impl Basis {
             rules: Rules { threads: self.threads, ..Rules::default() },
             groups: self.groups.clone(),
             batches: self.batches.clone(),
-            rotated: self.rotated.clone(),
+            acquainted: self.acquainted.clone(),
             tests: self.tests.clone(),
             machines: machines.collect(),
             overhead: OVERHEAD,

@@ -1,6 +1,7 @@
 //! Tests that share a process.
 
 use super::*;
+use crate::scheduler::returned::WITNESSES_MAX;
 
 /// An opened run of four tests, of which 1, 2 and 3 are a batch, and one worker with one slot. The
 /// batch, which is longer, was handed out as attempt 0.
@@ -9,7 +10,7 @@ fn batch_of_three(rules: Rules) -> Script {
     script.say(Input::Added((0..4).map(|n| task(n, B0, Urgency::Known, 1)).collect()));
     let tests = [1, 2, 3].map(TestIndex).into();
     let batches = vec![Batch { binary: B0, tests, expected: MS * 3 }];
-    script.say(Input::Batched { batches, rotated: Vec::new() });
+    script.say(Input::Batched { batches, acquainted: Vec::new() });
     script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
     assert_eq!(script.granted(), [(0, 1)]);
     script
@@ -19,8 +20,8 @@ fn batch_of_three(rules: Rules) -> Script {
 fn rotated(rules: Rules) -> Script {
     let mut script = Script::new(rules);
     script.say(Input::Added((0..2).map(|n| task(n, B0, Urgency::Known, 1)).collect()));
-    let rotated = vec![Rotated { test: TestIndex(0), company: [0, 1].map(TestIndex).into() }];
-    script.say(Input::Batched { batches: Vec::new(), rotated });
+    let acquainted = vec![Acquainted { test: TestIndex(0), company: [0, 1].map(TestIndex).into() }];
+    script.say(Input::Batched { batches: Vec::new(), acquainted });
     script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
     script
 }
@@ -142,4 +143,95 @@ fn a_witness_that_is_never_heard_changes_no_verdict() {
     script.ended(W0, 1, AttemptResult::Lost);
     assert_eq!(script.verdicts(), [(0, Verdict::Crashed)]);
     assert_eq!(script.said.last(), Some(&Effect::Done));
+}
+
+/// Says with whom these tests passed.
+fn acquaint(script: &mut Script, tests: &[u32], company: &[u32]) {
+    let company: Arc<[TestIndex]> = company.iter().copied().map(TestIndex).collect();
+    let known = |test: &u32| Acquainted { test: TestIndex(*test), company: Arc::clone(&company) };
+    let acquainted = tests.iter().map(known).collect();
+    script.say(Input::Batched { batches: Vec::new(), acquainted });
+}
+
+/// The tests of the witnesses that were handed out.
+fn witnesses(script: &Script) -> Vec<Vec<u32>> {
+    let leases = script.said.iter().filter_map(|effect| match effect {
+        Effect::Lease { grants, .. } => Some(grants),
+        _ => None,
+    });
+    let tests = leases.flatten().filter_map(|grant| match &grant.company {
+        Company::Witness(tests) => Some(tests.iter().map(|test| test.0).collect()),
+        Company::Alone | Company::Batch(_) => None,
+    });
+    tests.collect()
+}
+
+#[test]
+fn what_fails_in_a_batch_and_alone_is_tried_in_the_company_in_which_it_passed() {
+    for (outcome, only_in_company) in [(InBatch::Passed, true), (InBatch::Failed, false)] {
+        let mut script = batch_of_three(RULES);
+        acquaint(&mut script, &[1], &[0, 1]);
+        script.batch_ended(0, &[InBatch::Failed, InBatch::Passed, InBatch::Passed]);
+        script.ended(W0, 1, AttemptResult::Fail);
+        assert_eq!(witnesses(&script), [[0, 1]]);
+        assert_eq!(script.verdicts(), [], "not before it is known");
+        script.batch_ended(3, &[outcome]);
+        assert_eq!(script.ends(), [(1, 2, AttemptResult::Fail, only_in_company)]);
+        assert_eq!(script.verdicts(), [(1, Verdict::Fail)]);
+    }
+}
+
+#[test]
+fn what_takes_too_long_alone_is_not_tried_in_company() {
+    let mut script = rotated(RULES);
+    script.ended(W0, 0, AttemptResult::Timeout);
+    assert_eq!(script.verdicts(), [(0, Verdict::Timeout)]);
+    assert_eq!(witnesses(&script), [[0; 0]; 0]);
+}
+
+#[test]
+fn whoever_has_needs_of_its_own_is_no_witness() {
+    let mut script = Script::new(RULES);
+    let mut tasks: Vec<_> = (0..3).map(|n| task(n, B0, Urgency::Known, 1)).collect();
+    tasks[1].needs = Some(Arc::new(Needs { exclusive: true, ..Needs::default() }));
+    script.say(Input::Added(tasks));
+    acquaint(&mut script, &[0], &[0, 1, 2]);
+    script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
+    let (mut granted, mut sought) = (script.granted(), Vec::new());
+    for attempt in 0..4 {
+        let result = match granted[attempt] {
+            (_, 0) => AttemptResult::Fail,
+            _ => AttemptResult::Pass,
+        };
+        script.ended(W0, attempt as u64, result);
+        granted.extend(script.granted());
+        sought.extend(witnesses(&script));
+    }
+    assert_eq!(sought, [[0, 2]]);
+}
+
+#[test]
+fn where_all_fail_in_either_way_no_more_witnesses_are_sought() {
+    const TESTS: u32 = WITNESSES_MAX + 5;
+    let tried = |outcome| {
+        let mut script = Script::new(RULES);
+        script.say(Input::Added((0..TESTS).map(|n| task(n, B0, Urgency::Known, 1)).collect()));
+        let all: Vec<_> = (0..TESTS).collect();
+        acquaint(&mut script, &all, &all);
+        script.say(Input::AllAdded).say(Input::Open).join(W0, 1, B0);
+        let (mut attempt, mut tried, mut done) = (0, 0, 0);
+        while done < TESTS {
+            script.ended(W0, attempt, AttemptResult::Fail);
+            attempt += 1;
+            if script.verdicts().is_empty() {
+                script.batch_ended(attempt, &[outcome]);
+                attempt += 1;
+                tried += 1;
+            }
+            done += script.verdicts().len() as u32;
+        }
+        tried
+    };
+    assert_eq!(tried(InBatch::Failed), WITNESSES_MAX);
+    assert_eq!(tried(InBatch::Passed), TESTS);
 }

@@ -15,7 +15,7 @@ fn basis(tests: u32) -> Basis {
         unknown: 0,
         groups: Vec::new(),
         batches: Vec::new(),
-        rotated: Vec::new(),
+        acquainted: Vec::new(),
         sizes: BTreeMap::from([(BinaryKey(0), 100_000_000)]),
         rate: None,
         threads: None,
