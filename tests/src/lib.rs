@@ -18,6 +18,7 @@ pub mod postgres;
 pub mod process;
 pub mod product;
 pub mod proxy;
+pub mod random;
 pub mod referee;
 pub mod scratch;
 pub mod sshd;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use distest_tests::DEADLINE;
 use distest_tests::client::{Client, Finished};
+use distest_tests::random;
 use distest_tests::scratch::Scratch;
 use distest_tests::transcript::{AttemptResult, Transcript, Verdict};
 use distest_tests::worker::Worker;
@@ -83,7 +84,7 @@ fn client(scratch: &Scratch, folder: &Path, workers: &[Worker], isolation: &str)
 fn storm(scratch: &Scratch, workers: &mut [Worker], seed: u64, over: &Receiver<()>) -> u32 {
     let (mut state, mut kills) = (seed, 0);
     while over.recv_timeout(KILL_EVERY) == Err(RecvTimeoutError::Timeout) {
-        let victim = (next(&mut state) % workers.len() as u64) as usize;
+        let victim = (random::next(&mut state) % workers.len() as u64) as usize;
         let victim = &mut workers[victim];
         victim.process.signal(Signal::SIGKILL);
         victim.process.wait(DEADLINE).expect("nothing survives SIGKILL");
@@ -92,15 +93,6 @@ fn storm(scratch: &Scratch, workers: &mut [Worker], seed: u64, over: &Receiver<(
         kills += 1;
     }
     kills
-}
-
-/// The next of a sequence of numbers (SplitMix64).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Says what a run came to, or what is wrong with it.
