@@ -77,3 +77,6 @@ impl Constraints {
         (needs != Needs::default()).then(|| Arc::new(needs))
     }
 }
+
+#[cfg(test)]
+mod tests;

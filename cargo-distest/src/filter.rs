@@ -260,4 +260,4 @@ pub fn literal(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,8 @@ use crate::model::{BinaryId, Harness, TestName, Triple};
 
 const METADATA: &str = include_str!("metadata.json");
 
-fn binary(id: &str, target: &str, kind: BinaryKind) -> TestBinary {
+/// A test binary of the package that its id begins with.
+pub(crate) fn binary(id: &str, target: &str, kind: BinaryKind) -> TestBinary {
     let package = id.split("::").next().expect("an id starts with its package").to_owned();
     TestBinary {
         id: BinaryId::new(id),
