@@ -72,6 +72,15 @@ struct Prepared {
     building: Option<Building>,
 }
 
+/// What the tests are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// They run, on the workers that are given.
+    Run,
+    /// None of them runs: workers may be given another time.
+    Look,
+}
+
 /// What a line is not concerned with, or begins with.
 struct Aside {
     history: Option<History>,
@@ -86,7 +95,7 @@ pub async fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let origin = Instant::now();
     let mut interrupts = Interrupts::listen()?;
     let mut prepared = tokio::select! {
-        prepared = prepare(args) => prepared?,
+        prepared = prepare(args, Purpose::Run) => prepared?,
         () = interrupts.next() => return Ok(ExitCode::Interrupted),
     };
     if prepared.settings.compile.no_run {
@@ -120,7 +129,7 @@ fn begun(building: Option<Building>, settings: &Settings) -> Result<Building, Fa
 }
 
 /// Checks all that can be checked before the build, and reads what is to be read while it runs.
-async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
+async fn prepare(args: &RunArgs, purpose: Purpose) -> Result<Prepared, Failure> {
     let env = |name: &str| std::env::var(name).ok();
     let compile = settings::compile_settings(args, &env);
     let workspace = Arc::new(compile::metadata(&compile).await?);
@@ -133,6 +142,9 @@ async fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let facts = Facts { cores, workspace_root: workspace.root.clone(), cwd };
     let resolved = settings::resolve(args, &env, &files, &facts)?;
+    if purpose == Purpose::Run {
+        resolved.check_sides()?;
+    }
     resolved.settings.fleet.identity.check()?;
     let (mut settings, mut warnings) = (resolved.settings, resolved.warnings);
     if let Some(Trouble { reason, hint }) = fleet::add_known(&mut settings.fleet) {

@@ -231,6 +231,12 @@ fn contradictions(scratch: &Scratch) {
         let finished = Client::call(scratch, &folder, &["run", "--offline"]).finish();
         finished.complains(96, &texts);
     }
+    // Who runs nothing needs no worker for the last one, and gets as far as the build.
+    let folder = scratch.join("subject");
+    for command in ["list", "plan"] {
+        let finished = Client::call(scratch, &folder, &[command, "--offline"]).finish();
+        finished.complains(101, &["tests/it.rs"]);
+    }
 }
 
 fn priorities(scratch: &Scratch) {

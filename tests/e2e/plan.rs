@@ -169,7 +169,7 @@ fn limits(scratch: &Scratch) {
     assert!(serial.time_s >= LONG_S + 6.0 * SHORT_S, "one after the other: {serial:?}");
     // Where a test may run is no matter of time: there are no workers to ask.
     let config = "[[profile.default.overrides]]\nfilter = 'test(long)'\nrequires = ['gpu=yes']\n\
-                  threads-required = 4\n";
+                  remote-only = true\nthreads-required = 4\n";
     scratch.write("subject/.config/distest.toml", config);
     assert!(limited(&["--workers", "2", "--slots", "2"]).time_s >= LONG_S);
 }

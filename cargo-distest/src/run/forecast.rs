@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use self::basis::{Basis, DoctestTimes, work};
-use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, cores, doctests, prepare};
+use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, Purpose, cores, doctests, prepare};
 use crate::cli::{ListFormat, PlanArgs};
 use crate::dispatch::{Order, Planned};
 use crate::event::RunEvent;
@@ -29,7 +29,7 @@ const KNEE: f64 = 0.05;
 /// As for a list; if no test is selected, as for a run; and if nothing is known of any test's time.
 pub async fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let ui = Ui::new(args.list.color.unwrap_or_default(), ShowProgress::None);
-    let mut prepared = prepare(&args.list.as_run()).await?;
+    let mut prepared = prepare(&args.list.as_run(), Purpose::Look).await?;
     for warning in std::mem::take(&mut prepared.warnings) {
         report_warning(&ui, &warning.text, warning.hint.as_deref());
     }

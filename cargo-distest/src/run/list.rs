@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, doctests, prepare};
+use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, Purpose, doctests, prepare};
 use crate::cli::{ListArgs, ListFormat};
 use crate::dispatch::Order;
 use crate::event::{PlanComplete, RunEvent};
@@ -24,7 +24,7 @@ use distest_worker::shown;
 /// As for a run, up to the plan.
 pub async fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
     let ui = Ui::new(args.color.unwrap_or_default(), ShowProgress::None);
-    let mut prepared = prepare(&args.as_run()).await?;
+    let mut prepared = prepare(&args.as_run(), Purpose::Look).await?;
     for warning in std::mem::take(&mut prepared.warnings) {
         report_warning(&ui, &warning.text, warning.hint.as_deref());
     }

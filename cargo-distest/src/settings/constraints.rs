@@ -84,6 +84,13 @@ pub struct Override {
     pub priority: Option<i8>,
 }
 
+impl Override {
+    /// What it is called in messages.
+    fn name(&self) -> String {
+        format!("the override for `{}`", self.filter)
+    }
+}
+
 /// The name of the group in which every test is that is in no other.
 pub const GLOBAL: &str = "@global";
 
@@ -250,13 +257,12 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((label.to_owned(), value.to_owned()))
 }
 
-/// What can't be meant, whatever tests there are.
-pub(super) fn check(
-    constraints: &ConstraintSettings,
-    workers_given: bool,
-    local_slots: LocalSlots,
-) -> Result<(), Failure> {
-    let wrong = |what: String, hint: &str| Err(Failure::new(ExitCode::Setup, what).hint(hint));
+fn wrong(what: String, hint: &str) -> Result<(), Failure> {
+    Err(Failure::new(ExitCode::Setup, what).hint(hint))
+}
+
+/// What can't be meant, whatever tests and workers there are.
+pub(super) fn check(constraints: &ConstraintSettings) -> Result<(), Failure> {
     if !constraints.forwards.is_empty() && !constraints.may_be_private() {
         return wrong(
             "the profile says forward, and network = \"host\" for all tests".to_owned(),
@@ -264,7 +270,7 @@ pub(super) fn check(
         );
     }
     for it in &constraints.overrides {
-        let tests = format!("the override for `{}`", it.filter);
+        let tests = it.name();
         if let Some(group) = it.group.as_ref().filter(|group| *group != GLOBAL)
             && !constraints.groups.contains_key(group)
         {
@@ -286,11 +292,23 @@ pub(super) fn check(
             let what = format!("{tests} says local-only, and requires labels of a worker");
             return wrong(what, "this machine's own worker has no labels: keep one of them");
         }
-        if local && local_slots == LocalSlots::Count(0) {
+    }
+    Ok(())
+}
+
+/// Whether a run has workers on the sides that overrides ask for.
+pub(super) fn check_sides(
+    constraints: &ConstraintSettings,
+    workers_given: bool,
+    local_slots: LocalSlots,
+) -> Result<(), Failure> {
+    for it in &constraints.overrides {
+        let tests = it.name();
+        if it.local_only == Some(true) && local_slots == LocalSlots::Count(0) {
             let what = format!("{tests} says local-only, and there are no local slots");
             return wrong(what, "allow some with --local-slots");
         }
-        if remote && !workers_given {
+        if it.remote_only == Some(true) && !workers_given {
             let what = format!("{tests} says remote-only, and no worker is given");
             return wrong(what, "name workers with --worker or under [fleet]");
         }
@@ -345,23 +363,39 @@ mod tests {
         };
         assert_eq!(read.overrides, [expected]);
         assert!(read.may_be_private() && !ConstraintSettings::default().may_be_private());
-        assert_eq!(check(&read, true, LocalSlots::Auto).map_err(|failure| failure.what), Ok(()));
+        assert_eq!(check(&read).map_err(|failure| failure.what), Ok(()));
     }
 
     #[test]
     fn contradictions_are_refused() {
-        let refused = |line: &str, workers: bool, slots| {
+        let refused = |line: &str| {
             let read = read(&overriding(line), Dialect::Distest).expect("can be read");
-            let failure = check(&read, workers, slots).expect_err(line);
+            let failure = check(&read).expect_err(line);
             assert_eq!(failure.code, ExitCode::Setup);
             failure.what
         };
-        let auto = LocalSlots::Auto;
-        assert!(refused("test-group = 'dv'", true, auto).contains("`dv`"));
-        assert!(refused("local-only = true\nremote-only = true", true, auto).contains("both"));
-        assert!(refused("local-only = true\nrequires = ['a=b']", true, auto).contains("labels"));
-        assert!(refused("local-only = true", true, LocalSlots::Count(0)).contains("local slots"));
-        assert!(refused("remote-only = true", false, auto).contains("no worker is given"));
+        assert!(refused("test-group = 'dv'").contains("`dv`"));
+        assert!(refused("local-only = true\nremote-only = true").contains("both"));
+        assert!(refused("local-only = true\nrequires = ['a=b']").contains("labels"));
+    }
+
+    #[test]
+    fn a_run_has_workers_on_the_sides_that_are_asked_for() {
+        let sides = |line: &str, workers, slots| {
+            let read = read(&overriding(line), Dialect::Distest).expect("can be read");
+            assert!(check(&read).is_ok(), "{line}: who runs nothing needs no worker");
+            check_sides(&read, workers, slots).map_err(|failure| (failure.code, failure.what))
+        };
+        let (auto, none) = (LocalSlots::Auto, LocalSlots::Count(0));
+        let refused = |line: &str, workers, slots, why: &str| {
+            let (code, what) = sides(line, workers, slots).expect_err(line);
+            assert!(code == ExitCode::Setup && what.contains(why), "{what}");
+        };
+        refused("local-only = true", true, none, "no local slots");
+        refused("remote-only = true", false, auto, "no worker is given");
+        assert_eq!(sides("local-only = true", false, auto), Ok(()));
+        assert_eq!(sides("remote-only = true", true, none), Ok(()));
+        assert_eq!(sides("local-only = false\nremote-only = false", false, none), Ok(()));
     }
 
     #[test]
@@ -404,10 +438,10 @@ mod tests {
     fn a_forward_needs_a_network_of_its_own() {
         let mut constraints =
             ConstraintSettings { forwards: vec![Forward::Port(1)], ..Default::default() };
-        let failure = check(&constraints, true, LocalSlots::Auto).expect_err("nobody finds it");
+        let failure = check(&constraints).expect_err("nobody finds it");
         assert!(failure.what.contains("network"), "{}", failure.what);
         constraints.network = Network::Private;
-        assert!(check(&constraints, true, LocalSlots::Auto).is_ok());
+        assert!(check(&constraints).is_ok());
     }
 
     #[test]

@@ -49,6 +49,19 @@ pub struct Resolved {
     pub keyless: bool,
 }
 
+impl Resolved {
+    /// Checks that tests which run on one side only have workers there, which nobody needs who runs none.
+    ///
+    /// # Errors
+    /// [`ExitCode::Setup`] for an override whose tests can run nowhere.
+    pub fn check_sides(&self) -> Result<(), Failure> {
+        let Settings { constraints, fleet, .. } = &self.settings;
+        // Whom `--on` names may be known without an address.
+        let workers_given = self.keyless || !fleet.workers.is_empty() || fleet.on.is_some();
+        constraints::check_sides(constraints, workers_given, fleet.local_slots)
+    }
+}
+
 /// Something that a user should know and that ends nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
@@ -103,9 +116,7 @@ pub fn resolve(
         history: history_settings(history, env, facts),
         profile,
     };
-    // Whom `--on` names may be known without an address.
-    let workers_given = !settings.fleet.workers.is_empty() || settings.fleet.on.is_some();
-    constraints::check(&settings.constraints, workers_given, settings.fleet.local_slots)?;
+    constraints::check(&settings.constraints)?;
     let without_key = identity::without_key(&mut settings.fleet);
     let keyless = without_key.is_some();
     warnings.extend(without_key);
