@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distest_worker::executor::{ExecutorOptions, SlotCommand, SlotEvent, Slots, SpawnRequest};
+use distest_worker::executor::{
+    Deadline, ExecutorOptions, SlotCommand, SlotEvent, Slots, SpawnRequest,
+};
 use distest_worker::probe::probe;
 use distest_worker::protocol::{AttemptId, Network, SlotId, Streams};
 use distest_worker::sandbox::Sandbox;
@@ -89,8 +91,13 @@ async fn through_slots(count: u32, request: &SpawnRequest, enclosed: bool) -> Re
     let scratch = tempfile::tempdir()?;
     let zygote = ZygoteProgram::this_executable();
     let enclosure = if enclosed { Some(enclosure(&zygote, scratch.path())?) } else { None };
-    let options =
-        ExecutorOptions { scratch: scratch.path().into(), zygote, enclosure, wanted: None };
+    let options = ExecutorOptions {
+        scratch: scratch.path().into(),
+        zygote,
+        enclosure,
+        wanted: None,
+        deadline: Arc::new(Deadline::new()?),
+    };
     let (sender, mut events) = mpsc::channel(16);
     let slots = Slots::start(AT_ONCE, options, sender);
     let (mut started, mut ended) = (0, 0);

@@ -26,6 +26,8 @@ use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::left::{Left, Wanted};
 use crate::zygote::ZygoteProgram;
 
+pub use crate::zygote::deadline::Deadline;
+
 mod helper;
 mod progress;
 mod pump;
@@ -46,6 +48,8 @@ pub struct ExecutorOptions {
     pub enclosure: Option<Arc<Enclosure>>,
     /// Files that are looked for when an attempt in a sandbox has ended.
     pub wanted: Option<Arc<Wanted>>,
+    /// Until when attempts may run. Slots in which they run on lose their zygotes then.
+    pub deadline: Arc<Deadline>,
 }
 
 /// One process to start, in a slot that is ready.
@@ -250,6 +254,7 @@ impl Slots {
                         zygote: options.zygote.clone(),
                         enclosure: options.enclosure.clone(),
                         wanted: options.wanted.clone(),
+                        deadline: Arc::clone(&options.deadline),
                         nothing: OnceLock::new(),
                     },
                     receiver,

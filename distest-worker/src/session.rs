@@ -717,7 +717,8 @@ impl Session {
         }
     }
 
-    fn fence_at(&self) -> Option<Tick> {
+    /// When what runs is ended if the client says nothing until then.
+    pub fn fence_at(&self) -> Option<Tick> {
         let armed = self.fenced && self.phase == Phase::Open;
         #[cfg(feature = "mutations")]
         if self.mutation == Some(Mutation::FenceByAnyWord) {

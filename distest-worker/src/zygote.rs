@@ -30,12 +30,14 @@ use tempfile::TempDir;
 use crate::protocol::{AttemptId, AttemptSignal, Exit, LIMIT_MAX, Network, Usage};
 use crate::sandbox::changes::{Stamp, is_nearly_full};
 use crate::sandbox::enclosure::{self, Enclosure, Entered, Obstacle, bubblewrap};
+use deadline::{Left, Seen};
 use launch::Launcher;
 use listen::Places;
 use processes::{descendants, kill_all};
 use template::Templates;
 use wire::{Answer, Exited, Inbox, Received, Request, SpawnStep};
 
+pub(crate) mod deadline;
 mod launch;
 mod listen;
 pub(crate) mod processes;
@@ -51,6 +53,13 @@ pub const ZYGOTE_WORD: &str = "--distest-zygote";
 pub(crate) const CLEAR_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for killed processes before looking for ones that were forked meanwhile.
 const KILL_AGAIN_AFTER: Duration = Duration::from_millis(10);
+/// How long an attempt may run before the deadline is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A deadline that is seen to have passed this late says that this process stood still, and perhaps the
+/// whole machine.
+const STOOD_STILL: Duration = Duration::from_millis(500);
+/// How long a worker may then take to say more.
+const CATCH_UP: Duration = Duration::from_millis(300);
 /// The most processes of a leak that are named.
 const LEAK_NAMES_MAX: usize = 100;
 
@@ -142,6 +151,10 @@ struct Zygote {
     /// The sandbox that it is in.
     entered: Option<Entered>,
     current: Option<Attempt>,
+    /// How long attempts may run.
+    deadline: Option<Seen>,
+    /// It has ended long ago, but may be renewed until then.
+    catching_up: Option<Instant>,
     /// The worker is gone: nothing is answered any more, and nothing may stay.
     closing: bool,
 }
@@ -201,7 +214,16 @@ impl Zygote {
         nix::sys::prctl::set_child_subreaper(true)?;
         nix::sys::prctl::set_name(c"distest-zygote")?;
         let (inbox, launcher) = (Inbox::new(), Launcher::new());
-        Ok(Self { signals, inbox, launcher, entered: None, current: None, closing: false })
+        Ok(Self {
+            signals,
+            inbox,
+            launcher,
+            entered: None,
+            current: None,
+            deadline: None,
+            catching_up: None,
+            closing: false,
+        })
     }
 
     /// Serves requests until the worker is gone.
@@ -221,14 +243,26 @@ impl Zygote {
 
     /// Waits for a child's end, for a request, or for the time to do something.
     fn wait(&self) -> io::Result<(bool, bool)> {
-        let timeout = match self.current.as_ref().map(|attempt| attempt.stage) {
-            None | Some(Stage::Running) => PollTimeout::NONE,
+        let left_until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let left = match self.current.as_ref().map(|attempt| attempt.stage) {
+            None => None,
+            Some(Stage::Running) => match self.catching_up {
+                Some(until) => Some(left_until(until)),
+                None => self.deadline.as_ref().map(|deadline| match deadline.left() {
+                    Some(Left::Yet(left)) => left.min(LOOK_AGAIN),
+                    Some(Left::EndedFor(_)) => Duration::ZERO,
+                    // There may be one soon.
+                    None => LOOK_AGAIN,
+                }),
+            },
             Some(Stage::Leaving { until: next } | Stage::Clearing { next, .. }) => {
-                // Rounded up, so that the time has come when the poll ends.
-                let left = next.saturating_duration_since(Instant::now()).as_millis() + 1;
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+                Some(left_until(next))
             }
         };
+        // Rounded up, so that the time has come when the poll ends.
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+        });
         let worker = socket();
         let mut watched = [
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -298,6 +332,9 @@ impl Zygote {
                 self.signal(id, AttemptSignal::Terminate);
             }
             Received::Request(Request::Signal(id, signal), _) => self.signal(id, signal),
+            Received::Request(Request::Deadline, memory) => {
+                self.deadline = memory.into_iter().next().map(Seen::new);
+            }
             Received::Request(Request::AreYouAlive, _) => self.answer(&Answer::Alive)?,
             Received::Request(Request::Kill(id), _) => {
                 if let Some(attempt) = self.current.as_mut().filter(|attempt| attempt.id == id) {
@@ -415,9 +452,23 @@ impl Zygote {
             }
             Stage::Clearing { until, .. } if now >= until => return self.give_up(),
             Stage::Clearing { next, .. } if now >= next => attempt.kill(&self.launcher.templates),
-            Stage::Running | Stage::Leaving { .. } | Stage::Clearing { .. } => {}
+            Stage::Running => self.watch_deadline(now),
+            Stage::Leaving { .. } | Stage::Clearing { .. } => {}
         }
         Ok(())
+    }
+
+    /// Leaves when the worker has let the deadline pass: whoever gave it the attempt has given it to
+    /// others by now, or is about to.
+    fn watch_deadline(&mut self, now: Instant) {
+        match self.deadline.as_ref().and_then(Seen::left) {
+            None | Some(Left::Yet(_)) => self.catching_up = None,
+            Some(Left::EndedFor(late)) => match self.catching_up {
+                None if late > STOOD_STILL => self.catching_up = Some(now + CATCH_UP),
+                Some(until) if now < until => {}
+                None | Some(_) => self.close(),
+            },
+        }
     }
 
     /// Leaves behind what can't be killed. The worker starts a zygote that doesn't know of it.

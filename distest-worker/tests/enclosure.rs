@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distest_worker::executor::{
-    ExecutorOptions, Listener, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    Deadline, ExecutorOptions, Listener, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
 };
 use distest_worker::probe::probe;
 use distest_worker::protocol::{AttemptId, Exit, FORWARDS_MAX, Forward, Network, SlotId, Streams};
@@ -163,6 +163,7 @@ fn at(level: Level, dir: tempfile::TempDir, host: Host, test: impl AsyncFnOnce(&
             zygote: zygote(),
             enclosure: Some(Arc::new(enclosure)),
             wanted: None,
+            deadline: Arc::new(Deadline::new().unwrap()),
         };
         let (sender, events) = mpsc::channel(16);
         let slots = Slots::start(1, options, sender);

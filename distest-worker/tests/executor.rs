@@ -6,11 +6,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distest_worker::executor::{
-    ExecutorOptions, HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    Deadline, ExecutorOptions, HELPER_DEATHS_MAX, SlotCommand, SlotEvent, SlotExit, Slots,
+    SpawnRequest,
 };
 use distest_worker::output::Capture;
 use distest_worker::protocol::{AttemptId, Exit, LossReason, Network, SlotId, Stream, Streams};
@@ -30,6 +32,7 @@ struct Rig {
     slots: Slots,
     events: mpsc::Receiver<SlotEvent>,
     scratch: tempfile::TempDir,
+    deadline: Arc<Deadline>,
     attempts: u64,
 }
 
@@ -53,15 +56,17 @@ impl Rig {
     fn with_zygote(program: &str) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let zygote = ZygoteProgram::new(program);
+        let deadline = Arc::new(Deadline::new().unwrap());
         let options = ExecutorOptions {
             scratch: scratch.path().into(),
             zygote,
             enclosure: None,
             wanted: None,
+            deadline: Arc::clone(&deadline),
         };
         let (sender, events) = mpsc::channel(4);
         let slots = Slots::start(1, options, sender);
-        Self { slots, events, scratch, attempts: 0 }
+        Self { slots, events, scratch, deadline, attempts: 0 }
     }
 
     /// A request to run a shell script.
@@ -446,6 +451,37 @@ fn a_zygote_that_stops_answering_counts_as_dead() {
             }
         }
         assert!(matches!(rig.next().await, SlotEvent::Ready { slot: SLOT }));
+    });
+}
+
+/// Nobody renews it, as in a worker that stands still.
+#[test]
+fn what_runs_beyond_the_deadline_is_ended_and_is_our_loss() {
+    with_slot(async |rig| {
+        let request = rig.script("setsid sleep 1000 & echo $!; echo $$; wait", Streams::Live);
+        let attempt = request.attempt;
+        rig.spawn(request);
+        let pids = rig.lines(2).await;
+        rig.deadline.renew(Some(Duration::ZERO));
+        match rig.next().await {
+            SlotEvent::HelperDied { attempt: lost, .. } => assert_eq!(lost, Some(attempt)),
+            other => panic!("{other:?}"),
+        }
+        for pid in pids {
+            assert!(!is_alive(pid.parse().unwrap()));
+        }
+        assert!(matches!(rig.next().await, SlotEvent::Ready { slot: SLOT }));
+        // Renewed in time, again and again, it ends nothing.
+        let request = rig.script("until [ -e enough ]; do :; done; exit 9", Streams::Capture);
+        rig.deadline.renew(Some(PATIENCE));
+        rig.spawn(request);
+        assert!(matches!(rig.next().await, SlotEvent::Spawned { .. }));
+        for _ in 0..100 {
+            rig.deadline.renew(Some(Duration::from_secs(10)));
+            rig.deadline.renew(Some(PATIENCE));
+        }
+        fs::write(rig.scratch.path().join("enough"), "").unwrap();
+        assert_eq!(rig.exit().await.exit, Exit::Code(9));
     });
 }
 

@@ -1,7 +1,7 @@
 //! The worker's end of one zygote.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::sandbox::left::Follower;
 use crate::sandbox::level::Level;
 use crate::store::remove_all;
 use crate::zygote::ZygoteProgram;
+use crate::zygote::deadline::Deadline;
 use crate::zygote::processes::{descendants, kill_all};
 use crate::zygote::wire::{self, Answer, Request};
 
@@ -65,11 +66,19 @@ pub(super) struct Inside {
     pub(super) spent: bool,
 }
 
+/// A socket for a zygote, in which it finds the deadline.
+fn socket_to(deadline: &Deadline) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let request = wire::encode(&Request::Deadline)?;
+    wire::send_request(ours.as_fd(), &request, &[deadline.memory().as_raw_fd()])?;
+    Ok((ours, theirs))
+}
+
 impl Helper {
     /// Starts a zygote. It needn't be up yet to be sent to.
-    pub(super) fn start(program: &ZygoteProgram) -> io::Result<Self> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    pub(super) fn start(program: &ZygoteProgram, deadline: &Deadline) -> io::Result<Self> {
+        let (ours, theirs) = socket_to(deadline)?;
         Self::started(ours, program.command(theirs))
     }
 
@@ -77,11 +86,11 @@ impl Helper {
     pub(super) fn start_for(
         program: &ZygoteProgram,
         enclosure: Option<&Enclosure>,
+        deadline: &Deadline,
     ) -> io::Result<Self> {
         let inside = enclosure.filter(|enclosure| enclosure.level == Level::Bubblewrap);
-        let Some(enclosure) = inside else { return Self::start(program) };
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let Some(enclosure) = inside else { return Self::start(program, deadline) };
+        let (ours, theirs) = socket_to(deadline)?;
         let spawn = |command| Self::started(ours, command);
         let (helper, own) = program.start_inside(theirs, enclosure, spawn)?;
         Ok(Self { own: Some(own), ..helper })

@@ -25,6 +25,7 @@ use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::left::{Left, Wanted};
 use crate::sandbox::level::Level;
 use crate::zygote::ZygoteProgram;
+use crate::zygote::deadline::Deadline;
 use crate::zygote::wire::{Answer, Exited, Request, Spawn, SpawnStep};
 
 /// How long the output of an attempt that is captured lies in its pipe before somebody reads it.
@@ -45,6 +46,8 @@ pub(super) struct Place {
     pub(super) zygote: ZygoteProgram,
     pub(super) enclosure: Option<Arc<Enclosure>>,
     pub(super) wanted: Option<Arc<Wanted>>,
+    /// How long attempts may run without a word from the session.
+    pub(super) deadline: Arc<Deadline>,
     /// What attempts without input read from, once it is open.
     pub(super) nothing: OnceLock<File>,
 }
@@ -114,7 +117,7 @@ impl Place {
             if next.is_none() {
                 return;
             }
-            let (attempt, detail) = match Helper::start(&self.zygote) {
+            let (attempt, detail) = match Helper::start(&self.zygote, &self.deadline) {
                 Err(error) => (None, format!("could not start {:?}: {error}", self.zygote.program)),
                 Ok(started) => {
                     let current = helper.insert(started);
@@ -194,8 +197,10 @@ impl Place {
         }
         let elsewhere = self.enclosure.as_ref().is_some_and(|it| it.level == Level::Bubblewrap);
         if astray || helper.has_entered() || elsewhere {
-            let next = Helper::start_for(&self.zygote, self.enclosure.as_deref())
-                .map_err(|error| format!("could not start {:?}: {error}", self.zygote.program))?;
+            let next = Helper::start_for(&self.zygote, self.enclosure.as_deref(), &self.deadline)
+                .map_err(|error| {
+                format!("could not start {:?}: {error}", self.zygote.program)
+            })?;
             std::mem::replace(helper, next).end().await;
         }
         helper.network = network;

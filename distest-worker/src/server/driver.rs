@@ -23,7 +23,9 @@ use super::permits::{Permit, Sharer};
 use super::sessions::Listed;
 use super::tally::Started;
 use super::{Admission, Begins, WorkerShared};
-use crate::executor::{ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest};
+use crate::executor::{
+    Deadline, ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+};
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
 use crate::protocol::{
@@ -119,6 +121,8 @@ struct Opened {
     session: Session,
     listed: Listed,
     slots: Slots,
+    /// Until when attempts may run without a word from the client, should this process stand still.
+    deadline: Arc<Deadline>,
     sandbox: Arc<Sandbox>,
     layers: Layers,
     slot_base: u32,
@@ -377,11 +381,17 @@ impl Driver {
         let forwarding = Forwarding::new(spec, self.client.clone())?;
         let sockets = forwarding.sockets();
         let enclosure = sandbox.enclosure().map(|enclosure| Enclosure { sockets, ..enclosure });
+        let deadline = Deadline::new().map_err(|error| {
+            let message = format!("could not begin a session: {error}");
+            Refusal::new(RefusalKind::OutOfResources, message)
+        })?;
+        let deadline = Arc::new(deadline);
         let options = ExecutorOptions {
             scratch: self.worker.scratch().to_owned(),
             zygote: self.worker.zygote.clone(),
             enclosure: enclosure.map(Arc::new),
             wanted: collect.as_ref().map(|collect| collect.wanted()),
+            deadline: Arc::clone(&deadline),
         };
         let ready = ready(slots, &sandbox, self.worker.host());
         let client = self.admission.peer.name.clone();
@@ -404,6 +414,7 @@ impl Driver {
             session: Session::new(slots),
             listed,
             slots: Slots::start(slots, options, self.events_to.clone()),
+            deadline,
             slot_base: spec.slot_base,
             run: spec.run.clone(),
             env,
@@ -632,6 +643,8 @@ impl Driver {
             // whose turn it may be.
             returned.clear();
             opened.list();
+            let fence = opened.session.fence_at();
+            opened.deadline.renew(fence.map(|at| at.0.saturating_sub(self.began.elapsed())));
         }
         answers
     }

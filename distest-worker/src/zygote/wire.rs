@@ -52,6 +52,8 @@ pub(crate) enum Request {
     Enter(Box<Enclosure>),
     /// A signal to the attempt's process group, if it still runs.
     Signal(AttemptId, AttemptSignal),
+    /// What comes with it says until when attempts may run: see [`super::deadline`]. Not answered.
+    Deadline,
     /// Show that you live. Answered by [`Answer::Alive`].
     AreYouAlive,
     /// Leave the network for one of your own, as each attempt does that asks for it.
