@@ -200,9 +200,11 @@ pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()
         }
         for ((triple, binary), tests) in binaries {
             let mut known = statements.known(triple, &run.cargo_profile, binary)?;
-            for test in tests {
+            for test in &tests {
                 statements.write_test(run, id, test, &mut known)?;
             }
+            let outcomes = outcomes(&tests);
+            statements.outcomes.execute(params![id, &*triple.0, &*binary.0, outcomes])?;
         }
         for batch in &run.batches {
             statements.write_batch(id, batch)?;
@@ -241,6 +243,15 @@ fn insert_run(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<i64
     Ok(change.last_insert_rowid())
 }
 
+/// How tests ended, one a line: verdict, attempts, microseconds, name.
+fn outcomes(tests: &[&TestRecord]) -> String {
+    let line = |test: &&TestRecord| {
+        let (verdict, time) = (test.verdict.as_str(), micros(test.duration));
+        format!("{verdict} {} {time} {}", test.attempts, test.case.name.0)
+    };
+    tests.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Rows of a binary's tests by name: number, timings, and where the test stands.
 type Known = HashMap<String, (i64, Option<Past>, Standing)>;
 
@@ -249,7 +260,7 @@ struct Statements<'a> {
     find: CachedStatement<'a>,
     put: CachedStatement<'a>,
     change: CachedStatement<'a>,
-    outcome: CachedStatement<'a>,
+    outcomes: CachedStatement<'a>,
     batch: CachedStatement<'a>,
 }
 
@@ -276,9 +287,8 @@ impl<'a> Statements<'a> {
                      company_batch = coalesce(?18, company_batch)
                  WHERE id = ?1",
             )?,
-            outcome: change.prepare_cached(
-                "INSERT OR REPLACE INTO outcomes (run, test, verdict, attempts, duration_us)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            outcomes: change.prepare_cached(
+                "INSERT INTO outcomes (run, triple, binary, tests) VALUES (?1, ?2, ?3, ?4)",
             )?,
             batch: change.prepare_cached(
                 "INSERT OR REPLACE INTO batches (run, number, binary, names)
@@ -340,9 +350,6 @@ impl<'a> Statements<'a> {
             test.company.map(|_| id),
             test.company
         ])?;
-        let verdict = test.verdict.as_str();
-        let outcome = params![id, row, verdict, test.attempts, micros(test.duration)];
-        self.outcome.execute(outcome)?;
         Ok(())
     }
 

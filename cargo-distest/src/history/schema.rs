@@ -13,7 +13,7 @@ use crate::settings::Warning;
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 5;
+const VERSION: i32 = 6;
 /// What brings version 1 to 2, and so on.
 const MIGRATIONS: &[&str] = &[
     "
@@ -55,6 +55,23 @@ const MIGRATIONS: &[&str] = &[
     -- The batch in which a test passed in company last. Its run may be forgotten.
     ALTER TABLE tests ADD COLUMN company_run INTEGER;
     ALTER TABLE tests ADD COLUMN company_batch INTEGER;
+",
+    "
+    -- How a run's tests ended, those of a binary in one text: verdict, attempts, microseconds and
+    -- name of each, one a line. Thousands of rows would cost more to write than quick tests to run.
+    CREATE TABLE outcomes_of_binaries (
+        run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+        triple TEXT NOT NULL,
+        binary TEXT NOT NULL,
+        tests TEXT NOT NULL,
+        PRIMARY KEY (run, triple, binary)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO outcomes_of_binaries
+        SELECT run, triple, binary,
+            group_concat(verdict || ' ' || attempts || ' ' || duration_us || ' ' || name, char(10))
+        FROM outcomes JOIN tests ON tests.id = test GROUP BY run, triple, binary;
+    DROP TABLE outcomes;
+    ALTER TABLE outcomes_of_binaries RENAME TO outcomes;
 ",
 ];
 
@@ -266,4 +283,38 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_of_an_older_version_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(TABLES).unwrap();
+        MIGRATIONS[..4].iter().for_each(|migration| old.execute_batch(migration).unwrap());
+        old.execute_batch(
+            "INSERT INTO runs VALUES (1, 'one', 'dev', 0, 0, 0, 1, 1, 0, 0, 0, 0, 0);
+             INSERT INTO tests (id, binary, name, triple, cargo_profile, mean_us, spread_us, runs,
+                 last, last_us, seen_s)
+             VALUES (1, 'b', 'x', 't', 'dev', 0, 0, 0, '', 0, 0),
+                 (2, 'b', 'y z', 't', 'dev', 0, 0, 0, '', 0, 0);
+             INSERT INTO outcomes VALUES (1, 1, 'pass', 1, 5), (1, 2, 'fail', 3, 70);",
+        )
+        .unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 5).unwrap();
+        drop(old);
+        let opened = open(&path).unwrap();
+        assert!(opened.set_aside.is_none());
+        let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+        let tests = opened.db.query_row("SELECT tests FROM outcomes", [], read).unwrap();
+        assert_eq!(tests, "pass 1 5 x\nfail 3 70 y z");
+        opened.db.execute("DELETE FROM runs", []).unwrap();
+        let count = opened.db.query_row("SELECT count(*) FROM outcomes", [], |row| row.get(0));
+        assert_eq!(count, Ok(0));
+    }
 }
