@@ -633,6 +633,30 @@ async fn a_worker_that_brings_files_is_not_silent() {
 }
 
 #[tokio::test]
+async fn a_session_whose_files_take_long_is_closed_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let (mut peer, _served) = peer_of(&shared(1, Some(store))).await;
+    let (roots, collect) = (vec!["/client".into()], vec!["**/*.out".into()]);
+    let spec = SessionSpec { roots, collect, ..SessionSpec::default() };
+    peer.worker.open(link::context(DEADLINE), spec).await.unwrap().unwrap();
+    peer.prepare_sh("/client", vec![], vec![]).await.unwrap();
+    peer.lease(&[(1, "echo one > a.out", Streams::Capture)]).await;
+    peer.started(1).await;
+    assert_eq!(peer.finished(1).await.exit, Exit::Code(0));
+    let worker = peer.worker.clone();
+    let deadline = link::context(link::DEADLINE_MAX);
+    let closing = tokio::spawn(async move { worker.close(deadline).await });
+    let Some(Told::Piece(_, taken)) = peer.told.recv().await else { panic!("no piece") };
+    // Longer than a client without a session may want nothing.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(30)).await;
+    tokio::time::resume();
+    taken.send(()).unwrap();
+    closing.await.unwrap().expect("what it asked for is answered before it is sent away");
+}
+
+#[tokio::test]
 async fn a_key_without_the_permission_runs_nothing() {
     let served = Served::start();
     let key = PrivateKey::generate().unwrap();

@@ -274,6 +274,8 @@ impl Driver {
                 None => continue,
                 Some(EndReason::Closed) => {
                     self.tell_closed(&mut requests).await;
+                    // It wanted something until now, and is yet to have the answer.
+                    idle.as_mut().reset(Instant::now() + IDLE_MAX);
                     link.settle();
                     continue;
                 }
