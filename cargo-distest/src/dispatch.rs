@@ -333,6 +333,10 @@ impl Dispatch {
             this.open_gate(&mut inputs).await;
             this.advance(&mut inputs).await;
         }
+        // Sessions are closed in order, for which their workers must be done with telling us of what
+        // ended late, such as the slower of two attempts: what nobody takes is answered at once. And
+        // no worker is dialled again that goes now.
+        drop(messages);
         this.close().await
     }
 

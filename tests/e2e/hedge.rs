@@ -92,7 +92,17 @@ fn stalled(
     let running = run(scratch, &folder, &workers).start();
     let (process, _) = listener.accept().expect("the test comes");
     while_waiting(&listener, process);
-    running.finish().transcript(0)
+    let finished = running.finish();
+    let transcript = finished.transcript(0);
+    // Whoever was ended last is heard before its session is over, and nobody is dialled again
+    // meanwhile.
+    assert!(!finished.stderr.contains("may be missing"), "{}", finished.stderr);
+    for worker in &workers {
+        let log = worker.log();
+        let run = |line: &&str| line.contains(&transcript.start.run) && line.contains("begins");
+        assert_eq!(log.lines().filter(run).count(), 1, "one session in each run: {log}");
+    }
+    transcript
 }
 
 fn first_decides(scratch: &Scratch) {
