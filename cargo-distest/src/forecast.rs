@@ -73,9 +73,6 @@ pub struct Forecast {
     pub complete: bool,
     /// Bytes of binaries that were sent.
     pub shipped: u64,
-    /// Free slots of workers that lacked binaries while tests waited to be started: their times
-    /// together.
-    pub kept_waiting: Duration,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,10 +115,6 @@ struct Running {
     dead: bool,
     /// Until when binaries are under way to it.
     sent_at: Duration,
-    /// Binaries that were sent and are there.
-    has: usize,
-    /// Until when its free slots have been counted.
-    counted_to: Duration,
 }
 
 /// Plays a run through. `step` steps the scheduler: whoever asks may count or time it.
@@ -135,8 +128,6 @@ pub fn play(
         events: BinaryHeap::new(),
         made: 0,
         workers: question.machines.iter().map(|_| Running::default()).collect(),
-        to_send: question.sizes.values().filter(|bytes| **bytes > 0).count(),
-        unstarted: question.tests.len(),
         done: false,
         forecast: Forecast::default(),
     };
@@ -188,10 +179,6 @@ struct Play<'a> {
     events: BinaryHeap<(Reverse<Duration>, Reverse<u64>, Reverse<Event>)>,
     made: u64,
     workers: Vec<Running>,
-    /// Binaries that have to be sent to whoever lacks them.
-    to_send: usize,
-    /// Tests that nobody has begun.
-    unstarted: usize,
     done: bool,
     forecast: Forecast,
 }
@@ -269,9 +256,6 @@ impl Play<'_> {
         match event {
             Event::Ready(index, binary) => {
                 let binary = BinaryKey(binary);
-                self.count_waiting(index);
-                let sent = self.question.sizes.get(&binary).is_some_and(|bytes| *bytes > 0);
-                self.workers[index].has += usize::from(sent);
                 inputs.push_back(Input::Ready { worker: id(index), binary });
             }
             Event::Lacks(index, binary, bytes) => {
@@ -284,7 +268,6 @@ impl Play<'_> {
                 self.start(index);
             }
             Event::Ends(index, attempt, took, process) if !self.workers[index].dead => {
-                self.count_waiting(index);
                 self.workers[index].busy -= 1;
                 self.after_half_trip(index, Event::Ended(index, attempt, took, process));
                 self.start(index);
@@ -321,7 +304,6 @@ impl Play<'_> {
                 inputs.push_back(Input::Revoked { worker: id(index), attempts });
             }
             Event::Dies(index) => {
-                self.count_waiting(index);
                 self.workers[index].dead = true;
                 self.workers[index].waiting.clear();
                 self.after_half_trip(index, Event::Cut(index));
@@ -338,36 +320,13 @@ impl Play<'_> {
         while self.workers[index].busy < machine.slots && !self.workers[index].dead {
             let next = self.workers[index].waiting.pop_front();
             let Some((attempt, process, leased)) = next else { return };
-            self.begin(index, process.tests().len());
+            self.workers[index].busy += 1;
             let tests = process.tests().iter().map(|test| self.question.tests[test.0 as usize].1);
             let takes: Duration = tests.sum();
             let takes = takes.div_f64(machine.speed.max(0.01)) + self.question.overhead;
             let waited = self.now - leased + machine.round_trip / 2;
             self.after_half_trip(index, Event::Started(index, attempt, waited));
             self.at(self.now + takes, Event::Ends(index, attempt, takes, process));
-        }
-    }
-
-    /// A slot is taken by a process of so many tests.
-    fn begin(&mut self, index: usize, tests: usize) {
-        self.count_waiting(index);
-        self.workers[index].busy += 1;
-        if self.unstarted <= tests {
-            // From now on nothing waits.
-            (0..self.workers.len()).for_each(|index| self.count_waiting(index));
-        }
-        self.unstarted = self.unstarted.saturating_sub(tests);
-    }
-
-    /// Counts a worker's free slots up to now, as far as they may have waited for binaries.
-    fn count_waiting(&mut self, index: usize) {
-        let machine = &self.question.machines[index];
-        let worker = &mut self.workers[index];
-        let since = std::mem::replace(&mut worker.counted_to, self.now);
-        let lacks = machine.rate.is_some() && worker.has < self.to_send && !worker.dead;
-        if lacks && self.unstarted > 0 {
-            let free = machine.slots.saturating_sub(worker.busy);
-            self.forecast.kept_waiting += (self.now - since) * free;
         }
     }
 }

@@ -145,7 +145,7 @@ fn knee(scratch: &Scratch) {
         .filter(|(_, it)| it.contains("knee"))
         .map(|it| it.0)
         .collect();
-    assert_eq!(marked, [first_beyond], "{human}");
+    assert_eq!(marked, [first_beyond - 1], "the last that pays: {human}");
 }
 
 fn limits(scratch: &Scratch) {
@@ -157,7 +157,8 @@ fn limits(scratch: &Scratch) {
         predicted.remove(0)
     };
     assert_eq!(limited(&["--workers", "1", "--slots", "1"]).limited_by, "all slots are busy");
-    assert_eq!(limited(&["--workers", "64"]).limited_by, "the longest test");
+    // By itself: with others it may be tried in a batch, which then is longer.
+    assert_eq!(limited(&["long", "--workers", "64"]).limited_by, "the longest test");
     let config = "[test-groups]\ndb = { max-threads = 1 }\n[[profile.default.overrides]]\n\
                   filter = 'test(short)'\ntest-group = 'db'\n[profile.serial]\ntest-threads = 1\n";
     scratch.write("subject/.config/distest.toml", config);

@@ -85,24 +85,6 @@ fn told(what: &str, binaries: u32, tests_of_each: usize) -> [(f64, u64); 2] {
 }
 
 #[test]
-fn what_is_due_to_sending_is_what_a_run_without_would_not_take() {
-    for (binaries, tests_of_each) in [(1, 8), (1, 40), (1, 500), (10, 20), (3, 7)] {
-        let mut question = shipping(binaries, tests_of_each, true);
-        let Forecast { makespan, kept_waiting, .. } = forecast(&question);
-        question.machines.iter_mut().for_each(|machine| machine.rate = None);
-        let without = forecast(&question);
-        assert_eq!(without.kept_waiting, Duration::ZERO);
-        let slots = question.machines.len() as u32;
-        let said = (makespan - kept_waiting / slots).as_secs_f64();
-        let (with, without) = (makespan.as_secs_f64(), without.makespan.as_secs_f64());
-        println!(
-            "{binaries} × {tests_of_each}: {with:.1} s, {without:.1} s without, {said:.1} s said"
-        );
-        assert!((said - without).abs() < with / 10.0, "{with}, without {without}, said {said}");
-    }
-}
-
-#[test]
 fn tests_that_share_a_process_start_one() {
     let mut question = question(&[1; 100], &[1.0], true);
     question.overhead = Duration::from_millis(10);

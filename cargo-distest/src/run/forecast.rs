@@ -9,7 +9,7 @@ use distest_worker::protocol::BinaryKey;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use self::basis::{Basis, DoctestTimes, work};
+use self::basis::{Basis, DoctestTimes, Prediction, work};
 use super::{Aside, EVENTS_MAX, Fed, Line, ORDERS_MAX, Purpose, cores, doctests, prepare};
 use crate::cli::{ListFormat, PlanArgs};
 use crate::dispatch::{Order, Planned};
@@ -20,7 +20,7 @@ use crate::plan::Urgency;
 use crate::settings::{NoTests, ShowProgress};
 use crate::ui::{Ui, report_warning};
 
-/// A worker more that gains less than this share of the time is beyond the knee.
+/// Beyond the knee each worker more gains less than this share of the time.
 const KNEE: f64 = 0.05;
 
 /// Builds, lists, and plays the run through on each number of workers.
@@ -127,34 +127,48 @@ fn print(args: &PlanArgs, basis: &Basis, ui: &Ui) {
         ui.stdout_line(&parts.join("; then "));
     }
     let slots = basis.slots;
-    let (mut before, mut knee): (Option<f64>, Option<u32>) = (None, None);
-    for workers in args.workers.from..=args.workers.to {
-        let (takes, limit) = basis.predict(workers);
-        let took = takes.as_secs_f64();
-        if knee.is_none() && before.is_some_and(|before| took > before * (1.0 - KNEE)) {
-            knee = Some(workers - 1);
-        }
-        before = Some(took);
-        let beyond = knee == Some(workers - 1);
+    let doctests = basis.doctests.take.map(|takes| takes.as_secs_f64());
+    let predictions: Vec<_> =
+        (args.workers.from..=args.workers.to).map(|workers| basis.predict(workers)).collect();
+    let times: Vec<f64> = predictions.iter().map(|it| it.takes.as_secs_f64()).collect();
+    let knee = knee(&times);
+    for (place, (workers, it)) in (args.workers.from..).zip(predictions).enumerate() {
+        let Prediction { takes, limit, without_sending } = it;
         let line = if json {
-            let beyond_knee = knee.is_some();
-            let doctests = basis.doctests.take.map(|takes| takes.as_secs_f64());
             json!({
                 "workers": workers,
                 "slots": slots,
-                "time_s": took,
+                "time_s": takes.as_secs_f64(),
                 "doctests_s": doctests,
                 "limited_by": limit,
-                "beyond_knee": beyond_knee,
+                "beyond_knee": knee.is_some_and(|knee| place > knee),
             })
             .to_string()
         } else {
-            let mark = if beyond { "  <- beyond the knee" } else { "" };
+            let without = without_sending.map(|it| format!(" ({} without)", seconds(it)));
+            let without = without.unwrap_or_default();
+            let mark = match knee == Some(place) {
+                true => {
+                    format!("  <- the knee: more workers gain less than {:.0} % each", KNEE * 100.0)
+                }
+                false => String::new(),
+            };
             let time = seconds(takes);
-            format!("{workers:>4} × {slots} slots  {time}  limited by: {limit}{mark}")
+            format!("{workers:>4} × {slots} slots  {time}  limited by: {limit}{without}{mark}")
         };
         ui.stdout_line(&line);
     }
+}
+
+/// The place of the first number of workers from which on none gains enough for what it adds. None
+/// if that may be beyond the last.
+fn knee(times: &[f64]) -> Option<usize> {
+    let pays = |from: usize, to: usize| {
+        let more = i32::try_from(to - from).unwrap_or(i32::MAX);
+        times[to] <= times[from] * (1.0 - KNEE).powi(more)
+    };
+    let last = times.len().checked_sub(1)?;
+    (0..last).find(|from| !(from + 1..=last).any(|to| pays(*from, to)))
 }
 
 /// What is known of tests, in words; none if there are none.
@@ -169,7 +183,10 @@ fn of_tests(basis: &Basis, workers: u32) -> Option<String> {
     let batched: usize = basis.batches.iter().map(|batch| batch.tests.len()).sum();
     let batched = match batched {
         0 => String::new(),
-        batched => format!(", {batched} of them in {} processes", basis.batches.len()),
+        batched => match basis.batches.len() {
+            1 => format!(", {batched} of them in one process"),
+            processes => format!(", {batched} of them in {processes} processes"),
+        },
     };
     let sending = sending(basis, workers);
     Some(format!("{count} tests, {total}, longest {longest}{guessed}{batched}{sending}"))
@@ -223,4 +240,23 @@ fn sending(basis: &Basis, workers: u32) -> String {
 
 fn seconds(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_knee_is_where_no_number_of_workers_more_pays() {
+        let check = |times: &[f64], expected| assert_eq!(knee(times), expected, "{times:?}");
+        check(&[9.0, 6.0, 6.0, 6.0], Some(1));
+        // Four long tests: three workers take as long as two, and four half of that.
+        check(&[4.0, 2.0, 2.0, 1.0, 1.0], Some(3));
+        // Twenty workers more for a gain of a tenth.
+        check(&[[1.0; 20].as_slice(), &[0.9]].concat(), Some(0));
+        // What comes next is not known.
+        check(&[4.0, 2.0], None);
+        check(&[4.0], None);
+        check(&[], None);
+    }
 }

@@ -18,6 +18,16 @@ const OVERHEAD: Duration = Duration::from_millis(3);
 /// Sending is what limits a run that would take less than this share of its time without.
 const SENDING_SHARE: f64 = 0.9;
 
+/// What a run takes on some number of workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prediction {
+    pub(super) takes: Duration,
+    /// What keeps it from being quicker.
+    pub(super) limit: String,
+    /// What it would take if every executable were everywhere, where sending them is the limit.
+    pub(super) without_sending: Option<Duration>,
+}
+
 /// What the predictions are made from.
 pub(super) struct Basis {
     pub(super) tests: Vec<(Task, Duration)>,
@@ -91,19 +101,28 @@ pub(super) fn work(planned: &[Planned]) -> Vec<(Task, Duration)> {
 }
 
 impl Basis {
-    /// How long it takes on so many workers, and what keeps it from being quicker.
-    pub(super) fn predict(&self, workers: u32) -> (Duration, String) {
-        let tests = self.play(workers);
+    /// How long it takes on so many workers, and what keeps it from being quicker: sending, if it
+    /// would be much quicker without.
+    pub(super) fn predict(&self, workers: u32) -> Prediction {
+        let makespan = self.play(workers, self.rate).makespan;
         let doctests = self.doctests.take.unwrap_or_default();
-        let limit = match doctests > tests.makespan {
-            true => "the doctests".to_owned(),
-            false => self.limit(workers, &tests),
+        let takes = makespan + doctests;
+        if doctests > makespan {
+            return Prediction { takes, limit: "the doctests".to_owned(), without_sending: None };
+        }
+        let sends = self.rate.is_some() && workers > 1;
+        let without = sends.then(|| self.play(workers, None).makespan);
+        let without = without.filter(|without| *without < makespan.mul_f64(SENDING_SHARE));
+        let limit = match without {
+            Some(_) => "sending executables".to_owned(),
+            None => self.limit(workers),
         };
-        (tests.makespan + doctests, limit)
+        Prediction { takes, limit, without_sending: without.map(|without| without + doctests) }
     }
 
-    /// The tests on so many workers, of which one is here.
-    fn play(&self, workers: u32) -> Forecast {
+    /// The tests on so many workers, of which one is here; so many bytes get to the others each
+    /// second, or all are there.
+    fn play(&self, workers: u32, rate: Option<f64>) -> Forecast {
         let here = Machine {
             slots: self.slots,
             speed: 1.0,
@@ -113,7 +132,7 @@ impl Basis {
             rate: None,
             dies_at: None,
         };
-        let elsewhere = Machine { rate: self.rate, ..here };
+        let elsewhere = Machine { rate, ..here };
         let others = workers.saturating_sub(1) as usize;
         let machines = std::iter::once(here).chain(std::iter::repeat_n(elsewhere, others));
         let question = Question {
@@ -129,9 +148,8 @@ impl Basis {
         play(&question, |scheduler, input, effects| scheduler.step(input, effects))
     }
 
-    /// What keeps the tests from being quicker: sending, if they would be much quicker without; else
-    /// the largest of their lower bounds.
-    fn limit(&self, workers: u32, forecast: &Forecast) -> String {
+    /// What keeps the tests from being quicker: the largest of their lower bounds.
+    fn limit(&self, workers: u32) -> String {
         let all = workers.saturating_mul(self.slots).max(1);
         let (at_once, busy) = match self.threads.filter(|threads| *threads < all) {
             Some(threads) => (threads.max(1), "the number of test threads"),
@@ -145,16 +163,19 @@ impl Basis {
         let saved = OVERHEAD * u32::try_from(shared).unwrap_or(u32::MAX);
         let work = work.sum::<Duration>().saturating_sub(saved);
         let longest = self.tests.iter().map(|(_, takes)| lasts(takes)).max().unwrap_or_default();
-        let plain = [(work / at_once, busy), (longest, "the longest test")];
+        let lasts = |batch: &Batch| {
+            let tests = batch.tests.iter().map(|test| self.tests[test.0 as usize].1);
+            tests.sum::<Duration>() + OVERHEAD
+        };
+        let batch = self.batches.iter().map(lasts).max().unwrap_or_default();
+        let plain = [
+            (work / at_once, busy),
+            (batch, "the longest batch of tests in one process"),
+            (longest, "the longest test"),
+        ];
         let plain = plain.map(|(bound, name)| (bound, name.to_owned()));
         let limits = plain.into_iter().chain(self.group_bounds(workers));
-        let (bound, name) = limits.max_by_key(|(bound, _)| *bound).unwrap_or_default();
-        // Slots that didn't wait would have shared the work of the others.
-        let without = forecast.makespan.saturating_sub(forecast.kept_waiting / all).max(bound);
-        match without < forecast.makespan.mul_f64(SENDING_SHARE) {
-            true => "sending executables".to_owned(),
-            false => name,
-        }
+        limits.max_by_key(|(bound, _)| *bound).map(|(_, name)| name).unwrap_or_default()
     }
 
     /// Slots that a test keeps others from.
