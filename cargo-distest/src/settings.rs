@@ -204,12 +204,14 @@ pub struct ExecuteSettings {
 /// Processes per test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Isolation {
-    /// What the scheduler finds best.
+    /// Quick tests that passed before share one; what doesn't clearly pass there runs again alone,
+    /// and each runs alone when it is its turn.
     #[default]
     Auto,
     /// Each test in its own.
     Process,
-    /// As many of a binary in one as can be.
+    /// All that can share one do, their first run included, and nobody has a turn alone: hides what
+    /// passes only in company. For running a batch again, and for those who know their tests.
     Batch,
 }
 

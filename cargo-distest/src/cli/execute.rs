@@ -20,8 +20,8 @@ pub struct ExecuteArgs {
     /// `num-cpus` (as many as there are slots) [env: DISTEST_TEST_THREADS]
     #[arg(short = 'j', long, visible_alias = "jobs", value_name = "N", allow_hyphen_values = true)]
     pub test_threads: Option<TestThreads>,
-    /// Processes per test [env: DISTEST_ISOLATION] [default: auto, or process with a nextest
-    /// configuration]
+    /// Which tests share a process [env: DISTEST_ISOLATION] [default: auto, or process with a
+    /// nextest configuration]
     #[arg(long, value_name = "WHICH", value_enum)]
     pub isolation: Option<Isolation>,
     /// Decides which tests share a process [env: DISTEST_SEED] [default: another in each run]
