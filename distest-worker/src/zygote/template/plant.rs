@@ -23,6 +23,9 @@ use super::start::{BODY_BYTES_MAX, MemoryMap};
 
 /// How long the loader may take: slow disks included.
 const LOADER_PATIENCE_MS: u16 = 10_000;
+/// What a template is executed with, so that a tracer that doesn't stop it (an emulator's) has at
+/// worst a list made.
+const HARMLESS: &CStr = c"--list";
 /// Between a body and the stack that the loader left.
 const GAP_BYTES: u64 = 256;
 const WORD_BYTES: u64 = 8;
@@ -61,10 +64,11 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
     let theirs = duplicate_from(&theirs, SOCKET + 1)?;
     let nothing = open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     let descriptors = [(&nothing, 0), (&nothing, 1), (&nothing, 2), (&theirs, SOCKET)];
-    let process = Child(Some(execute(stack, program, &descriptors, &[program], env, As::Traced)?));
-    let pid = process.pid().ok_or(Errno::ESRCH)?;
+    let mut process =
+        Child(Some(execute(stack, program, &descriptors, &[program, HARMLESS], env, As::Traced)?));
+    let pid = process.pid()?;
     drop(theirs);
-    wait_for_stop(pid)?;
+    process.wait_for_stop()?;
     let before = ptrace::getregs(pid)?;
     let layout = Layout::read(pid, before.rsp, env.len() as u64)?;
     // The kernel begins a static program at its entry itself.
@@ -76,7 +80,7 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
         Part { address: layout.env, bytes: WORD_BYTES * env.len() as u64 },
         Part { address: body, bytes: BODY_BYTES_MAX as u64 },
     ];
-    put_code(pid, &before, &layout, parts)?;
+    put_code(&mut process, &before, &layout, parts)?;
     ptrace::setregs(pid, user_regs_struct { orig_rax: u64::MAX, ..before })?;
     ptrace::detach(pid, None)?;
     let facts = receive_facts(&ours)?;
@@ -104,8 +108,18 @@ impl Template {
 }
 
 impl Child {
-    fn pid(&self) -> Option<Pid> {
-        self.0
+    fn pid(&self) -> nix::Result<Pid> {
+        self.0.ok_or(Errno::ESRCH)
+    }
+
+    fn wait_for_stop(&mut self) -> nix::Result<()> {
+        match waitpid(self.pid()?, None)? {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => return Ok(()),
+            // Reaped: its number may be another's soon.
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => self.0 = None,
+            _ => {}
+        }
+        Err(Errno::ENOTSUP)
     }
 }
 
@@ -115,13 +129,6 @@ impl Drop for Child {
             let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
         }
-    }
-}
-
-fn wait_for_stop(pid: Pid) -> nix::Result<()> {
-    match waitpid(pid, None)? {
-        WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(()),
-        _ => Err(Errno::ENOTSUP),
     }
 }
 
@@ -138,10 +145,11 @@ impl Layout {
     /// pairs of numbers, each list ended by zeroes.
     fn read(pid: Pid, stack: u64, env_count: u64) -> nix::Result<Self> {
         // Another number: a script, whose interpreter has been executed.
-        if peek(pid, stack)? != 1 {
+        let args_count = peek(pid, stack)?;
+        if args_count != 2 {
             return Err(Errno::ENOTSUP);
         }
-        let env = stack + 3 * WORD_BYTES;
+        let env = stack + (1 + args_count + 1) * WORD_BYTES;
         let pairs = env + (env_count + 1) * WORD_BYTES;
         let (mut entry, mut headers, mut headers_count) = (None, None, None);
         for index in 0..TABLE_MAX {
@@ -194,7 +202,7 @@ fn has_early_constructors(pid: Pid, layout: &Layout) -> nix::Result<bool> {
 
 /// Puts the code and its words into the stopped process, and its address where the loader finds it.
 fn put_code(
-    pid: Pid,
+    process: &mut Child,
     registers: &user_regs_struct,
     layout: &Layout,
     parts: [Part; 2],
@@ -204,7 +212,8 @@ fn put_code(
     let writable = number(libc::PROT_READ | libc::PROT_WRITE);
     let bytes = 2 * PAGE_BYTES;
     let arguments = [0, bytes, writable, private, u64::MAX, 0];
-    let place = call(pid, registers, libc::SYS_mmap, arguments)?;
+    let place = call(process, registers, libc::SYS_mmap, arguments)?;
+    let pid = process.pid()?;
     for (chunk, at) in code::code().chunks(8).zip((place..).step_by(8)) {
         let word = std::array::from_fn(|index| chunk.get(index).copied().unwrap_or(0));
         poke(pid, at, i64::from_ne_bytes(word))?;
@@ -215,19 +224,20 @@ fn put_code(
         poke(pid, at, *word)?;
     }
     let executable = number(libc::PROT_READ | libc::PROT_EXEC);
-    call(pid, registers, libc::SYS_mprotect, [place, PAGE_BYTES, executable, 0, 0, 0])?;
+    call(process, registers, libc::SYS_mprotect, [place, PAGE_BYTES, executable, 0, 0, 0])?;
     poke(pid, layout.entry_slot, place.cast_signed())
 }
 
 /// Has the stopped process make a system call.
 fn call(
-    pid: Pid,
+    process: &mut Child,
     registers: &user_regs_struct,
     number: c_long,
     arguments: [u64; 6],
 ) -> nix::Result<u64> {
     /// `syscall`, in the lower half of a word.
     const SYSCALL: u64 = 0x050f;
+    let pid = process.pid()?;
     let here = peek(pid, registers.rip)?;
     poke(pid, registers.rip, (here & !0xffff | SYSCALL).cast_signed())?;
     let [rdi, rsi, rdx, r10, r8, r9] = arguments;
@@ -236,7 +246,7 @@ fn call(
         user_regs_struct { rax, orig_rax: u64::MAX, rdi, rsi, rdx, r10, r8, r9, ..*registers };
     ptrace::setregs(pid, calling)?;
     ptrace::step(pid, None)?;
-    wait_for_stop(pid)?;
+    process.wait_for_stop()?;
     let result = ptrace::getregs(pid)?.rax.cast_signed();
     poke(pid, registers.rip, here.cast_signed())?;
     match i32::try_from(result) {
