@@ -146,6 +146,8 @@ fn knee(scratch: &Scratch) {
         .map(|it| it.0)
         .collect();
     assert_eq!(marked, [first_beyond - 1], "the last that pays: {human}");
+    let beyond = plan(scratch, &folder, &["--workers", "9..12", "--slots", "1"]).stdout;
+    assert!(!beyond.contains("knee"), "it was before: {beyond}");
 }
 
 fn limits(scratch: &Scratch) {

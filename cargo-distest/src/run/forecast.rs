@@ -147,7 +147,9 @@ fn print(args: &PlanArgs, basis: &Basis, ui: &Ui) {
         } else {
             let without = without_sending.map(|it| format!(" ({} without)", seconds(it)));
             let without = without.unwrap_or_default();
-            let mark = match knee == Some(place) {
+            // Fewer workers than the first number may do as well.
+            let is_knee = knee == Some(place) && (place > 0 || workers == 1);
+            let mark = match is_knee {
                 true => {
                     format!("  <- the knee: more workers gain less than {:.0} % each", KNEE * 100.0)
                 }
