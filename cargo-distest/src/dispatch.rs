@@ -30,7 +30,7 @@ use crate::batch::Recalled;
 use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
-use crate::fleet::{Connection, Fleet, FleetMessage, LOST_AFTER};
+use crate::fleet::{Connection, Fleet, FleetMessage};
 use crate::model::{AttemptResult, Sharing, Step, TestBinary, TestCase, TestIndex, WorkerId};
 use crate::pace::{Met, Pace, Paces};
 use crate::parcel::Parcel;
@@ -549,8 +549,9 @@ impl Dispatch {
             return;
         }
         let theirs = self.in_flight.values().filter(|flight| flight.worker == worker);
-        let attempts = theirs.count() as u32;
-        let event = RunEvent::WorkerLost { worker, reason: reason.clone(), attempts };
+        let (running, waiting): (Vec<_>, Vec<_>) = theirs.partition(|it| it.started.is_some());
+        let (running, waiting) = (running.len() as u32, waiting.len() as u32);
+        let event = RunEvent::WorkerLost { worker, reason: reason.clone(), running, waiting };
         self.tell(event).await;
         inputs.push(Input::Cut { worker });
         if dead_at <= tokio::time::Instant::now() {
@@ -736,8 +737,9 @@ impl Dispatch {
                 inputs.push(Input::Revoked { worker, attempts });
             }
             Outcome::Gone { worker, reason } => {
-                let dead_at = tokio::time::Instant::now() + LOST_AFTER;
-                self.cut(worker, reason, dead_at, inputs).await;
+                if let Some(dead_at) = self.workers.get(&worker).map(Connected::dead_at) {
+                    self.cut(worker, reason, dead_at, inputs).await;
+                }
             }
             Outcome::Fenced { worker, reason } => self.lose(worker, &reason, inputs),
         }

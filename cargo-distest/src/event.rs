@@ -79,8 +79,10 @@ pub enum RunEvent {
         worker: WorkerId,
         /// Why, as far as we know.
         reason: String,
-        /// Attempts that it had.
-        attempts: u32,
+        /// Attempts that ran there, as far as was told.
+        running: u32,
+        /// Attempts that had been handed to it beside those.
+        waiting: u32,
     },
     /// Bytes went to a worker, counted on its socket.
     Shipped {

@@ -1,5 +1,7 @@
 //! A worker whose packets are lost from one moment on, both ways or one: nothing tells either end.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -23,12 +25,21 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("blackhole::a_worker_hears_nothing_more", Lost::ToWorker),
         // It hears that the client is there, and may not go on all the same.
         case("blackhole::a_worker_is_not_heard_any_more", Lost::FromWorker),
+        case_if("blackhole::a_worker_that_is_asked_for_something", possible, lost_while_asked),
     ]
 }
 
 /// More than the survivor's slots, so that the other worker gets one, too.
 const LONG: u32 = 3;
 const QUICK: u32 = 12;
+
+/// A folder that is not hidden from these workers, and in no sandbox a private one.
+fn locks() -> TempDir {
+    let locks = tempfile::Builder::new().prefix("distest-e2e-").tempdir_in("/run");
+    let locks = locks.expect("root can write there");
+    fs::set_permissions(locks.path(), Permissions::from_mode(0o755)).unwrap();
+    locks
+}
 
 /// Each test holds a lock while it runs, on a file of this machine's that all workers see. Long
 /// ones would still run when others may have them, if nobody ended them.
@@ -54,10 +65,7 @@ fn subject(scratch: &Scratch, locks: &TempDir) -> PathBuf {
 
 #[expect(clippy::print_stderr, reason = "a figure to be shown, about which nothing is asserted")]
 fn finish_elsewhere(scratch: &Scratch, lost: Lost) {
-    // Not hidden from these workers, and in no sandbox a private folder.
-    let locks = tempfile::Builder::new().prefix("distest-e2e-").tempdir_in("/run");
-    let locks = locks.expect("root can write there");
-    fs::set_permissions(locks.path(), Permissions::from_mode(0o755)).unwrap();
+    let locks = locks();
     let folder = subject(scratch, &locks);
     let plan = Plan::new(scratch);
     let survivor = plan.start(scratch, "survivor", 2);
@@ -93,4 +101,88 @@ fn finish_elsewhere(scratch: &Scratch, lost: Lost) {
         let passed: Vec<_> = transcript.attempts.iter().filter(passed).collect();
         assert!(matches!(passed[..], [one] if one.worker == "survivor"), "{passed:#?}");
     }
+}
+
+/// Slots of the two workers: the victim has more free than the survivor when a test is to run again.
+const SLOTS: (u32, u32) = (2, 4);
+const TESTS: usize = 12;
+/// How test processes wait, to be known by it.
+const LONG_SLEEP: &str = "6.0625";
+const HELD_SLEEP: &str = "3600.0625";
+
+/// Of the tests on the victim one is long. Those that the survivor gets meanwhile wait for a word and
+/// fail; all others pass at once.
+fn held_and_long(scratch: &Scratch, locks: &TempDir) -> PathBuf {
+    let folder = locks.path().display().to_string();
+    let mut source = format!(
+        r#"
+        fn run(name: &str) {{
+            let open = |name: &str| std::fs::File::open(format!("{{}}/{{name}}", {folder:?}));
+            let own = open(name).unwrap();
+            own.try_lock().expect("this test runs elsewhere at the same time");
+            let sleep = |seconds: &str| std::process::Command::new("sleep").arg(seconds).spawn().unwrap();
+            if std::env::var("DISTEST_TEST_WORKER").as_deref() == Ok("victim") {{
+                let long = open("long").unwrap();
+                if long.try_lock().is_ok() {{
+                    sleep({LONG_SLEEP:?}).wait().unwrap();
+                }}
+            }} else if open("go").is_err() {{
+                let mut held = sleep({HELD_SLEEP:?});
+                while open("go").is_err() {{
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }}
+                held.kill().unwrap();
+                held.wait().unwrap();
+                panic!("to be tried again");
+            }}
+        }}
+        "#
+    );
+    fs::write(locks.path().join("long"), "").unwrap();
+    for name in (0..TESTS).map(|number| format!("test_{number}")) {
+        fs::write(locks.path().join(&name), "").unwrap();
+        source += &format!("#[test]\nfn {name}() {{ run({name:?}) }}\n");
+    }
+    package(scratch, &source)
+}
+
+#[expect(clippy::print_stderr, reason = "a figure to be shown, about which nothing is asserted")]
+fn lost_while_asked(scratch: &Scratch) {
+    let locks = locks();
+    let folder = held_and_long(scratch, &locks);
+    let plan = Plan::new(scratch);
+    let survivor = plan.start(scratch, "survivor", SLOTS.0);
+    let (victim, link) = plan.start_linked(scratch, "victim", SLOTS.1);
+    let workers = [survivor, victim];
+    let mut running = Client::call(scratch, &folder, &["run", "--offline", "--retries", "1"])
+        .json()
+        .args(["--isolation", "process"])
+        .only_on(&workers)
+        .start();
+    scratch.wait_for("the long test", |stray| stray.command_line.contains(LONG_SLEEP));
+    let held = RefCell::new(BTreeSet::new());
+    scratch.wait_for("tests on all of the survivor's slots", |stray| {
+        let mut held = held.borrow_mut();
+        held.extend(stray.command_line.contains(HELD_SLEEP).then_some(stray.pid));
+        held.len() == SLOTS.0 as usize
+    });
+    running.until_attempts(TESTS - 1 - SLOTS.0 as usize);
+    link.lose(Lost::All);
+    let silent_since = Instant::now();
+    // Tests fail, and are handed to the victim, which can't say that it has them.
+    fs::write(locks.path().join("go"), "").unwrap();
+    running.until(|line| {
+        let Line::Test(Attempt { worker, result, .. }) = line else { return false };
+        *worker == "victim" && *result == AttemptResult::Lost
+    });
+    let took = silent_since.elapsed().as_secs_f64();
+    eprintln!("asked for more; the worker was given up after {took:.2} s");
+    let finished = running.finish();
+    let transcript = finished.transcript(0);
+    assert_eq!(transcript.summary.passed + transcript.summary.flaky, TESTS as u32);
+    // With what it can't have heard of. And not because that was not answered: from when on it would
+    // have had more time.
+    let told = &finished.stderr;
+    assert!(told.contains("worker victim was lost with 1 test running and "), "{told}");
+    assert!(!told.contains("did not answer"), "{told}");
 }

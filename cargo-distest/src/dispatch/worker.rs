@@ -13,6 +13,7 @@ use distest_worker::protocol::{
 use tarpc::client::RpcError;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::Runnable;
 use super::place::{Placed, Placing};
@@ -46,7 +47,7 @@ pub(super) enum Outcome {
     Shipped { worker: WorkerId, bytes: u64, blobs: u32 },
     /// These attempts came back unstarted.
     Revoked { worker: WorkerId, attempts: Vec<AttemptId> },
-    /// A request was not answered: the worker is of no use any more.
+    /// A request was not answered although the connection is there: the worker is of no use any more.
     Gone { worker: WorkerId, reason: String },
     /// A worker whose connection is gone has fenced itself by now.
     Fenced { worker: WorkerId, reason: String },
@@ -115,6 +116,11 @@ impl Connected {
         self.connection.embedded
     }
 
+    /// From when on nothing of ours can run there any more, if nothing more is heard of it.
+    pub(super) fn dead_at(&self) -> Instant {
+        self.connection.dead_at()
+    }
+
     /// Why it would not run a binary, as far as that is known here.
     pub(super) async fn obstacle_to(
         &self,
@@ -126,7 +132,7 @@ impl Connected {
 
     /// Ships a binary and the tree, unless more than `bytes_max` bytes of it are missing there.
     /// Answered by [`Outcome::Ready`], [`Outcome::Lacks`], [`Outcome::Refused`] or
-    /// [`Outcome::Gone`].
+    /// [`Outcome::Gone`], if the connection lasts.
     pub(super) fn prepare(&self, runnable: Arc<Runnable>, bytes_max: u64) {
         let (worker, embedded) = (self.connection.id, self.connection.embedded);
         let placing = self.placing.clone();
@@ -146,9 +152,10 @@ impl Connected {
             let outcome = match placing.place(&runnable, bytes_max).await {
                 Ok(Placed::There { sent }) => Outcome::Ready { worker, binary, sent },
                 Ok(Placed::Lacks(bytes)) => Outcome::Lacks { worker, binary, bytes },
-                Err(ShipError::Connection(error)) => {
-                    Outcome::Gone { worker, reason: unanswered(&error) }
-                }
+                Err(ShipError::Connection(error)) => match unanswered(&error) {
+                    Some(reason) => Outcome::Gone { worker, reason },
+                    None => return,
+                },
                 Err(ShipError::Refused(refusal)) => {
                     let Refusal { message, hint, .. } = wary::refusal(refusal);
                     Outcome::Refused { worker, binary, reason: message, hint }
@@ -168,23 +175,23 @@ impl Connected {
         tokio::spawn(async move {
             let reason = match client.lease(link::context(ANSWER), Lease { attempts }).await {
                 Ok(Ok(())) => return,
-                Ok(Err(refusal)) => format!("it refused a lease: {}", wary::refusal(refusal)),
+                Ok(Err(refusal)) => Some(format!("it refused a lease: {}", wary::refusal(refusal))),
                 Err(error) => unanswered(&error),
             };
-            let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
+            tell_gone(&outcomes, worker, reason).await;
         });
     }
 
-    /// Takes back attempts. Answered by [`Outcome::Revoked`] or [`Outcome::Gone`].
+    /// Takes back attempts. Answered by [`Outcome::Revoked`] or [`Outcome::Gone`], if the connection
+    /// lasts.
     pub(super) fn revoke(&self, attempts: Vec<AttemptId>) {
         let client = self.connection.worker.clone();
         let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
         tokio::spawn(async move {
-            let outcome = match client.revoke(link::context(ANSWER), attempts).await {
-                Ok(attempts) => Outcome::Revoked { worker, attempts },
-                Err(error) => Outcome::Gone { worker, reason: unanswered(&error) },
-            };
-            let _ = outcomes.send(outcome).await;
+            match client.revoke(link::context(ANSWER), attempts).await {
+                Ok(attempts) => _ = outcomes.send(Outcome::Revoked { worker, attempts }).await,
+                Err(error) => tell_gone(&outcomes, worker, unanswered(&error)).await,
+            }
         });
     }
 
@@ -222,8 +229,7 @@ impl Connected {
         let (worker, outcomes) = (self.connection.id, self.outcomes.clone());
         tokio::spawn(async move {
             if let Err(error) = client.stop(link::context(ANSWER), how).await {
-                let reason = unanswered(&error);
-                let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
+                tell_gone(&outcomes, worker, unanswered(&error)).await;
             }
         });
     }
@@ -265,9 +271,21 @@ impl Connected {
     }
 }
 
-/// That a worker did not answer, and why.
-fn unanswered(error: &RpcError) -> String {
-    format!("it did not answer: {}", wary::sentence(&link::why(error)))
+/// That a worker did not answer, and why. None if its connection is over: who attends to that knows
+/// why, and until when something may run there.
+fn unanswered(error: &RpcError) -> Option<String> {
+    match error {
+        RpcError::Shutdown | RpcError::Channel(_) => None,
+        RpcError::Send(_) | RpcError::DeadlineExceeded | RpcError::Server(_) => {
+            Some(format!("it did not answer: {}", wary::sentence(&link::why(error))))
+        }
+    }
+}
+
+async fn tell_gone(outcomes: &mpsc::Sender<Outcome>, worker: WorkerId, reason: Option<String>) {
+    if let Some(reason) = reason {
+        let _ = outcomes.send(Outcome::Gone { worker, reason }).await;
+    }
 }
 
 /// Why a worker can't run a binary, and what to do.

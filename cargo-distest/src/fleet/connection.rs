@@ -77,6 +77,8 @@ pub struct Connection {
     pub worker: WorkerClient,
     /// Bytes on the wire so far.
     pub stats: Arc<LinkStats>,
+    /// When it last answered a ping.
+    heard: watch::Receiver<Instant>,
     task: JoinHandle<()>,
     here: watch::Sender<()>,
     _member: Option<Member>,
@@ -88,6 +90,13 @@ pub(super) type Gone = watch::Receiver<()>;
 impl Connection {
     pub(super) fn gone(&self) -> Gone {
         self.here.subscribe()
+    }
+
+    /// From when on nothing of ours can run there any more, if the session ends now. The embedded
+    /// worker is told to end it, and answers no pings.
+    pub fn dead_at(&self) -> Instant {
+        let last = if self.embedded { Instant::now() } else { *self.heard.borrow() };
+        last + LOST_AFTER
     }
 }
 
@@ -286,7 +295,9 @@ impl Open {
         let ready = if embedded { ready } else { wary::ready(ready) };
         let round_trip = asked.elapsed();
         let stats = link.stats();
-        let task = tokio::spawn(attend(self.id, embedded, link, worker.clone(), messages));
+        let (hears, heard) = watch::channel(Instant::now());
+        let watched = Watched { id: self.id, embedded, hears, messages };
+        let task = tokio::spawn(attend(watched, link, worker.clone()));
         Ok(Connection {
             id: self.id,
             name: theirs.name.clone(),
@@ -308,6 +319,7 @@ impl Open {
             collector,
             worker,
             stats,
+            heard,
             task,
             _member: self.member,
             here: watch::Sender::new(()),
@@ -330,6 +342,15 @@ fn tell_resumed(
     })
 }
 
+/// A worker that is attended to.
+struct Watched {
+    id: WorkerId,
+    embedded: bool,
+    /// Has when it last answered.
+    hears: watch::Sender<Instant>,
+    messages: mpsc::Sender<FleetMessage>,
+}
+
 /// Asks for a sign of life each [`HEARTBEAT`] and tells of the worker's end: when its connection
 /// is gone, or when it has not answered for [`LOST_AFTER`]. Long before, the connection is doubted:
 /// something on the way may have forgotten it without a word, and another one can take its place.
@@ -339,14 +360,9 @@ fn tell_resumed(
 /// ([`distest_worker::session`]).
 ///
 /// The embedded worker is never asked that, since it stops with us. Only its memory is looked at.
-async fn attend(
-    id: WorkerId,
-    embedded: bool,
-    link: Link,
-    worker: WorkerClient,
-    messages: mpsc::Sender<FleetMessage>,
-) {
-    let mut last = Instant::now();
+async fn attend(watched: Watched, link: Link, worker: WorkerClient) {
+    let Watched { id, embedded, hears, messages } = watched;
+    let last = || *hears.borrow();
     let mut memory = Shortage { id, short: false, told: messages.clone() };
     let silent = async {
         loop {
@@ -366,9 +382,9 @@ async fn attend(
                         }
                     }
                 };
-                match timeout_at(last + LOST_AFTER, answered).await {
+                match timeout_at(last() + LOST_AFTER, answered).await {
                     Ok(Ok(pong)) => {
-                        last = Instant::now();
+                        hears.send_replace(Instant::now());
                         memory.is(pong.short_of_memory);
                     }
                     Ok(Err(_)) | Err(_) => break,
@@ -376,7 +392,7 @@ async fn attend(
             }
             sleep_until(asked + HEARTBEAT).await;
         }
-        sleep_until(last + LOST_AFTER).await;
+        sleep_until(last() + LOST_AFTER).await;
     };
     let (reason, fenced) = tokio::select! {
         biased;
@@ -387,7 +403,7 @@ async fn attend(
         }
         () = silent => (format!("no sign of life for {:.1} s", LOST_AFTER.as_secs_f64()), true),
     };
-    let dead_at = if fenced || embedded { Instant::now() } else { last + LOST_AFTER };
+    let dead_at = if fenced || embedded { Instant::now() } else { last() + LOST_AFTER };
     // Nobody listens once the run is over.
     let _ = messages.send(FleetMessage::Gone { worker: id, reason, dead_at }).await;
 }

@@ -325,13 +325,15 @@ impl Reporter for Terminal {
             RunEvent::WorkerUnusable { address, reason, hint } => {
                 self.warning(&format!("worker {address} can't be used: {reason}"), hint.as_deref());
             }
-            RunEvent::WorkerLost { worker, reason, attempts } => {
-                let tests = count(*attempts as usize, "test", "tests");
+            RunEvent::WorkerLost { worker, reason, running, waiting } => {
+                let running = count(*running as usize, "test", "tests");
+                let waiting = match waiting {
+                    0 => String::new(),
+                    waiting => format!(" and {waiting} waiting"),
+                };
                 let name = summary.worker_name(*worker);
-                self.warning(
-                    &format!("worker {name} was lost with {tests} under way: {reason}"),
-                    None,
-                );
+                let what = format!("{running} running{waiting}");
+                self.warning(&format!("worker {name} was lost with {what}: {reason}"), None);
             }
             RunEvent::Warning { text, hint } => self.warning(text, hint.as_deref()),
             _ => {}

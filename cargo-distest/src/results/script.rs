@@ -227,7 +227,8 @@ pub(crate) fn every_verdict(settings: SummarySettings) -> Script {
     s.push(RunEvent::WorkerLost {
         worker: WorkerId(1),
         reason: "silent for 4.5 s".to_owned(),
-        attempts: 2,
+        running: 2,
+        waiting: 1,
     });
     s.attempt(moved, AttemptResult::Lost, 0, lost);
     s.attempt(moved, AttemptResult::Pass, 5, |ended| ended.attempt = 1);

@@ -171,7 +171,7 @@ impl World {
             }
             Timer::Unanswered(conn, id) => {
                 if self.client.peers.get(&conn).is_some_and(|peer| peer.asked.contains_key(&id)) {
-                    self.peer_gone(conn, Some(self.now + LOST_AFTER));
+                    self.peer_gone(conn, None);
                 }
             }
             Timer::Fenced(worker, conn) => self.fenced(worker, conn),
@@ -311,9 +311,7 @@ impl World {
                     Err(_) => Input::Refused { worker, binary },
                 });
             }
-            (Asked::Lease, WorkerResponse::Lease(Err(_)), _) => {
-                self.peer_gone(id, Some(now + LOST_AFTER));
-            }
+            (Asked::Lease, WorkerResponse::Lease(Err(_)), _) => self.peer_gone(id, None),
             (Asked::Revoke, WorkerResponse::Revoke(attempts), Some(worker)) => {
                 for attempt in &attempts {
                     self.client.flights.remove(attempt);
