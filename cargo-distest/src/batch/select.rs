@@ -92,10 +92,12 @@ pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Se
     let rotation = rotation(mode, seed, &by_binary);
     let total: Duration = by_binary.values().flatten().map(|it| cost(it)).sum();
     let even = total / slots.max(1).saturating_mul(BATCHES_PER_SLOT);
+    let share =
+        by_binary.values().flatten().map(|it| at_worst(it)).sum::<Duration>() / slots.max(1);
     let mut selected = Selected::default();
     for (binary, tests) in by_binary {
         let long = length(&tests, even);
-        for group in groups(mode, seed, long, tests) {
+        for group in groups(mode, seed, Bounds { long, share }, tests) {
             let company: Arc<[TestIndex]> = group.iter().map(|it| it.test).collect();
             let (alone, together): (Vec<&Candidate>, Vec<_>) =
                 group.into_iter().partition(|it| rotation.contains(&it.test));
@@ -109,7 +111,7 @@ pub fn select(mode: Mode, seed: u64, slots: u32, candidates: &[Candidate]) -> Se
                 batches.filter(|tests| tests.len() > 1 || tests.iter().any(|it| is_loud(it)));
             selected.batches.extend(batches.map(|tests| Batch {
                 binary,
-                expected: tests.iter().map(|it| cost(it)).sum(),
+                expected: tests.iter().map(|it| at_worst(it)).sum(),
                 tests: tests.iter().map(|it| it.test).collect(),
             }));
         }
@@ -198,12 +200,21 @@ fn rotation(
     all.into_iter().take(turn).map(|it| it.test).collect()
 }
 
+/// Of a batch.
+struct Bounds {
+    /// What it should take at most.
+    long: Duration,
+    /// What it may take at most if no trial in it gains anything: a slot's share of the run. The
+    /// end of the run must not wait for one batch. Two tests fit into any, or there were no trials.
+    share: Duration,
+}
+
 /// Deals a binary's tests into batches: at random by the seed, so that in time everyone meets
 /// everyone, and within a batch in the binary's own order.
 fn groups(
     mode: Mode,
     seed: u64,
-    long: Duration,
+    Bounds { long, share }: Bounds,
     mut tests: Vec<&Candidate>,
 ) -> Vec<Vec<&Candidate>> {
     let whole = matches!(mode, Mode::All { whole: true });
@@ -213,18 +224,22 @@ fn groups(
     // Dealt evenly where their number is the bound: nobody waits for a last, longer batch.
     let most = tests.len().div_ceil(tests.len().div_ceil(BATCH_TESTS_MAX).max(1));
     let mut groups: Vec<Vec<&Candidate>> = Vec::new();
-    let (mut length, mut name_bytes) = (Duration::ZERO, 0);
+    let (mut length, mut worst, mut name_bytes) = (Duration::ZERO, Duration::ZERO, 0);
     for test in tests {
+        let (then, then_worst) = (length + cost(test), worst + at_worst(test));
         let full = |group: &Vec<&Candidate>| {
+            let has_trials = then_worst > then;
             group.len() >= most
                 || name_bytes + test.case.name.0.len() + 1 > BATCH_NAME_BYTES_MAX
-                || (!whole && length + cost(test) > long)
+                || (!whole && then > long)
+                || (!whole && has_trials && group.len() > 1 && then_worst > share)
         };
         if groups.last().is_none_or(full) {
             groups.push(Vec::new());
-            (length, name_bytes) = (Duration::ZERO, 0);
+            (length, worst, name_bytes) = (Duration::ZERO, Duration::ZERO, 0);
         }
         length += cost(test);
+        worst += at_worst(test);
         name_bytes += test.case.name.0.len() + 1;
         if let Some(group) = groups.last_mut() {
             group.push(test);
@@ -260,6 +275,15 @@ fn cost(candidate: &Candidate) -> Duration {
     let hoped = || alone.saturating_sub(start).min(start * QUICK_FACTOR);
     let known = candidate.standing.batched.filter(|_| candidate.standing.gains != Some(false));
     known.unwrap_or_else(hoped).max(LEAST)
+}
+
+/// The same if its trial, should this be one, gains nothing.
+fn at_worst(candidate: &Candidate) -> Duration {
+    let Standing { alone, batched, gains, .. } = candidate.standing;
+    let quick = candidate.sharing.map_or(Duration::ZERO, start_cost) * (QUICK_FACTOR + 1);
+    let alone = alone.or(candidate.expected).unwrap_or_default();
+    let is_trial = alone > quick && (batched.is_none() || gains == Some(false));
+    if is_trial { alone } else { cost(candidate) }
 }
 
 fn start_cost(sharing: Sharing) -> Duration {
@@ -520,6 +544,28 @@ mod tests {
             most > Some(MS * 400) && most <= Some(MS * 475),
             "five times what is saved: {most:?}"
         );
+    }
+
+    #[test]
+    fn no_batch_of_trials_is_longer_than_a_slots_share_should_they_fail() {
+        // They gain so much that long batches are worth it, and the others are tried there, too.
+        let gains = |it: Candidate| {
+            let (alone, batched, gains) = (Some(MS * 100), Some(MS * 5), Some(true));
+            Candidate { standing: Standing { alone, batched, gains, ..PASSED }, ..it }
+        };
+        let slow = |it: Candidate| {
+            let standing = Standing { alone: Some(MS * 400), ..PASSED };
+            Candidate { standing, ..it }
+        };
+        let mut candidates: Vec<_> = many(60).into_iter().map(gains).collect();
+        candidates.extend(many(100).into_iter().skip(60).map(slow));
+        let most = |slots| {
+            let batches = super::select(Mode::Auto, 1, slots, &candidates).batches;
+            batches.iter().map(|batch| batch.expected).max().unwrap()
+        };
+        assert!(most(12) > MS * 1_000 && most(12) <= MS * 16_300 / 12, "{:?}", most(12));
+        assert!(most(1_000) <= MS * 800, "two at least: {:?}", most(1_000));
+        assert!(most(1) > MS * 4_000, "where there is one slot nothing waits: {:?}", most(1));
     }
 
     #[test]
