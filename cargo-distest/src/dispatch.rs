@@ -879,7 +879,7 @@ impl Dispatch {
                 }
             }
             Effect::Quarantined { worker, fails } => self.quarantined(worker, fails).await,
-            Effect::Unplaceable { test } => self.unplaceable(test),
+            Effect::Unplaceable { test, more } => self.unplaceable(test, more),
             Effect::NeedWorker => self.need_worker().await,
             Effect::Done => self.done = true,
         }
@@ -997,7 +997,7 @@ impl Dispatch {
     }
 
     /// Keeps in words which test no worker may run, and which worker comes nearest.
-    fn unplaceable(&mut self, test: TestIndex) {
+    fn unplaceable(&mut self, test: TestIndex, more: u32) {
         let Some(planned) = self.tests.get(test.0 as usize) else { return };
         let Some(needs) = &planned.needs else { return };
         let misses =
@@ -1008,10 +1008,13 @@ impl Dispatch {
             format!("the nearest is {}: {}", worker.name(), missing.join(", "))
         });
         let case = &planned.case;
-        self.unplaceable = Some(Unplaceable {
-            text: format!("no worker may run {case}, which needs {needs}"),
-            nearest,
-        });
+        let others = match more {
+            0 => String::new(),
+            1 => ", nor 1 more test".to_owned(),
+            more => format!(", nor {more} more tests"),
+        };
+        let text = format!("no worker may run {case}, which needs {needs}{others}");
+        self.unplaceable = Some(Unplaceable { text, nearest });
     }
 
     /// Tests are left that no worker takes: one that was there may come back.

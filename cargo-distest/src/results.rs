@@ -30,6 +30,8 @@ pub struct Summary {
     counts: Counts,
     /// Planned test cases that have their verdict.
     done: u32,
+    /// Those of them that got it for something that happened.
+    placed: u32,
     /// Test cases that were skipped and never planned.
     left_out: u32,
     running: BTreeSet<TestIndex>,
@@ -122,6 +124,7 @@ impl Summary {
             tests: Vec::new(),
             counts: Counts::default(),
             done: 0,
+            placed: 0,
             left_out: 0,
             running: BTreeSet::new(),
             workers: BTreeMap::new(),
@@ -471,12 +474,15 @@ impl Summary {
 
     fn close_test(&mut self, index: TestIndex, verdict: Verdict) {
         self.done += 1;
-        let place = self.done;
         let test = self.test_mut(index);
         let before = test.verdict.replace(verdict);
         assert_eq!(before, None, "{} got a second verdict, {verdict}", test.case);
-        test.place = place;
-        match test.expected {
+        // Who never ran is told of in one sum.
+        if verdict != Verdict::Skipped && !self.not_run(self.test(index)) {
+            self.placed += 1;
+            self.test_mut(index).place = self.placed;
+        }
+        match self.test(index).expected {
             Some(expected) => self.expected_open -= expected,
             None => self.unknown_open -= 1,
         }

@@ -412,8 +412,10 @@ pub enum Effect {
     },
     /// Tell that the run can't go on because no worker meets a test's needs. No answer.
     Unplaceable {
-        /// Which.
+        /// The first such test.
         test: TestIndex,
+        /// How many others there are.
+        more: u32,
     },
     /// There are tests that no worker will take; what others take goes on meanwhile. Answered by [`Input::Joined`] or
     /// [`Input::NoWorker`].

@@ -44,7 +44,8 @@ pub struct TestState {
     pub hedged: bool,
     /// Its verdict, when it has one.
     pub verdict: Option<Verdict>,
-    /// Its place in the order of verdicts, from 1; 0 until it has one.
+    /// Its place in the order of verdicts, from 1, of those that something happened to; 0 until it has
+    /// one.
     pub place: u32,
 }
 

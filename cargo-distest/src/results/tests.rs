@@ -43,10 +43,11 @@ fn a_run_that_was_ended_says_what_it_did_until_then() {
     s.push(RunEvent::Cancelling { reason: CancelReason::Interrupt, running: 1 });
     s.attempt(a, AttemptResult::Lost, 700, |_| {});
     s.attempt(b, AttemptResult::Lost, 0, |_| {});
-    [a, b].into_iter().for_each(|test| s.verdict(test, Verdict::Lost));
+    [b, a].into_iter().for_each(|test| s.verdict(test, Verdict::Lost));
     s.finish(ExitCode::Interrupted, false);
     let end = s.summary.finished().unwrap();
     assert_eq!((end.testing, end.first_result), (millis(700), None));
+    assert_eq!([a, b].map(|test| s.summary.test(test).place), [1, 0], "one of them ran");
 
     let mut s = Script::new(SummarySettings::default(), &["local"]);
     s.now = millis(300);

@@ -168,8 +168,8 @@ impl Scheduler {
 
     fn end_without_worker(&mut self, effects: &mut Vec<Effect>) {
         match self.unplaceable().filter(|_| self.workers.len() > 0) {
-            Some(test) => {
-                effects.push(Effect::Unplaceable { test });
+            Some((test, more)) => {
+                effects.push(Effect::Unplaceable { test, more });
                 self.cancel(CancelReason::Unplaceable, Stop::Kill, effects);
             }
             None => self.cancel(CancelReason::FleetLost, Stop::Kill, effects),

@@ -180,13 +180,14 @@ impl Scheduler {
         self.special.insert(&self.stories[test.0 as usize], rank, test);
     }
 
-    /// A waiting test that is to run where no worker is.
-    pub(super) fn unplaceable(&self) -> Option<TestIndex> {
-        self.special.tests().find(|test| {
+    /// The first waiting test that is to run where no worker is, and how many others there are.
+    pub(super) fn unplaceable(&self) -> Option<(TestIndex, u32)> {
+        let mut unplaceable = self.special.tests().filter(|test| {
             let needs = self.stories[test.0 as usize].needs.as_deref();
             let met = |worker: &Worker| needs.is_none_or(|needs| needs.met_by(worker.traits()));
             !self.workers.all().any(|(_, worker)| met(worker))
-        })
+        });
+        unplaceable.next().map(|first| (first, unplaceable.count() as u32))
     }
 
     /// A waiting test that no worker here will ever take.

@@ -189,12 +189,13 @@ fn services_are_found_only_where_they_are_forwarded() {
 #[test]
 fn a_test_that_nobody_may_run_ends_the_run_and_is_named() {
     let requires = std::iter::once(("gpu".to_owned(), "yes".to_owned())).collect();
-    let mut script = run(vec![with(0, Needs { requires, ..Needs::default() })]);
+    let needs = Needs { requires, ..Needs::default() };
+    let mut script = run((0..3).map(|test| with(test, needs.clone())).collect());
     script.join(W0, 1, B0);
     assert_eq!(script.said, []);
     assert_eq!(script.say(Input::NoMoreWorkers).said, [Effect::NeedWorker]);
     script.say(Input::NoWorker);
-    assert!(script.said.contains(&Effect::Unplaceable { test: TestIndex(0) }));
+    assert!(script.said.contains(&Effect::Unplaceable { test: TestIndex(0), more: 2 }));
     assert_eq!(script.scheduler.cancelled(), Some(CancelReason::Unplaceable));
 }
 
