@@ -9,8 +9,11 @@
 //! process group, where the kernel would have put them, and then begins at the program's entry.
 //!
 //! A process made this way is as one that was executed, except that all copies of one template lie
-//! at the same addresses and have the same random bytes for the C library's canaries (`AT_RANDOM`).
-//! Where anything else might differ there is no template and the program is executed as ever:
+//! at the same addresses and have the same random bytes for the C library's canaries (`AT_RANDOM`),
+//! that the main stack is 32 KiB smaller, and that constructors of libraries which it loads
+//! later (dlopen) are told the template's arguments. The template itself can be seen as a process of
+//! that name, and the executable can't be overwritten in place while there is one.
+//! Where more might differ there is no template and the program is executed as ever:
 //! programs with libraries other than the C library's own (their constructors would have run
 //! once for all), static ones, set-user-ID ones, scripts, sanitizers', other loaders', and kernels that
 //! refuse any of the steps. Whatever fails, fails before the program has begun, so it is only
@@ -28,7 +31,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::stat;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::launch::behind;
@@ -46,6 +51,10 @@ mod start;
 const KNOWN_MAX: usize = 16;
 /// The most of them that have a template: each is a process, if one that holds next to nothing.
 const TEMPLATES_MAX: usize = 4;
+/// A template that has not been used for so many starts makes room for another.
+const IDLE_STARTS: u64 = 64;
+/// A program whose templates end so often has none any more.
+const ENDED_MAX: u32 = 3;
 
 /// What a process is to be, in the launcher's words.
 pub(super) struct Start<'a> {
@@ -63,6 +72,7 @@ pub(super) struct Start<'a> {
 pub(super) struct Templates {
     /// The last used comes last.
     known: Vec<Known>,
+    starts: u64,
     /// Names the zygote's children.
     children: Option<File>,
 }
@@ -70,6 +80,10 @@ pub(super) struct Templates {
 struct Known {
     key: Key,
     state: State,
+    /// Which start used it last.
+    used: u64,
+    /// How many of its templates have ended.
+    ended: u32,
 }
 
 /// What makes starts alike enough to share a template.
@@ -99,24 +113,35 @@ impl Templates {
         if start.spawn.network == Network::Private {
             return None;
         }
+        self.starts += 1;
         let key = Key::of(start)?;
         let mut known = match self.known.iter().position(|known| known.key == key) {
             Some(index) => self.known.remove(index),
             None => {
-                self.remember(Known { key, state: State::Seen });
+                let used = self.starts;
+                self.remember(Known { key, state: State::Seen, used, ended: 0 });
                 return None;
             }
         };
-        if matches!(known.state, State::Seen) {
+        if matches!(known.state, State::Seen) && self.has_room() {
             known.state = self.plant(start, stack);
         }
+        known.used = self.starts;
         let mut process = None;
         if let State::Planted(template) = &known.state {
             match template.start(start) {
                 Started::Process(pid) => process = Some(pid),
-                Started::TooLong => {}
+                Started::NotNow => {}
                 Started::Refused => known.state = State::Unfit,
-                Started::Gone => known.state = State::Seen,
+                Started::Gone => {
+                    known.ended += 1;
+                    let again = known.ended < ENDED_MAX;
+                    known.state = if again { State::Seen } else { State::Unfit };
+                }
+                Started::Silent => {
+                    known.state = State::Unfit;
+                    self.end_strangers();
+                }
             }
         }
         self.remember(known);
@@ -156,17 +181,10 @@ impl Templates {
 
     /// Whether the zygote has children and all of them are templates.
     pub(super) fn are_all_children(&self) -> bool {
-        if self.pids().next().is_none() {
-            return false;
-        }
-        let mut text = [0; 256];
-        let Some(Ok(length)) = self.children.as_ref().map(|file| file.read_at(&mut text, 0)) else {
-            return false;
-        };
-        // What doesn't fit is none of ours.
-        let text = str::from_utf8(&text[..length]).unwrap_or("?");
-        text.split_ascii_whitespace()
-            .all(|pid| pid.parse().is_ok_and(|pid: i32| self.pids().any(|own| own == pid)))
+        self.pids().next().is_some()
+            && self
+                .children()
+                .is_some_and(|all| all.iter().all(|pid| self.pids().any(|own| own == *pid)))
     }
 
     /// The processes that are templates.
@@ -188,12 +206,42 @@ impl Templates {
         if self.known.len() > KNOWN_MAX {
             self.known.remove(0);
         }
-        let planted = |known: &Known| matches!(known.state, State::Planted(_));
-        if self.known.iter().filter(|known| planted(known)).count() > TEMPLATES_MAX
-            && let Some(oldest) = self.known.iter_mut().find(|known| planted(known))
-        {
-            oldest.state = State::Seen;
+    }
+
+    /// Whether there may be one more template, if need be in place of one that has long not been
+    /// used: programs that take turns would else have one made for each start.
+    fn has_room(&mut self) -> bool {
+        let planted = |known: &&mut Known| matches!(known.state, State::Planted(_));
+        if self.known.iter_mut().filter(planted).count() < TEMPLATES_MAX {
+            return true;
         }
+        let starts = self.starts;
+        let idle = |known: &&mut Known| starts - known.used > IDLE_STARTS;
+        match self.known.iter_mut().filter(planted).find(idle) {
+            Some(idle) => {
+                idle.state = State::Seen;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends children that are no templates, while no attempt runs: a copy that was never heard of.
+    fn end_strangers(&self) {
+        for pid in self.children().unwrap_or_default() {
+            if self.pids().all(|own| own != pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                let _ = waitpid(Pid::from_raw(pid), None);
+            }
+        }
+    }
+
+    /// None: they can't be told, or not all of them are numbers that fit here.
+    fn children(&self) -> Option<Vec<i32>> {
+        let mut text = [0; 256];
+        let length = self.children.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = str::from_utf8(&text[..length]).ok().filter(|_| length < text.len())?;
+        text.split_ascii_whitespace().map(|pid| pid.parse().ok()).collect()
     }
 
     /// Whether it can be told that an attempt has left nothing although there are templates.
@@ -214,6 +262,16 @@ impl Key {
             stat.st_ctime,
             stat.st_ctime_nsec,
         ];
+        // They have the loader tell or do something at each start.
+        let quiet = |text: &CStr| {
+            let text = text.to_bytes();
+            !text.starts_with(b"LD_")
+                || text.starts_with(b"LD_LIBRARY_PATH=")
+                || text.starts_with(b"LD_BIND_NOW=")
+        };
+        if !start.env.iter().all(|text| quiet(text)) {
+            return None;
+        }
         let goes_by = |text: &[u8]| {
             [&b"LD_"[..], b"GLIBC_", b"MALLOC_"].iter().any(|prefix| text.starts_with(prefix))
         };

@@ -23,7 +23,7 @@ fn a_copy_is_as_what_was_executed() {
     }
     with_slot(async |rig| {
         // Longer and shorter than before: nothing may remain of the one before.
-        let lengths = [10, 10, 3_000, 5, 20_000, 10, TOO_LONG, 10];
+        let lengths = [10, 10, 3_000, 5, 9_000, 10, TOO_LONG, 10];
         let mut known: Option<Told> = None;
         for (round, length) in lengths.into_iter().enumerate() {
             let mut request = telling(rig);
@@ -78,6 +78,7 @@ fn what_is_replaced_is_executed_anew() {
 
 /// A test may kill whatever runs as its user.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "there are no templates")]
 fn a_killed_template_is_made_anew() {
     with_slot(async |rig| {
         let mut loaders = BTreeSet::new();
@@ -94,6 +95,21 @@ fn a_killed_template_is_made_anew() {
             }
         }
         assert!(loaders.len() > 2, "{loaders:?}");
+    });
+}
+
+/// Nothing is heard of it, so the next start is an execution, in which nobody waits for long.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "there are no templates")]
+fn a_stopped_template_is_given_up() {
+    with_slot(async |rig| {
+        let (_, second) = (run_telling(rig).await, told_by(&run_telling(rig).await));
+        let template = second.siblings.iter().find(|pid| **pid != second.pid).copied().unwrap();
+        kill(Pid::from_raw(template), Signal::SIGSTOP).unwrap();
+        let third = told_by(&run_telling(rig).await);
+        assert_ne!(third.loader, second.loader);
+        assert_eq!(third.siblings, [third.pid], "and there is none any more");
+        assert!(!is_alive(template));
     });
 }
 

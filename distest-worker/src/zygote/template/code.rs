@@ -60,7 +60,9 @@ pub(super) struct Facts {
     /// What the loader has to do at the end, which it hands to the program.
     pub(super) at_exit: u64,
     pub(super) stack: u64,
-    /// 0, or why `thread_number` is not known.
+    /// What is there: the number, and the four bytes behind it.
+    pub(super) thread_word: u64,
+    /// 0, or why there are no copies.
     pub(super) failure: i64,
 }
 
@@ -125,6 +127,7 @@ impl Facts {
             brk: word(offset_of!(Self, brk)),
             at_exit: word(offset_of!(Self, at_exit)),
             stack: word(offset_of!(Self, stack)),
+            thread_word: word(offset_of!(Self, thread_word)),
             failure: word(offset_of!(Self, failure)).cast_signed(),
         }
     }
@@ -164,6 +167,19 @@ global_asm!(
     "    xor r8d, r8d",
     "    syscall",
     "    mov [r12 + {facts_failure}], rax",
+    "    test rax, rax",
+    "    js 9f",
+    "    mov rax, [r12 + {thread_number}]",
+    "    mov rax, [rax]",
+    "    mov [r12 + {thread_word}], rax",
+    // Tried once, while nothing can go wrong yet.
+    "    mov eax, {close_range}",
+    "    mov edi, {first_received}",
+    "    mov esi, {socket} - 1",
+    "    xor edx, edx",
+    "    syscall",
+    "    mov [r12 + {facts_failure}], rax",
+    "9:",
     "    mov eax, {get_robust_list}",
     "    xor edi, edi",
     "    lea rsi, [r12 + {robust_list}]",
@@ -272,6 +288,7 @@ global_asm!(
     brk = const offset_of!(Words, facts.brk),
     at_exit = const offset_of!(Words, facts.at_exit),
     stack = const offset_of!(Words, facts.stack),
+    thread_word = const offset_of!(Words, facts.thread_word),
     facts_failure = const offset_of!(Words, facts.failure),
     message = const offset_of!(Words, message),
     control_bytes_at = const offset_of!(Words, message.control_bytes),

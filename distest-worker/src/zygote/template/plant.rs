@@ -1,7 +1,7 @@
 //! Making a template: a program that is executed under trace, in which [`code`](super::code) is
 //! put where the loader looks for the program's entry. The trace ends before the loader begins.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -22,13 +22,24 @@ use super::code::{self, Facts, PAGE_BYTES, Part, SOCKET, Words};
 use super::start::{BODY_BYTES_MAX, MemoryMap};
 
 /// How long the loader may take: slow disks included.
-const LOADER_PATIENCE_MS: u16 = 10_000;
+const LOADER_PATIENCE_MS: u16 = 3_000;
 /// What a template is executed with, so that a tracer that doesn't stop it (an emulator's) has at
 /// worst a list made.
 const HARMLESS: &CStr = c"--list";
 /// Between a body and the stack that the loader left.
 const GAP_BYTES: u64 = 256;
 const WORD_BYTES: u64 = 8;
+/// The C library and what belongs to it, with versions: their constructors depend on nothing that
+/// differs from start to start.
+const PARTS: [(&str, u32); 7] = [
+    ("libc", 6),
+    ("libgcc_s", 1),
+    ("libm", 6),
+    ("libpthread", 0),
+    ("libdl", 2),
+    ("librt", 1),
+    ("libutil", 1),
+];
 /// The most entries of a table in the program that are looked at.
 const TABLE_MAX: u64 = 256;
 
@@ -69,10 +80,12 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
     let pid = process.pid()?;
     drop(theirs);
     process.wait_for_stop()?;
+    // It must not go on without this process.
+    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL)?;
     let before = ptrace::getregs(pid)?;
     let layout = Layout::read(pid, before.rsp, env.len() as u64)?;
     // The kernel begins a static program at its entry itself.
-    if layout.entry == before.rip || has_early_constructors(pid, &layout)? {
+    if layout.entry == before.rip || !only_needs_c_library(pid, &layout)? {
         return Err(Errno::ENOTSUP);
     }
     let body = (before.rsp - GAP_BYTES - BODY_BYTES_MAX as u64) & !0xf;
@@ -84,7 +97,9 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
     ptrace::setregs(pid, user_regs_struct { orig_rax: u64::MAX, ..before })?;
     ptrace::detach(pid, None)?;
     let facts = receive_facts(&ours)?;
-    if !has_only_c_library(pid, &layout)? {
+    // The C library before 2.25 keeps the process's number there, too, and would believe it.
+    let knows_process = (facts.thread_word >> 32) as i32 == pid.as_raw();
+    if knows_process || has_rights(pid) || !has_only_c_library(pid, &layout)? {
         return Err(Errno::ENOTSUP);
     }
     let map = MemoryMap::read(pid, facts.brk)?;
@@ -171,11 +186,13 @@ impl Layout {
     }
 }
 
-/// Whether the loader would run some of the program's own code (`DT_PREINIT_ARRAY`), as
-/// sanitizers have it.
-fn has_early_constructors(pid: Pid, layout: &Layout) -> nix::Result<bool> {
+/// Whether the program asks for no libraries but the C library's own, and the loader would run none
+/// of its code before its entry (`DT_PREINIT_ARRAY`), as sanitizers have it.
+fn only_needs_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
     const HEADER_BYTES: u64 = 56;
     const ADDRESS_AT: u64 = 16;
+    const NEEDED: u64 = 1;
+    const TEXTS: u64 = 5;
     const PREINIT_ARRAY: u64 = 32;
     let (mut bias, mut dynamic) = (None, None);
     for index in 0..layout.headers_count.min(TABLE_MAX) {
@@ -190,14 +207,55 @@ fn has_early_constructors(pid: Pid, layout: &Layout) -> nix::Result<bool> {
         }
     }
     let (bias, dynamic) = bias.zip(dynamic).ok_or(Errno::ENOTSUP)?;
+    let (mut needed, mut texts) = (Vec::new(), None);
     for index in 0..TABLE_MAX {
-        match peek(pid, bias.wrapping_add(dynamic + 2 * index * WORD_BYTES))? {
-            0 => return Ok(false),
-            PREINIT_ARRAY => return Ok(true),
+        let at = bias.wrapping_add(dynamic + 2 * index * WORD_BYTES);
+        let value = || peek(pid, at + WORD_BYTES);
+        match peek(pid, at)? {
+            0 => break,
+            NEEDED => needed.push(value()?),
+            TEXTS => texts = Some(bias.wrapping_add(value()?)),
+            PREINIT_ARRAY => return Ok(false),
             _ => {}
         }
     }
-    Err(Errno::ENOTSUP)
+    let texts = texts.ok_or(Errno::ENOTSUP)?;
+    for offset in needed {
+        let name = text(pid, texts.wrapping_add(offset))?;
+        let is_part = PARTS.iter().any(|(part, version)| name == format!("{part}.so.{version}"));
+        if !is_part && name != "ld-linux-x86-64.so.2" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A short text in the process, as far as it is one.
+fn text(pid: Pid, address: u64) -> nix::Result<String> {
+    let mut bytes = Vec::new();
+    for at in (address..).step_by(8).take(8) {
+        bytes.extend(peek(pid, at)?.to_ne_bytes());
+        if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
+            bytes.truncate(end);
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether its executable has rights of its own, which a traced process doesn't get.
+#[expect(unsafe_code, reason = "nix has no extended attributes")]
+fn has_rights(pid: Pid) -> bool {
+    let path = format!("/proc/{pid}/exe");
+    let set_id = libc::S_ISUID | libc::S_ISGID;
+    if fs::metadata(&path).map_or(true, |metadata| metadata.mode() & set_id != 0) {
+        return true;
+    }
+    let Ok(path) = CString::new(path) else { return true };
+    let name = c"security.capability";
+    // SAFETY: both are texts that end in NUL, and nothing is written where there is no room.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    length >= 0
 }
 
 /// Puts the code and its words into the stopped process, and its address where the loader finds it.
@@ -276,17 +334,6 @@ fn receive_facts(socket: &OwnedFd) -> nix::Result<Facts> {
 /// Whether nothing is loaded but the program, the C library and what belongs to that: the
 /// constructors of other libraries have already run.
 fn has_only_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
-    const LOADER: &str = "ld-linux";
-    const PARTS: [&str; 8] = [
-        LOADER,
-        "libc.so",
-        "libgcc_s.so",
-        "libm.so",
-        "libpthread.so",
-        "libdl.so",
-        "librt.so",
-        "libutil.so",
-    ];
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Errno::ENOTSUP)?;
     let files = maps.lines().filter_map(|line| {
         let path_at = line.find('/')?;
@@ -297,11 +344,22 @@ fn has_only_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
     let files: Vec<_> = files.collect();
     let program = files.iter().find(|(range, _)| range.contains(&layout.headers));
     let (_, program) = program.ok_or(Errno::ENOTSUP)?;
-    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let set_id = fs::metadata(format!("/proc/{pid}/exe")).map_err(|_| Errno::ENOTSUP)?.mode();
-    Ok(set_id & (libc::S_ISUID | libc::S_ISGID) == 0
-        && files.iter().any(|(_, path)| name(path).starts_with(LOADER))
-        && files.iter().all(|(_, path)| {
-            path == program || PARTS.iter().any(|part| name(path).starts_with(part))
-        }))
+    let split = |path: &'_ str| -> (String, String) {
+        let (folder, name) = path.rsplit_once('/').unwrap_or_default();
+        (folder.to_owned(), name.to_owned())
+    };
+    // `libc.so.6`, or the file that this was a link to once: `libc-2.31.so`.
+    let is = |name: &str, part: &str| {
+        name.strip_prefix(part)
+            .is_some_and(|rest| rest.starts_with(".so.") || rest.starts_with('-'))
+    };
+    let paths: Vec<_> =
+        files.iter().map(|(_, path)| *path).filter(|path| path != program).collect();
+    let library = paths.iter().map(|path| split(path)).find(|(_, name)| is(name, "libc"));
+    let (folder, _) = library.ok_or(Errno::ENOTSUP)?;
+    Ok(paths.into_iter().map(split).all(|(its_folder, name)| {
+        let is_part = PARTS.iter().any(|(part, _)| is(&name, part));
+        let is_loader = name.starts_with("ld-linux") || name.starts_with("ld-2.");
+        is_loader || is(&name, "libgcc_s") || (is_part && its_folder == folder)
+    }))
 }

@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::unistd::Pid;
 
@@ -14,7 +15,11 @@ use super::code::{FIRST_RECEIVED, GO, SOCKET, Step};
 use super::plant::Template;
 
 /// The most bytes of steps, arguments, environment and folder together; more are executed as ever.
-pub(super) const BODY_BYTES_MAX: usize = 96 * 1024;
+/// They lie on the stack, which is so much smaller for the program.
+pub(super) const BODY_BYTES_MAX: usize = 32 * 1024;
+/// How long a copy may take for its steps. Less than the worker's patience with this process, and
+/// longer than they take anywhere but where something stopped or killed one of the two.
+const STEPS_PATIENCE_MS: u16 = 3_000;
 /// `struct prctl_mm_map` in words: eleven addresses, that of the auxiliary vector, and two halves.
 const MAP_WORDS: usize = 13;
 const WORD_BYTES: usize = 8;
@@ -24,10 +29,12 @@ const STACK_ALIGNMENT: usize = 16;
 /// What came of a start.
 pub(super) enum Started {
     Process(Pid),
-    /// It doesn't fit; another may.
-    TooLong,
+    /// It doesn't fit, or the system has no room; another may do.
+    NotNow,
     /// A step failed, as it would again.
     Refused,
+    /// Nothing is heard of template or copy, of which there may be one.
+    Silent,
     /// The template has ended.
     Gone,
 }
@@ -76,13 +83,13 @@ impl Template {
     pub(super) fn start(&self, start: &Start<'_>) -> Started {
         let descriptors: Vec<RawFd> =
             start.descriptors.iter().chain(start.fence).map(AsRawFd::as_raw_fd).collect();
-        let Some(told) = self.tell(start) else { return Started::TooLong };
+        let Some(told) = self.tell(start) else { return Started::NotNow };
         let parts = [IoSlice::new(&told.env), IoSlice::new(&told.body)];
         let rights = [ControlMessage::ScmRights(&descriptors)];
         let flags = MsgFlags::MSG_NOSIGNAL;
         match sendmsg::<()>(self.socket.as_raw_fd(), &parts, &rights, flags, None) {
             Ok(_) => {}
-            Err(Errno::EMSGSIZE) => return Started::TooLong,
+            Err(Errno::EMSGSIZE) => return Started::NotNow,
             Err(_) => return Started::Gone,
         }
         receive_process(&self.socket)
@@ -147,16 +154,17 @@ impl Template {
         if start.fence.is_some() {
             step(libc::SYS_landlock_restrict_self, &[first + count, 0]);
         }
-        // Its own number: all is well.
+        step(libc::SYS_close_range, &[count, SOCKET as u64 - 1, 0]);
+        // Its own number: all is well. What comes after that can't fail.
         step(libc::SYS_write, &[SOCKET as u64, facts.thread_number, size_of::<i32>() as u64]);
-        step(libc::SYS_close_range, &[count, u64::from(u32::MAX), 0]);
+        step(libc::SYS_close, &[SOCKET as u64]);
         step(GO, &[stack]);
         steps
     }
 }
 
 /// [`Template::steps`] that are there whatever the start.
-const OTHER_STEPS: usize = 8;
+const OTHER_STEPS: usize = 9;
 
 /// The two parts of a message.
 struct Told {
@@ -189,12 +197,23 @@ fn pointers(list: &[u8], address: u64) -> Vec<u64> {
 fn receive_process(socket: &OwnedFd) -> Started {
     let mut bytes = [0; 8];
     loop {
+        let mut watched = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, PollTimeout::from(STEPS_PATIENCE_MS)) {
+            Ok(0) => return Started::Silent,
+            Err(Errno::EINTR) => continue,
+            Ok(_) | Err(_) => {}
+        }
         return match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
             Ok(4) => {
                 let [a, b, c, d, ..] = bytes;
                 Started::Process(Pid::from_raw(i32::from_ne_bytes([a, b, c, d])))
             }
-            Ok(8) => Started::Refused,
+            Ok(8) => match i64::from_ne_bytes(bytes).unsigned_abs() {
+                passing if passing == Errno::EAGAIN as u64 || passing == Errno::ENOMEM as u64 => {
+                    Started::NotNow
+                }
+                _ => Started::Refused,
+            },
             Err(Errno::EINTR) => continue,
             Ok(_) | Err(_) => Started::Gone,
         };
