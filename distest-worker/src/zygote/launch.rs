@@ -14,7 +14,7 @@ use nix::sys::ptrace;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, chdir, setpgid};
 
-use super::template::{Start, Templates};
+use super::template::Templates;
 use super::wire::{Spawn, SpawnStep, texts};
 use crate::sandbox::enclosure;
 
@@ -30,6 +30,18 @@ pub(super) struct Launcher {
     /// Where a new process runs until its exec, while this one waits for that.
     stack: Box<[u8]>,
     pub(super) templates: Templates,
+}
+
+/// What a process is to be: what it may be copied from goes by this.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for templates"))]
+pub(super) struct Start<'a> {
+    pub(super) spawn: &'a Spawn,
+    pub(super) program: &'a CStr,
+    pub(super) env: &'a [&'a CStr],
+    /// They become 0, 1, 2 and on.
+    pub(super) descriptors: &'a [OwnedFd],
+    /// What keeps it from signalling others.
+    pub(super) fence: Option<&'a OwnedFd>,
 }
 
 /// How a process begins.
@@ -63,7 +75,7 @@ impl Launcher {
         let receive = |errno| (SpawnStep::Receive, errno);
         let text = |bytes| CStr::from_bytes_with_nul(bytes).map_err(|_| receive(Errno::EINVAL));
         let (program, cwd) = (text(&spawn.program)?, text(&spawn.cwd)?);
-        let (args, env) = (texts(&spawn.args), texts(&spawn.env));
+        let env = texts(&spawn.env);
         let descriptors = lift(descriptors).map_err(receive)?;
         chdir(cwd).map_err(|errno| (SpawnStep::ChangeFolder, errno))?;
         let fence = if fenced { Some(enclosure::make_fence().map_err(at_fence)?) } else { None };
@@ -73,6 +85,7 @@ impl Launcher {
         if let Some(pid) = self.templates.start(&start, stack) {
             return Ok(pid);
         }
+        let args = texts(&spawn.args);
         let numbered: Vec<_> = descriptors.iter().zip(0..).collect();
         let mut start = || {
             let patient_until = Instant::now() + TEXT_BUSY_PATIENCE;

@@ -1,22 +1,9 @@
 //! Where no program is copied: every process is executed.
 
-use std::ffi::CStr;
-use std::os::fd::OwnedFd;
-
 use nix::unistd::Pid;
 
+use super::launch::Start;
 use super::processes::Process;
-use super::wire::Spawn;
-
-/// What a process is to be.
-#[expect(dead_code, reason = "for the processors that have templates")]
-pub(super) struct Start<'a> {
-    pub(super) spawn: &'a Spawn,
-    pub(super) program: &'a CStr,
-    pub(super) env: &'a [&'a CStr],
-    pub(super) descriptors: &'a [OwnedFd],
-    pub(super) fence: Option<&'a OwnedFd>,
-}
 
 /// None, ever.
 #[derive(Default)]

@@ -27,7 +27,6 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -36,9 +35,8 @@ use nix::sys::stat::stat;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::launch::behind;
+use super::launch::{Start, behind};
 use super::processes::Process;
-use super::wire::Spawn;
 use crate::protocol::Network;
 use plant::{Template, plant};
 use start::Started;
@@ -55,17 +53,6 @@ const TEMPLATES_MAX: usize = 4;
 const IDLE_STARTS: u64 = 64;
 /// A program whose templates end so often has none any more.
 const ENDED_MAX: u32 = 3;
-
-/// What a process is to be, in the launcher's words.
-pub(super) struct Start<'a> {
-    pub(super) spawn: &'a Spawn,
-    pub(super) program: &'a CStr,
-    pub(super) env: &'a [&'a CStr],
-    /// They become 0, 1, 2 and on.
-    pub(super) descriptors: &'a [OwnedFd],
-    /// What keeps it from signalling others.
-    pub(super) fence: Option<&'a OwnedFd>,
-}
 
 /// The templates of a zygote.
 #[derive(Default)]

@@ -344,22 +344,17 @@ fn has_only_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
     let files: Vec<_> = files.collect();
     let program = files.iter().find(|(range, _)| range.contains(&layout.headers));
     let (_, program) = program.ok_or(Errno::ENOTSUP)?;
-    let split = |path: &'_ str| -> (String, String) {
-        let (folder, name) = path.rsplit_once('/').unwrap_or_default();
-        (folder.to_owned(), name.to_owned())
-    };
     // `libc.so.6`, or the file that this was a link to once: `libc-2.31.so`.
     let is = |name: &str, part: &str| {
         name.strip_prefix(part)
             .is_some_and(|rest| rest.starts_with(".so.") || rest.starts_with('-'))
     };
-    let paths: Vec<_> =
-        files.iter().map(|(_, path)| *path).filter(|path| path != program).collect();
-    let library = paths.iter().map(|path| split(path)).find(|(_, name)| is(name, "libc"));
-    let (folder, _) = library.ok_or(Errno::ENOTSUP)?;
-    Ok(paths.into_iter().map(split).all(|(its_folder, name)| {
-        let is_part = PARTS.iter().any(|(part, _)| is(&name, part));
+    let libraries = files.iter().map(|(_, path)| *path).filter(|path| path != program);
+    let libraries: Vec<_> = libraries.filter_map(|path| path.rsplit_once('/')).collect();
+    let (folder, _) = libraries.iter().find(|(_, name)| is(name, "libc")).ok_or(Errno::ENOTSUP)?;
+    Ok(libraries.iter().all(|(its_folder, name)| {
+        let is_part = PARTS.iter().any(|(part, _)| is(name, part));
         let is_loader = name.starts_with("ld-linux") || name.starts_with("ld-2.");
-        is_loader || is(&name, "libgcc_s") || (is_part && its_folder == folder)
+        is_loader || is(name, "libgcc_s") || (is_part && its_folder == folder)
     }))
 }

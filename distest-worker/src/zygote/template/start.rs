@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::unistd::Pid;
 
-use super::Start;
+use super::super::launch::Start;
 use super::code::{FIRST_RECEIVED, GO, SOCKET, Step};
 use super::plant::Template;
 
@@ -116,6 +116,7 @@ impl Template {
             put(&mut body, &[step.number.cast_unsigned()]);
             put(&mut body, &step.arguments);
         }
+        debug_assert_eq!(body.len(), map_at, "as many steps as were counted");
         let spans = [[args_at, env_at], [env_at, cwd_at]].map(|span| span.map(address));
         put(&mut body, &self.map.words(spans[0], spans[1]));
         body.resize(stack_at, 0);
