@@ -110,8 +110,8 @@ const TESTS: usize = 12;
 const LONG_SLEEP: &str = "6.0625";
 const HELD_SLEEP: &str = "3600.0625";
 
-/// Of the tests on the victim one is long. Those that the survivor gets meanwhile wait for a word and
-/// fail; all others pass at once.
+/// Those that the survivor gets wait for a word and fail. Those of the victim wait until it has got
+/// some, whoever was there first: then one takes long, and all others pass at once.
 fn held_and_long(scratch: &Scratch, locks: &TempDir) -> PathBuf {
     let folder = locks.path().display().to_string();
     let mut source = format!(
@@ -121,16 +121,18 @@ fn held_and_long(scratch: &Scratch, locks: &TempDir) -> PathBuf {
             let own = open(name).unwrap();
             own.try_lock().expect("this test runs elsewhere at the same time");
             let sleep = |seconds: &str| std::process::Command::new("sleep").arg(seconds).spawn().unwrap();
+            let wait_for = |name: &str| while open(name).is_err() {{
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }};
             if std::env::var("DISTEST_TEST_WORKER").as_deref() == Ok("victim") {{
+                wait_for("held");
                 let long = open("long").unwrap();
                 if long.try_lock().is_ok() {{
                     sleep({LONG_SLEEP:?}).wait().unwrap();
                 }}
             }} else if open("go").is_err() {{
                 let mut held = sleep({HELD_SLEEP:?});
-                while open("go").is_err() {{
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }}
+                wait_for("go");
                 held.kill().unwrap();
                 held.wait().unwrap();
                 panic!("to be tried again");
@@ -159,13 +161,14 @@ fn lost_while_asked(scratch: &Scratch) {
         .args(["--isolation", "process"])
         .only_on(&workers)
         .start();
-    scratch.wait_for("the long test", |stray| stray.command_line.contains(LONG_SLEEP));
     let held = RefCell::new(BTreeSet::new());
     scratch.wait_for("tests on all of the survivor's slots", |stray| {
         let mut held = held.borrow_mut();
         held.extend(stray.command_line.contains(HELD_SLEEP).then_some(stray.pid));
         held.len() == SLOTS.0 as usize
     });
+    fs::write(locks.path().join("held"), "").unwrap();
+    scratch.wait_for("the long test", |stray| stray.command_line.contains(LONG_SLEEP));
     running.until_attempts(TESTS - 1 - SLOTS.0 as usize);
     link.lose(Lost::All);
     let silent_since = Instant::now();
