@@ -568,7 +568,11 @@ impl Dispatch {
         let theirs = self.in_flight.extract_if(.., |_, flight| flight.worker == worker);
         let lost: Vec<_> = theirs.collect();
         for (attempt, flight) in lost {
-            let ending = Ending::lost(format!("the worker was lost: {reason}"), &flight);
+            let when = match flight.started {
+                Some(_) => "",
+                None => " before it said that the test had started",
+            };
+            let ending = Ending::lost(format!("the worker was lost{when}: {reason}"), &flight);
             // Of a batch, only the test that ran is told of.
             let running = flight.batch.as_ref().and_then(company::Batch::running);
             let test = running.unwrap_or(flight.test);

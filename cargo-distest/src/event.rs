@@ -261,7 +261,8 @@ pub enum CancelReason {
 pub struct AttemptEnded {
     /// Of which test.
     pub test: TestIndex,
-    /// From 1.
+    /// From 1, one more for each of the test's attempts that is told. What the test itself sees are its tries
+    /// in a process of its own that were not lost.
     pub attempt: u32,
     /// Another attempt follows because of `--retries`.
     pub will_retry: bool,

@@ -256,9 +256,11 @@ impl Summary {
 
     /// Whether a test never ran because the run was cancelled.
     pub fn not_run(&self, test: &TestState) -> bool {
-        // What waited on a worker when the run was cancelled was lost there, but never ran.
+        // What waited on a worker when the run was cancelled was lost there, but never ran. Whoever got
+        // its verdict before that, and with it a place, was lost for good.
         let nothing = test.attempts.iter().all(|attempt| attempt.duration.is_zero());
-        test.verdict == Some(Verdict::Lost) && !test.ran() && nothing && self.cancelled.is_some()
+        let late = self.cancelled.is_some() && test.place == 0;
+        test.verdict == Some(Verdict::Lost) && !test.ran() && nothing && late
     }
 
     /// Batches that have ended.

@@ -42,7 +42,7 @@ use placement::{Asked, Wanted, Whom};
 use queue::{Popped, Queue};
 pub use special::LOSSES_ALONE_MAX;
 use special::Special;
-use state::{Depth, FailedAlone, Live, Readiness, Role, Story, Workers};
+use state::{Depth, FailedAlone, Live, Readiness, Role, Story, Worker, Workers};
 
 /// A test that keeps being lost gets the verdict [`Verdict::Lost`] after this many losses.
 pub const LOSSES_MAX: u32 = 5;
@@ -340,7 +340,7 @@ pub enum Effect {
         attempt: AttemptId,
         /// Of which test.
         test: TestIndex,
-        /// From 1.
+        /// From 1, one more for each attempt of the test that is told, whatever became of it.
         number: u32,
         /// How, as it counts.
         result: AttemptResult,
@@ -424,15 +424,6 @@ pub enum Effect {
     Done,
 }
 
-impl Effect {
-    /// An attempt came to no end of its own.
-    fn lost(attempt: AttemptId, test: TestIndex, number: u32) -> Self {
-        let result = AttemptResult::Lost;
-        let (will_retry, only_in_company) = (false, false);
-        Self::AttemptEnded { attempt, test, number, result, will_retry, only_in_company }
-    }
-}
-
 /// One attempt handed to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -442,7 +433,7 @@ pub struct Grant {
     pub test: TestIndex,
     /// From 1.
     pub number: u32,
-    /// As the test itself counts: from 1, without its attempts in batches.
+    /// As the test itself counts: from 1, without its attempts in batches and those that were lost.
     pub alone: u32,
     /// Places on the worker that it takes, of whichever client's; more than there are: all.
     pub places: u32,
@@ -679,7 +670,7 @@ impl Scheduler {
         self.compare(test, worker, result, effects);
         let cancelled = self.phase.cancelled.is_some();
         let story = &mut self.stories[test.0 as usize];
-        let tries = self.rules.retries.saturating_add(story.batched);
+        let tries = self.rules.retries.saturating_add(story.free);
         let will_retry = !result.passed() && number <= tries && !cancelled;
         let decides = !result.passed() && !will_retry && !cancelled;
         if decides && self.wants_witness(test, result) {
@@ -713,7 +704,26 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         self.stories[test.0 as usize].losses += 1;
-        effects.push(Effect::lost(attempt, test, number));
+        self.tell_lost(attempt, test, number, effects);
+    }
+
+    /// Tells of an attempt that came to no end of its own: the next has another number, and is no
+    /// other try.
+    fn tell_lost(
+        &mut self,
+        attempt: AttemptId,
+        test: TestIndex,
+        number: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let story = &mut self.stories[test.0 as usize];
+        story.number += 1;
+        story.free += 1;
+        let result = AttemptResult::Lost;
+        let (will_retry, only_in_company) = (false, false);
+        let ended =
+            Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company };
+        effects.push(ended);
     }
 
     /// A test that was handed out in vain goes back: for free, unless that keeps happening.
@@ -769,9 +779,17 @@ impl Scheduler {
         if self.has(Mutation::KeepDeadWork) && self.workers.none_started(worker) {
             return;
         }
+        let slots = self.workers.worker(worker).map_or(0, Worker::slots);
         let had = self.workers.remove(worker);
         let alone = had.len() == 1;
+        let mut ahead = 0;
         for (attempt, live) in had {
+            // What the first of its slots had may have begun although nobody said so; whoever waited
+            // behind those didn't. When a run ends nothing is repeated, and nothing has to be counted.
+            let first = ahead < slots || self.has(Mutation::CountPrefetched);
+            let counts = first && self.phase.cancelled.is_none();
+            let may_have_begun = !live.started && counts && !self.has(Mutation::ForgetUnstarted);
+            ahead += live.weight;
             #[cfg(test)]
             self.late.insert(attempt, live.clone());
             self.hedges.gone(attempt);
@@ -785,10 +803,13 @@ impl Scheduler {
                 continue;
             }
             if live.company != Company::Alone {
-                self.lose_batch(attempt, live, effects);
+                self.lose_batch(attempt, live, may_have_begun, effects);
                 continue;
             }
-            // Only what had started is told of: the rest never was an attempt.
+            // Only what had started, or may have, is told of: the rest never was an attempt.
+            if may_have_begun {
+                self.lost_unstarted(attempt, live.test, live.number, effects);
+            }
             if live.started {
                 let alone = alone && live.solo || self.has(Mutation::BlamePresence);
                 self.suspect(live.test, alone);
@@ -964,12 +985,12 @@ impl Scheduler {
                 self.queue_again(test);
             }
             let attempt = self.next_attempt();
-            let Story { number, batched, .. } = self.stories[test.0 as usize];
+            let Story { number, free, .. } = self.stories[test.0 as usize];
             let with = company.clone();
             let fresh = depth == Depth::Slots;
             let live = Live { expected, fresh, ..Live::new(test, number, company) };
             self.workers.grant(worker, attempt, live);
-            let alone = number - batched;
+            let alone = number - free;
             grants.push(Grant { attempt, test, number, alone, places: 1, company: with });
         }
         grants

@@ -8,7 +8,8 @@
 //!   attempt that really ran to its end, tries are told with numbers without gaps, and none after the verdict;
 //! - no test is alive twice, unless it is hedged and may be, no more of a group than it may, nothing beside an exclusive test or a
 //!   suspect on its worker, under any partition;
-//! - nothing outlives its worker's loss, no innocent test is to blame for one;
+//! - nothing outlives its worker's loss, no innocent test is to blame for one, and none counts as lost that waited behind
+//!   others there;
 //! - the run ends in bounded simulated time, and nothing runs when it has ended.
 //!
 //! `cargo test -p cargo-distest --lib sim` runs some hundred seeds, with `DISTEST_SIM_SEEDS=100000`
@@ -43,6 +44,8 @@ struct Outcome {
     hedges: u64,
     /// Batches that workers ended because another client waited.
     made_room: u64,
+    /// Workers that were killed by what they had not said to have started.
+    unsaid: u64,
 }
 
 /// Runs a seed to its end.

@@ -4,19 +4,23 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use distest_tests::DEADLINE;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::junit::Report;
 use distest_tests::product::product;
 use distest_tests::proxy::Proxy;
+use distest_tests::referee::Referee;
 use distest_tests::scratch::{Scratch, Stray};
-use distest_tests::transcript::{Attempt, Line, Transcript, Verdict};
+use distest_tests::transcript::{Attempt, AttemptResult, Line, Transcript, Verdict};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
+use crate::travel::package;
 use crate::{GONE_WITHIN, case, case_if};
 
 pub(crate) fn cases() -> Vec<Trial> {
@@ -24,6 +28,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("faults::one_of_three_workers_is_killed", one_of_three),
         case("faults::the_only_worker_is_killed", only_worker),
         case("faults::a_worker_beside_the_embedded_one_is_killed", beside_embedded),
+        case("faults::a_test_kills_its_worker_before_that_says_so", killed_unsaid),
         case("faults::connection_is_cut_while_shipping", cut),
         case("faults::client_is_killed_embedded", |scratch| client_killed(scratch, &[])),
         case("faults::client_is_killed_with_workers", |scratch| {
@@ -82,6 +87,41 @@ fn beside_embedded(scratch: &Scratch) {
     run.until(|line| matches!(line, Line::Test(Attempt { worker, .. }) if worker == "w1"));
     worker.process.signal(Signal::SIGKILL);
     all_passed_once(&run.finish().transcript(0));
+}
+
+/// Each time it has begun, its worker is dead before the client hears of it, and another one is there at
+/// once. Who runs beside it the first time is not to suffer for that.
+fn killed_unsaid(scratch: &Scratch) {
+    const LOSSES_MAX: usize = 5;
+    const UNDER_WAY: Duration = Duration::from_millis(300);
+    let referee = Referee::new().together("kills", usize::MAX);
+    let tests = referee.test("kills_it") + &referee.tests("quick", 3);
+    let folder = package(scratch, &[referee.prelude(), tests].concat());
+    let mut worker = Worker::start(scratch, "w1", 2);
+    let proxy = Proxy::late(worker.socket(), UNDER_WAY);
+    let run = Client::call(scratch, &folder, &["run", "--offline", "--no-fail-fast"]).json();
+    let run = run.args(["--local-slots", "0", "--wait-workers", "1"]).worker(&proxy.address);
+    let run = run.start();
+    for time in 1..=LOSSES_MAX {
+        referee.wait_for_beginning("kills_it", time);
+        worker.process.signal(Signal::SIGKILL);
+        worker.process.wait(DEADLINE).expect("nothing survives SIGKILL");
+        worker.restart(scratch, 2, &scratch.join("store-w1"));
+    }
+    let transcript = run.finish().transcript(100);
+    assert_eq!((transcript.count(Verdict::Lost), transcript.count(Verdict::Pass)), (1, 3));
+    for attempts in transcript.verdicts.keys().map(|case| transcript.attempts_of(case)) {
+        let numbers: Vec<_> = attempts.iter().map(|it| it.attempt as usize).collect();
+        assert_eq!(numbers, (1..=attempts.len()).collect::<Vec<_>>(), "{attempts:#?}");
+        let lost = attempts.iter().filter(|it| it.result == AttemptResult::Lost);
+        let unsaid =
+            lost.filter(|it| it.reason.contains("before it said that the test had started"));
+        let most = if attempts[0].name == "kills_it" { LOSSES_MAX } else { 2 };
+        assert!(unsaid.count() <= most, "{attempts:#?}");
+    }
+    let killer = transcript.attempts.iter().filter(|it| it.name == "kills_it");
+    let unsaid = killer.map(|it| it.reason.contains("before it said that the test had started"));
+    assert_eq!(unsaid.collect::<Vec<_>>(), [true; LOSSES_MAX]);
 }
 
 fn cut(scratch: &Scratch) {

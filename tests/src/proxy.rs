@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -28,6 +30,9 @@ struct Shared {
     stall_after: Option<usize>,
     /// Reset every connection each time that so many bytes have come, either way over all.
     reset_every: Option<u64>,
+    /// What comes from the target is passed on so much later, and not at all if the target has closed
+    /// by then.
+    late: Duration,
     closed: AtomicBool,
     relayed: Mutex<Relayed>,
     accepted: Condvar,
@@ -52,23 +57,29 @@ struct Connection {
 impl Proxy {
     /// Relays to `HOST:PORT`.
     pub fn to(target: &str) -> Self {
-        Self::start(target, None, None, None)
+        Self::start(target, None, None, None, Duration::ZERO)
+    }
+
+    /// The same, and what the target says is so long under way. What is under way when the target closes
+    /// is lost.
+    pub fn late(target: &str, late: Duration) -> Self {
+        Self::start(target, None, None, None, late)
     }
 
     /// The same, and resets all connections each time that so many bytes have come, either way.
     pub fn reset_every(target: &str, bytes: u64) -> Self {
-        Self::start(target, None, None, Some(bytes))
+        Self::start(target, None, None, Some(bytes), Duration::ZERO)
     }
 
     /// The same, and cuts all connections when `bytes` have gone to the target.
     pub fn cut_after(target: &str, bytes: u64) -> Self {
-        Self::start(target, Some(bytes), None, None)
+        Self::start(target, Some(bytes), None, None, Duration::ZERO)
     }
 
     /// The same, and passes only `bytes` of each connection on to the target: who connects falls
     /// silent then, and neither end is told.
     pub fn stall_after(target: &str, bytes: usize) -> Self {
-        Self::start(target, None, Some(bytes), None)
+        Self::start(target, None, Some(bytes), None, Duration::ZERO)
     }
 
     /// Bytes that went to the target.
@@ -112,6 +123,7 @@ impl Proxy {
         cut_after: Option<u64>,
         stall_after: Option<usize>,
         reset_every: Option<u64>,
+        late: Duration,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of loopback is free");
         let address = listener.local_addr().expect("it is bound");
@@ -122,6 +134,7 @@ impl Proxy {
             cut_after,
             stall_after,
             reset_every,
+            late,
             closed: AtomicBool::new(false),
             relayed: Mutex::default(),
             accepted: Condvar::new(),
@@ -199,6 +212,7 @@ fn pump(shared: &Shared, connection: &Connection, upstream: bool) {
     let [client, worker] = &connection.streams;
     let (mut from, mut to) = if upstream { (client, worker) } else { (worker, client) };
     let mut buffer = vec![0; 64 * 1024];
+    let later = (!upstream && !shared.late.is_zero()).then(|| Later::new(to, shared.late));
     let mut passes = shared.stall_after.filter(|_| upstream).unwrap_or(usize::MAX);
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         if connection.forgotten.load(Ordering::SeqCst) {
@@ -217,11 +231,45 @@ fn pump(shared: &Shared, connection: &Connection, upstream: bool) {
         }
         let passed = read.min(passes);
         passes -= passed;
-        if to.write_all(&buffer[..passed]).is_err() {
+        let sent = match &later {
+            Some(later) => later.pass(&buffer[..passed]),
+            None => to.write_all(&buffer[..passed]).is_ok(),
+        };
+        if !sent {
             break;
         }
     }
     if !connection.reset.load(Ordering::SeqCst) {
         let _ = to.shutdown(Shutdown::Write);
+    }
+}
+
+/// Takes bytes that are to arrive some time after they came.
+struct Later {
+    under_way: Sender<(Instant, Vec<u8>)>,
+    late: Duration,
+}
+
+impl Later {
+    fn new(to: &TcpStream, late: Duration) -> Self {
+        let (under_way, arrives) = channel();
+        let to = to.try_clone().expect("a socket can be shared");
+        thread::spawn(move || deliver(&arrives, &to));
+        Self { under_way, late }
+    }
+
+    /// False if nobody takes them any more.
+    fn pass(&self, bytes: &[u8]) -> bool {
+        self.under_way.send((Instant::now() + self.late, bytes.to_vec())).is_ok()
+    }
+}
+
+/// Until there is an end: nothing arrives behind it.
+fn deliver(arrives: &Receiver<(Instant, Vec<u8>)>, mut to: &TcpStream) {
+    for (due, bytes) in arrives {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        if to.write_all(&bytes).is_err() {
+            return;
+        }
     }
 }

@@ -147,6 +147,16 @@ impl Referee {
         found.unwrap_or_else(|| panic!("not seen for {DEADLINE:?}; seen: {:#?}", state.seen))
     }
 
+    /// Waits until a test of this name has begun so many times.
+    pub fn wait_for_beginning(&self, name: &str, times: usize) {
+        let state = self.shared.lock();
+        let begun = |state: &State| state.seen.iter().filter(|it| it.test.name == name).count();
+        let too_few = |state: &mut State| begun(state) < times;
+        let waited = self.shared.changed.wait_timeout_while(state, DEADLINE, too_few);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(begun(&state) >= times, "{name} began {} times, not {times}", begun(&state));
+    }
+
     /// All beginnings so far, in order.
     pub fn seen(&self) -> Vec<Sighting> {
         self.shared.lock().seen.clone()

@@ -189,7 +189,7 @@ impl Terminal {
         let Some(ended) = self.ended.get(&test).map(Arc::clone) else { return };
         if ended.result == AttemptResult::Lost && self.settings.status_level >= StatusLevel::Retry {
             let time = Time::Took(ended.duration);
-            let label = ("LOST".to_owned(), Tone::Odd);
+            let label = (format!("TRY {} LOST", ended.attempt), Tone::Odd);
             self.status(label, time, 0, test, Some(ended.worker), summary);
             self.gate.result(format!("    ({}; runs again)", shown::word(&ended.reason)));
         }

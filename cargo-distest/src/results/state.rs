@@ -113,6 +113,12 @@ impl TestState {
         self.attempts.iter().any(|attempt| attempt.result != AttemptResult::Lost)
     }
 
+    /// Attempts that were lost.
+    pub fn lost(&self) -> u32 {
+        let lost = |attempt: &&Attempt| attempt.result == AttemptResult::Lost;
+        self.attempts.iter().filter(lost).count() as u32
+    }
+
     /// In how much time attempts of it ran, lost ones left out: one after the other, or, where it was hedged, two at
     /// once.
     pub fn duration(&self) -> Duration {

@@ -58,6 +58,22 @@ fn a_run_that_was_ended_says_what_it_did_until_then() {
 }
 
 #[test]
+fn what_was_lost_for_good_before_a_run_was_cancelled_is_no_test_that_did_not_run() {
+    let mut s = Script::new(SummarySettings::default(), &["far"]);
+    s.built();
+    let [lost, waiting] = ["lost", "waiting"].map(|name| s.plan("one", name, None));
+    s.planned();
+    s.attempt(lost, AttemptResult::Lost, 0, |_| {});
+    s.attempt(lost, AttemptResult::Lost, 0, |_| {});
+    s.verdict(lost, Verdict::Lost);
+    s.push(RunEvent::Cancelling { reason: CancelReason::TestFailure, running: 0 });
+    s.attempt(waiting, AttemptResult::Lost, 0, |_| {});
+    s.verdict(waiting, Verdict::Lost);
+    let not_run = |test| s.summary.not_run(s.summary.test(test));
+    assert_eq!([lost, waiting].map(not_run), [false, true]);
+}
+
+#[test]
 fn a_hedged_test_runs_until_its_last_attempt_that_counts_and_takes_time_once() {
     let mut s = Script::new(SummarySettings::default(), &["local", "far"]);
     s.built();

@@ -51,6 +51,21 @@ impl Scheduler {
         story.losses_alone += u32::from(alone);
     }
 
+    /// A worker was lost that had said of this attempt neither that it started nor how it ended. It may be why,
+    /// and proves nothing even where it was alone: it is lost at last, and never to blame. Who was lost
+    /// before runs with nothing beside it from now on, so that it takes nobody with it.
+    pub(super) fn lost_unstarted(
+        &mut self,
+        attempt: AttemptId,
+        test: TestIndex,
+        number: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let story = &mut self.stories[test.0 as usize];
+        story.suspect |= story.losses > 0;
+        self.lost_attempt(attempt, test, number, effects);
+    }
+
     /// Being there proves nothing: only who was alone, again and again, is to blame.
     pub(super) fn is_culprit(&self, test: TestIndex) -> bool {
         self.stories[test.0 as usize].losses_alone >= LOSSES_ALONE_MAX
@@ -86,7 +101,7 @@ impl Scheduler {
         let story = &mut self.stories[test.0 as usize];
         story.avoid = Some(worker);
         story.only_elsewhere = true;
-        effects.push(Effect::lost(attempt, test, live.number));
+        self.tell_lost(attempt, test, live.number, effects);
         if !self.goes_on(attempt, effects) {
             self.queue_again(test);
         }

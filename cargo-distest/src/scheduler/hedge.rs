@@ -129,7 +129,7 @@ impl Scheduler {
         overdue: AttemptId,
         effects: &mut Vec<Effect>,
     ) {
-        let Story { binary, number, batched, .. } = self.stories[test.0 as usize];
+        let Story { binary, number, free, .. } = self.stories[test.0 as usize];
         let story = &self.stories[test.0 as usize];
         let permits = self.permits();
         let threads = story.threads().min(self.rules.threads.unwrap_or(u32::MAX).max(1));
@@ -161,7 +161,7 @@ impl Scheduler {
         self.hedges.twins.insert(overdue, (worker, attempt));
         self.hedges.twins.insert(attempt, (on, overdue));
         effects.push(Effect::Hedged { test, number, overdue: on, worker });
-        let (alone, places) = (number - batched, threads.max(1));
+        let (alone, places) = (number - free, threads.max(1));
         let grants = vec![Grant { attempt, test, number, alone, places, company }];
         effects.push(Effect::Lease { worker, grants });
     }

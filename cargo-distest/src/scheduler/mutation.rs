@@ -19,6 +19,10 @@ pub(crate) enum Mutation {
     ReleaseGroupEarly,
     /// A suspect is to blame although others ran beside it.
     BlamePresence,
+    /// What may have begun when its worker was lost, and had not been said to, counts as no loss.
+    ForgetUnstarted,
+    /// All that a lost worker had counts as lost, what waited behind others too.
+    CountPrefetched,
     /// Others are handed out beside an exclusive test or a suspect.
     CrowdExclusive,
     /// What comes back after a cancel is queued again.
@@ -51,13 +55,15 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
         Self::DoubleGrant,
         Self::ReleaseGroupEarly,
         Self::BlamePresence,
+        Self::ForgetUnstarted,
+        Self::CountPrefetched,
         Self::CrowdExclusive,
         Self::RequeueCancelled,
         Self::HedgeAnybody,

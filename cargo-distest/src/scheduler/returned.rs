@@ -113,8 +113,10 @@ impl Scheduler {
         }
         if outcome == InBatch::Failed {
             story.failed_before = Some(AttemptResult::Fail);
+        }
+        if result.is_some() {
             story.number += 1;
-            story.batched += 1;
+            story.free += 1;
         }
         effects.push(Effect::RunsAgainAlone { test, outcome });
         self.queue_again(test);
@@ -140,19 +142,31 @@ impl Scheduler {
         }
     }
 
-    /// A batch whose worker is gone: the test that ran then may be why, and runs alone.
-    pub(super) fn lose_batch(&mut self, attempt: AttemptId, live: Live, effects: &mut Vec<Effect>) {
+    /// A batch whose worker is gone: the test that ran then may be why, and runs alone. So does the
+    /// first if nobody said that the batch had started, and it may have.
+    pub(super) fn lose_batch(
+        &mut self,
+        attempt: AttemptId,
+        live: Live,
+        may_have_begun: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         let Live { test, company, started, finished, .. } = live;
+        let begun = started || may_have_begun;
         let tests = match &company {
-            Company::Batch(tests) if started => Arc::clone(tests),
-            Company::Witness(_) if started => return self.heard_witness(test, false, effects),
+            Company::Batch(tests) if begun => Arc::clone(tests),
+            Company::Witness(_) if begun => return self.heard_witness(test, false, effects),
             _ => return self.requeue_batch(test, company, effects),
         };
         let ran = tests.get(finished as usize).copied();
         if let Some(test) = ran {
             let number = self.stories[test.0 as usize].number;
-            self.suspect(test, false);
-            self.lost_attempt(attempt, test, number, effects);
+            if started {
+                self.suspect(test, false);
+                self.lost_attempt(attempt, test, number, effects);
+            } else {
+                self.lost_unstarted(attempt, test, number, effects);
+            }
             self.requeue(test, true, effects);
         }
         let rest: Arc<[TestIndex]> =

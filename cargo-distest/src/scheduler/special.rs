@@ -268,7 +268,7 @@ impl Scheduler {
         let places = if solo { u32::MAX } else { wish.threads.max(1) };
         self.special.remove(&self.stories[test.0 as usize], &key);
         self.special.entered(group);
-        let Story { number, batched, .. } = self.stories[test.0 as usize];
+        let Story { number, free, .. } = self.stories[test.0 as usize];
         let company = Company::Alone;
         let expected = self.stories[test.0 as usize].rank.expected.0;
         let live = Live {
@@ -282,7 +282,7 @@ impl Scheduler {
         self.workers.unreserve(test);
         let attempt = self.next_attempt();
         self.workers.grant(worker, attempt, live);
-        let alone = number - batched;
+        let alone = number - free;
         let grants = vec![Grant { attempt, test, number, alone, places, company }];
         effects.push(Effect::Lease { worker, grants });
     }

@@ -38,8 +38,8 @@ pub(super) struct Story {
     pub(super) rank: Rank,
     /// Number of the attempt that is queued, live or was the last.
     pub(super) number: u32,
-    /// Attempts in batches, which no rule counts.
-    pub(super) batched: u32,
+    /// Attempts that no rule counts: those in batches, and those that were lost.
+    pub(super) free: u32,
     /// How it failed last, if it did and got another try.
     pub(super) failed_before: Option<AttemptResult>,
     pub(super) losses: u32,
@@ -83,7 +83,7 @@ impl Story {
             binary,
             rank,
             number: 1,
-            batched: 0,
+            free: 0,
             failed_before: None,
             losses: 0,
             company: None,

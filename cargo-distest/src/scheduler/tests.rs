@@ -10,6 +10,7 @@ mod hedge;
 mod illegal;
 mod pace;
 mod special;
+mod unsaid;
 
 const RULES: Rules = Rules {
     retries: 0,

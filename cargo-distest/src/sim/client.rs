@@ -349,6 +349,9 @@ impl World {
     fn fenced(&mut self, worker: WorkerId, conn: ConnId) {
         let theirs = self.client.flights.values().filter(|(on, _)| *on == worker);
         let theirs: Vec<_> = theirs.map(|(_, grant)| grant.test).collect();
+        let slots = self.hosts[self.conns[&conn].host].machine.slots as usize;
+        let attempts = self.client.flights.iter().filter(|(_, (on, _))| *on == worker);
+        attempts.skip(slots).for_each(|(attempt, _)| self.judge.waited(*attempt));
         if let [lone] = theirs[..] {
             self.judge.lost_alone(&self.scenario, lone);
         }

@@ -590,8 +590,16 @@ impl World {
             orphan: false,
             abandoned: false,
         };
+        let first = process.tests[0];
         self.hosts[host].processes.insert(attempt, process);
         self.test_begins(host, attempt);
+        let nature = self.scenario.tests[first.0 as usize].nature;
+        let kills = nature == Nature::KillsAtOnce && !self.hosts[host].machine.embedded;
+        if kills && self.may_lose(host, Some(first)) {
+            self.note(|| format!("  ! {first:?} kills its worker at once"));
+            self.unsaid += 1;
+            return self.crash(host, false);
+        }
         self.step(host, conn, Input::Spawned { slot, attempt }).map(|_| ())
     }
 
@@ -703,8 +711,9 @@ impl World {
         match nature {
             Nature::Hangs => Fate::Hangs,
             Nature::Kills if !machine.embedded && random.below(5) > 0 => Fate::TakesDown,
+            Nature::KillsAtOnce if !machine.embedded => Fate::TakesDown,
             _ if machine.fails_all => Fate::Ends(AttemptResult::Fail),
-            Nature::Passes | Nature::Kills => Fate::Ends(AttemptResult::Pass),
+            Nature::Passes | Nature::Kills | Nature::KillsAtOnce => Fate::Ends(AttemptResult::Pass),
             Nature::Fails => Fate::Ends(AttemptResult::Fail),
             Nature::Crashes => Fate::Ends(AttemptResult::Crashed),
             Nature::Flaky if random.one_in(3) => Fate::Ends(AttemptResult::Fail),

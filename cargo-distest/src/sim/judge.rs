@@ -25,12 +25,16 @@ pub(super) struct Judge {
     /// How attempts ended that really ran to their end.
     ended: BTreeMap<(TestIndex, AttemptId), BTreeSet<AttemptResult>>,
     verdicts: BTreeMap<TestIndex, Verdict>,
-    /// How many attempts of a test were told of that came to an end of their own.
+    /// How many attempts of a test were told of.
     told: BTreeMap<TestIndex, u32>,
     losses: BTreeMap<TestIndex, u32>,
     /// Workers that were lost when they had nothing but this test.
     lost_alone: BTreeMap<TestIndex, u32>,
     culprits: BTreeSet<AttemptId>,
+    /// Attempts that ever had a process.
+    begun: BTreeSet<AttemptId>,
+    /// Attempts that were on lost workers behind as many others as these have slots, and never began.
+    waited: BTreeSet<AttemptId>,
     /// Tests that were started once more while they ran.
     hedged: BTreeMap<TestIndex, u32>,
     cancelled: bool,
@@ -41,6 +45,7 @@ pub(super) struct Judge {
 impl Judge {
     pub(super) fn begins(&mut self, attempt: AttemptId, alive: Alive) {
         self.alive.insert(attempt, alive);
+        self.begun.insert(attempt);
     }
 
     /// The process is gone, without an end of its own.
@@ -88,6 +93,13 @@ impl Judge {
         self.lost_alone.get(&test).is_some_and(|losses| *losses > 0)
     }
 
+    /// An attempt was on a lost worker, behind as many others as that has slots.
+    pub(super) fn waited(&mut self, attempt: AttemptId) {
+        if !self.begun.contains(&attempt) {
+            self.waited.insert(attempt);
+        }
+    }
+
     pub(super) fn session_lost(&mut self, conn: ConnId) {
         self.dead.insert(conn);
     }
@@ -107,11 +119,14 @@ impl Judge {
         if number != *told + 1 {
             return Err(format!("try {number} of {test:?} is told after {told} others"));
         }
-        *told += u32::from(result != AttemptResult::Lost);
+        *told += 1;
         if let Some(verdict) = self.verdicts.get(&test) {
             return Err(format!("try {number} of {test:?} is told after {verdict:?}"));
         }
         if result == AttemptResult::Lost {
+            if self.waited.contains(&attempt) {
+                return Err(format!("{attempt:?} of {test:?} is lost, and waited behind others"));
+            }
             *self.losses.entry(test).or_default() += 1;
             let innocent = scenario.tests[test.0 as usize].nature != Nature::Kills;
             // Two losses that have nothing to do with the one test that was there both times can't

@@ -30,6 +30,8 @@ pub(super) enum Nature {
     Hangs,
     /// Takes its worker down, four times in five.
     Kills,
+    /// Kills its worker each time, before that can say that it started.
+    KillsAtOnce,
 }
 
 pub(super) struct Test {
@@ -132,7 +134,8 @@ fn test(
         4..6 => Nature::Crashes,
         6..11 => Nature::Flaky,
         11 => Nature::Hangs,
-        12..14 if kills => Nature::Kills,
+        12 if kills => Nature::Kills,
+        13 if kills => Nature::KillsAtOnce,
         _ => Nature::Passes,
     };
     let takes = match random.below(10) {

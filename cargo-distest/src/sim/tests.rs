@@ -77,6 +77,7 @@ impl Outcome {
         self.steps += other.steps;
         self.hedges += other.hedges;
         self.made_room += other.made_room;
+        self.unsaid += other.unsaid;
         for (key, count) in other.coverage {
             *self.coverage.entry(key).or_default() += count;
         }
@@ -122,13 +123,15 @@ fn seeds_break_no_invariant() {
     let (coverage, outcome) = many(seeds).unwrap_or_else(|why| panic!("{why}"));
     let took = began.elapsed().as_secs_f64();
     println!("{count} seeds, {} steps, {took:.1} s: no broken invariant", outcome.steps);
-    let Outcome { verdicts, hedges, made_room, .. } = &outcome;
+    let Outcome { verdicts, hedges, made_room, unsaid, .. } = &outcome;
     println!("verdicts: {verdicts:?}, {hedges} hedges, {made_room} batches ended for others");
+    println!("{unsaid} workers killed by what they had not said to have started");
     println!("{}", table(&coverage));
     if count < SEEDS {
         return;
     }
     assert!(outcome.hedges > 0, "no seed hedges");
+    assert!(outcome.unsaid > 0, "no test kills its worker at once");
     assert!(outcome.made_room > 0, "no worker makes room for another client");
     for fault in FAULTS {
         let met = coverage.keys().filter(|(met, _)| *met == fault).count();

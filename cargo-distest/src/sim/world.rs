@@ -73,6 +73,8 @@ pub(super) struct World {
     pub(super) mutation: Option<Mutation>,
     pub(super) coverage: Coverage,
     pub(super) seed: u64,
+    /// Workers that were killed by what they had not said to have started.
+    pub(super) unsaid: u64,
     events: BTreeMap<(u64, u64), Event>,
     events_made: u64,
     steps: u64,
@@ -96,6 +98,7 @@ impl World {
             mutation,
             coverage: Coverage::new(),
             seed,
+            unsaid: 0,
             events: BTreeMap::new(),
             events_made: 0,
             steps: 0,
@@ -138,7 +141,8 @@ impl World {
         }
         let hedges = u64::from(self.judge.hedges());
         let made_room = self.hosts.iter().map(|host| host.made_room).sum();
-        Outcome { coverage: self.coverage, verdicts, steps: self.steps, hedges, made_room }
+        let (coverage, steps, unsaid) = (self.coverage, self.steps, self.unsaid);
+        Outcome { coverage, verdicts, steps, hedges, made_room, unsaid }
     }
 
     fn take(&mut self, event: Event) -> Result<(), String> {

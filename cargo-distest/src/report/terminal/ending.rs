@@ -144,7 +144,9 @@ fn again_line(
     let last = test.last();
     let (label, tone) = match (verdict, last) {
         (Verdict::Flaky, Some(last)) => {
-            (format!("FLAKY {}/{}", last.number, summary.tries().max(last.number)), Tone::Odd)
+            // What was lost took no try from it.
+            let tries = summary.tries().saturating_add(test.lost()).max(last.number);
+            (format!("FLAKY {}/{tries}", last.number), Tone::Odd)
         }
         _ => verdict_label(verdict, test, exit_of(test)),
     };

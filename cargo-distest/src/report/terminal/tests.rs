@@ -155,6 +155,23 @@ fn retries_and_outputs_of_passes_when_asked_for() {
 }
 
 #[test]
+fn what_was_lost_is_numbered_and_took_no_try() {
+    let mut s = Script::new(SummarySettings { retries: 1, ..Default::default() }, &["local"]);
+    s.built();
+    let test = s.plan("one", "a", None);
+    s.planned();
+    s.attempt(test, AttemptResult::Lost, 0, |_| {});
+    s.attempt(test, AttemptResult::Fail, 3, |ended| ended.will_retry = true);
+    s.attempt(test, AttemptResult::Pass, 3, |_| {});
+    s.verdict(test, Verdict::Flaky);
+    s.finish(ExitCode::Passed, false);
+    let told = stderr(&s, &settings());
+    let labels = ["TRY 1 LOST", "TRY 2 FAIL", "TRY 3 PASS", "FLAKY 3/3"];
+    let places: Vec<_> = labels.iter().map(|label| told.find(label)).collect();
+    assert!(places.is_sorted() && places.iter().all(Option::is_some), "{told}");
+}
+
+#[test]
 fn what_bounds_a_run_is_its_work_where_no_test_is_long() {
     let mut s = Script::new(SummarySettings::default(), &["local"]);
     s.built();

@@ -97,8 +97,8 @@ fn if_one_is_lost_the_other_goes_on_alone() {
         script.started(W1, 2).say(Input::Lost { worker: lost });
         assert_eq!((script.verdicts(), script.granted()), (vec![], vec![]));
         let (worker, attempt) = if lost == W0 { (W1, 2) } else { (W0, 0) };
-        // A loss is no try.
-        assert!(script.said.contains(&goes_on(attempt, 1)), "{:?}", script.said);
+        // What was lost has its number.
+        assert!(script.said.contains(&goes_on(attempt, 2)), "{:?}", script.said);
         script.ended(worker, attempt, AttemptResult::Pass);
         assert_eq!(script.verdicts(), [(0, Verdict::Pass)]);
         assert_eq!(script.said.last(), Some(&Effect::Done));
