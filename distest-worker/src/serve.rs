@@ -156,7 +156,7 @@ impl Listening {
     /// that may do lets what runs come to its end. `log` gets what an operator should know.
     /// Answers what this process is to become, if it was given another executable.
     pub async fn serve(mut self, log: &Log) -> Option<Successor> {
-        let mut connections = JoinSet::new();
+        let mut connections: JoinSet<(Telling, End)> = JoinSet::new();
         let mut refresh = tokio::time::interval(REFRESH);
         let half_open = HalfOpen::new();
         if let Err(error) = &self.control {
@@ -169,6 +169,8 @@ impl Listening {
         let mut stopped = false;
         loop {
             tokio::select! {
+                // Who comes when others were told that it drains is not let in any more.
+                biased;
                 asked = self.signals.next() => {
                     asked.of(&worker);
                     stopped = true;
@@ -179,6 +181,13 @@ impl Listening {
                     self.reception.gate().news().into_iter().for_each(|line| log.tell(line));
                     log.catch_up();
                 }
+                () = Control::serve(self.control.as_ref().ok()) => {}
+                Some(ended) = connections.join_next() => if let Ok((telling, end)) = ended {
+                    if !matches!(end, End::Served(_) | End::Invited(Ok(_)) | End::CameBack(_)) {
+                        worker.count_refused();
+                    }
+                    telling.end(end);
+                },
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         // Answers are small and awaited: they must not wait for company.
@@ -192,13 +201,6 @@ impl Listening {
                         });
                     }
                     Err(error) => obstacle.met(&error, &mut |text| log.tell(Line::warning(text))).await,
-                },
-                () = Control::serve(self.control.as_ref().ok()) => {}
-                Some(ended) = connections.join_next() => if let Ok((telling, end)) = ended {
-                    if !matches!(end, End::Served(_) | End::Invited(Ok(_)) | End::CameBack(_)) {
-                        worker.count_refused();
-                    }
-                    telling.end(end);
                 },
             }
         }
