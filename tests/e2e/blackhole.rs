@@ -32,6 +32,8 @@ pub(crate) fn cases() -> Vec<Trial> {
 /// More than the survivor's slots, so that the other worker gets one, too.
 const LONG: u32 = 3;
 const QUICK: u32 = 12;
+/// What says that packets are lost.
+const LOST: &str = "lost";
 
 /// A folder that is not hidden from these workers, and in no sandbox a private one.
 fn locks() -> TempDir {
@@ -41,24 +43,32 @@ fn locks() -> TempDir {
     locks
 }
 
-/// Each test holds a lock while it runs, on a file of this machine's that all workers see. Long
-/// ones would still run when others may have them, if nobody ended them.
+/// Each test holds a lock while it runs, on a file of this machine's that all workers see. Until
+/// packets are lost the survivor's go on waiting, whoever was there first, and so do long ones: the
+/// victim's would still run when others may have them, if nobody ended them.
 fn subject(scratch: &Scratch, locks: &TempDir) -> PathBuf {
     let folder = locks.path().display().to_string();
     let mut source = format!(
         r#"
-        fn hold(name: &str, seconds: u64) {{
-            let file = std::fs::File::open(format!("{{}}/{{name}}", {folder:?})).unwrap();
+        fn hold(name: &str, is_long: bool) {{
+            let open = |name: &str| std::fs::File::open(format!("{{}}/{{name}}", {folder:?}));
+            let file = open(name).unwrap();
             file.try_lock().expect("this test runs elsewhere at the same time");
-            std::thread::sleep(std::time::Duration::from_secs(seconds));
+            let is_victims = std::env::var("DISTEST_TEST_WORKER").as_deref() == Ok("victim");
+            while (is_long || !is_victims) && open({LOST:?}).is_err() {{
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }}
+            if is_long && is_victims {{
+                std::thread::sleep(std::time::Duration::from_secs(6));
+            }}
         }}
         "#
     );
-    let long = (0..LONG).map(|number| (format!("long_{number}"), 6));
-    let quick = (0..QUICK).map(|number| (format!("quick_{number}"), 0));
-    for (name, seconds) in long.chain(quick) {
+    let long = (0..LONG).map(|number| (format!("long_{number}"), true));
+    let quick = (0..QUICK).map(|number| (format!("quick_{number}"), false));
+    for (name, is_long) in long.chain(quick) {
         fs::write(locks.path().join(&name), "").unwrap();
-        source += &format!("#[test]\nfn {name}() {{ hold({name:?}, {seconds}) }}\n");
+        source += &format!("#[test]\nfn {name}() {{ hold({name:?}, {is_long}) }}\n");
     }
     package(scratch, &source)
 }
@@ -84,6 +94,7 @@ fn finish_elsewhere(scratch: &Scratch, lost: Lost) {
     });
     link.lose(lost);
     let silent_since = Instant::now();
+    fs::write(locks.path().join(LOST), "").unwrap();
     running.until(|line| {
         let Line::Test(Attempt { worker, result, .. }) = line else { return false };
         *worker == victim.name && *result == AttemptResult::Lost
@@ -107,11 +118,11 @@ fn finish_elsewhere(scratch: &Scratch, lost: Lost) {
 const SLOTS: (u32, u32) = (2, 4);
 const TESTS: usize = 12;
 /// How test processes wait, to be known by it.
-const LONG_SLEEP: &str = "6.0625";
+const LONG_SLEEP: &str = "3600.125";
 const HELD_SLEEP: &str = "3600.0625";
 
 /// Those that the survivor gets wait for a word and fail. Those of the victim wait until it has got
-/// some, whoever was there first: then one takes long, and all others pass at once.
+/// some, whoever was there first: then one goes on long after the word, and all others pass at once.
 fn held_and_long(scratch: &Scratch, locks: &TempDir) -> PathBuf {
     let folder = locks.path().display().to_string();
     let mut source = format!(
@@ -124,17 +135,21 @@ fn held_and_long(scratch: &Scratch, locks: &TempDir) -> PathBuf {
             let wait_for = |name: &str| while open(name).is_err() {{
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }};
+            let wait_to_go = |seconds: &str| {{
+                let mut waits = sleep(seconds);
+                wait_for("go");
+                waits.kill().unwrap();
+                waits.wait().unwrap();
+            }};
             if std::env::var("DISTEST_TEST_WORKER").as_deref() == Ok("victim") {{
                 wait_for("held");
                 let long = open("long").unwrap();
                 if long.try_lock().is_ok() {{
-                    sleep({LONG_SLEEP:?}).wait().unwrap();
+                    wait_to_go({LONG_SLEEP:?});
+                    std::thread::sleep(std::time::Duration::from_secs(6));
                 }}
             }} else if open("go").is_err() {{
-                let mut held = sleep({HELD_SLEEP:?});
-                wait_for("go");
-                held.kill().unwrap();
-                held.wait().unwrap();
+                wait_to_go({HELD_SLEEP:?});
                 panic!("to be tried again");
             }}
         }}
