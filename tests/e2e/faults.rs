@@ -1,5 +1,6 @@
 //! What dies in the middle: workers, connections, the client, disks.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use distest_tests::DEADLINE;
-use distest_tests::client::Client;
+use distest_tests::client::{Client, Running};
 use distest_tests::fixture::Fixture;
 use distest_tests::junit::Report;
 use distest_tests::product::product;
@@ -65,17 +66,53 @@ fn all_passed_once(transcript: &Transcript) {
     assert_eq!(transcript.count(Verdict::Pass), 600, "passes");
 }
 
+/// Some tests are under way when others have ended, and no more than one of the rest.
+const HELD: u32 = 2;
+const ENDED: u32 = 10;
+const WAITING: u32 = 10;
+/// One that is not held.
+const SLOTS: u32 = HELD + 1;
+
+fn referee() -> Referee {
+    ["held", "quick", "waits"].iter().fold(Referee::new(), |it, kind| it.together(kind, usize::MAX))
+}
+
+/// Begins a run of them, one by one.
+fn caught_in_the_middle(
+    scratch: &Scratch,
+    referee: &Referee,
+    to: impl FnOnce(Client) -> Client,
+) -> Running {
+    // They begin in the order in which they stand here.
+    let kinds = [("held", HELD), ("quick", ENDED), ("waits", WAITING)];
+    let tests: String = kinds.iter().map(|(kind, count)| referee.tests(kind, *count)).collect();
+    let folder = package(scratch, &(referee.prelude() + &tests));
+    let args = ["run", "--offline", "--no-fail-fast", "--isolation", "process"];
+    let mut run = to(Client::call(scratch, &folder, &args).json()).start();
+    for number in 0..HELD {
+        referee.wait_for(|it| it.test.name == format!("held_{number}"));
+    }
+    // What ends from now on is told after what began before.
+    referee.let_go("quick");
+    run.until_attempts(ENDED as usize);
+    run
+}
+
 fn only_worker(scratch: &Scratch) {
-    let fixture = Fixture::named("naps");
-    let workers = Worker::fleet(scratch, 1, 2);
-    let mut run = Client::run(scratch, &fixture).only_on(&workers).start();
-    run.until_attempts(20);
+    let (referee, workers) = (referee(), Worker::fleet(scratch, 1, SLOTS));
+    let run = caught_in_the_middle(scratch, &referee, |client| client.only_on(&workers));
     workers[0].process.signal(Signal::SIGKILL);
     let transcript = run.finish().transcript(98);
-    assert_eq!(transcript.verdicts.len(), 600, "verdicts");
-    assert!(transcript.count(Verdict::Pass) >= 20, "what passed before stays passed");
-    assert!(transcript.count(Verdict::Lost) > 0, "what came to no end is lost");
-    assert_eq!(transcript.count(Verdict::Fail), 0, "a loss is no test's failure");
+    let mut count = BTreeMap::new();
+    for (case, verdict) in &transcript.verdicts {
+        *count.entry((case.name.split('_').next().unwrap(), *verdict)).or_insert(0) += 1;
+    }
+    assert_eq!(count[&("quick", Verdict::Pass)], ENDED, "what passed before stays passed");
+    assert_eq!(count[&("held", Verdict::Lost)], HELD, "what came to no end is lost");
+    // A loss is no test's failure, and what never began is not lost.
+    let [begun, rest] = [Verdict::Lost, Verdict::Skipped].map(|it| count.get(&("waits", it)));
+    let (begun, rest) = (begun.unwrap_or(&0), rest.unwrap_or(&0));
+    assert!(*begun <= 1 && begun + rest == WAITING, "{count:?}");
 }
 
 fn beside_embedded(scratch: &Scratch) {
@@ -192,10 +229,11 @@ fn damaged_store(scratch: &Scratch) {
 
 /// The embedded worker runs executables where cargo put them: what others say doesn't count.
 fn rebuilt(scratch: &Scratch) {
-    let fixture = Fixture::copied("naps", scratch);
-    let mut run = Client::run(scratch, &fixture).args(["--no-fail-fast"]).start();
-    run.until_attempts(20);
-    for entry in fs::read_dir(fixture.target_dir.join("debug/deps")).unwrap() {
+    let referee = referee();
+    let slots = SLOTS.to_string();
+    let to = |client: Client| client.args(["--local-slots", &slots]);
+    let run = caught_in_the_middle(scratch, &referee, to);
+    for entry in fs::read_dir(scratch.join("subject/target/debug/deps")).unwrap() {
         let path = entry.unwrap().path();
         let is_executable = path.extension().is_none() && path.is_file();
         if is_executable {
@@ -205,11 +243,12 @@ fn rebuilt(scratch: &Scratch) {
             fs::rename(&other, &path).unwrap();
         }
     }
+    referee.let_go("held");
+    referee.let_go("waits");
     let transcript = run.finish().transcript(100);
-    assert_eq!(transcript.verdicts.len(), 600, "verdicts");
-    let passed = transcript.count(Verdict::Pass);
-    assert!((18..60).contains(&passed), "{passed} passed before");
-    assert_eq!(transcript.count(Verdict::Lost), 600 - passed, "all others are told as lost");
+    let [passed, lost] = [Verdict::Pass, Verdict::Lost].map(|it| transcript.count(it));
+    assert_eq!(passed, ENDED as usize, "what ended before: {:?}", transcript.verdicts);
+    assert_eq!(lost, (HELD + WAITING) as usize, "all others are told as lost");
 }
 
 /// Overwrites a byte in every file below `folder`, empty ones excepted.
