@@ -152,14 +152,15 @@ fn full_stdout(scratch: &Scratch) {
     }
 }
 
-/// The build takes longer than the limit, the tests don't.
+/// The build takes longer than the limit, the tests don't, also where others keep them waiting.
 fn time_limit(scratch: &Scratch) {
-    let build = "fn main() { std::thread::sleep(std::time::Duration::from_millis(1500)); }\n";
+    let build = "fn main() { std::thread::sleep(std::time::Duration::from_millis(5100)); }\n";
     let folder = package(scratch, "patient", "build = \"build.rs\"\n", "#[test]\nfn quick() {}\n");
     scratch.write("patient/build.rs", build);
-    let args = ["--offline", "--global-timeout", "1s"];
+    let args = ["--offline", "--global-timeout", "5s"];
     in_folder(scratch, &folder, &args).complains(0, &["1 passed"]);
 
+    let args = ["--offline", "--global-timeout", "1s"];
     let forever = "#[test]\nfn forever() { loop { std::thread::park(); } }\n";
     let folder = package(scratch, "endless", "", forever);
     let finished = Client::call(scratch, &folder, &["run"]).args(args).json().finish();

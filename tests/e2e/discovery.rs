@@ -12,6 +12,7 @@ use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::worker::{Executable, Registry, Worker};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::drain::{Subject, look};
 use crate::{case, case_if};
@@ -60,6 +61,23 @@ fn registered(scratch: &Scratch, name: &str, registry: &Registry) -> Worker {
     Worker::start_changed(scratch, name, 2, &store, Executable::Worker, |command| {
         command.args(["--register", registry.socket()]);
     })
+}
+
+/// Who a registry says is there.
+fn in_registry(scratch: &Scratch, address: &str) -> Vec<Value> {
+    let mut shown = look(scratch, &["--worker", address]);
+    shown.retain(|worker| worker["source"] == "registry");
+    shown
+}
+
+/// Waits for a worker there: one that is ready is still about to register.
+#[track_caller]
+fn is_registered(scratch: &Scratch, address: &str) {
+    let nobody = what_stays(DEADLINE, || match in_registry(scratch, address).len() {
+        0 => vec![()],
+        _ => vec![],
+    });
+    assert!(nobody.is_empty(), "no worker registers at {address}");
 }
 
 fn by_mdns(scratch: &Scratch) {
@@ -121,12 +139,8 @@ fn lost(scratch: &Scratch) {
     let (_worker, link, invitation) = plan.start_inviting(scratch, "w1");
     assert_eq!(call(scratch, &["workers", "add", &invitation]).code(), 0);
     let address = format!("registry://127.0.0.1:{}", registry.port());
-    let listed = || {
-        let mut shown = look(scratch, &["--worker", &address]);
-        shown.retain(|worker| worker["source"] == "registry");
-        shown
-    };
-    assert_eq!(listed().len(), 1);
+    let listed = || in_registry(scratch, &address);
+    is_registered(scratch, &address);
     // Nothing tells the registry that its connection is of no use any more.
     link.lose(Lost::All);
     let stays = what_stays(DEADLINE, listed);
@@ -191,6 +205,7 @@ fn impostor(scratch: &Scratch) {
     let list = other.write("config/distest/authorized_keys", &format!("{} run x\n", key.trim()));
     fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
     let evil = registered(&other, "w1", &registry);
+    is_registered(scratch, &registry.address);
     let nobody = on(scratch, &registry.address).args(["--wait-workers", "1:2s"]).finish();
     nobody.complains(97, &["whose key is known here; 1 others are there"]);
     let _honest = registered(scratch, "w1", &registry);

@@ -97,6 +97,17 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
+/// Whether somebody listens at a port of loopback, without going there.
+fn is_listened_at(port: u16) -> bool {
+    let place = format!("0100007F:{port:04X}");
+    let sockets = fs::read_to_string("/proc/net/tcp").expect("it is there");
+    sockets.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        // Its state, as proc_net_tcp has it.
+        words.next() == Some(&place) && words.nth(1) == Some("0A")
+    })
+}
+
 fn introduces(scratch: &Scratch) {
     let other = Scratch::new();
     let worker = Worker::start_with(&other, "w1", 2, &other.join("store"), Executable::Worker);
@@ -340,16 +351,20 @@ fn join_unknown(scratch: &Scratch) {
     let (other, willing) = (Scratch::new(), Scratch::new());
     let port = free_port();
     let key = call(scratch, &["key", "show"]).stdout;
-    let _joiner = joiner(&other, "j1", &format!("127.0.0.1:{port}"));
     let list = willing.write("config/distest/authorized_keys", &format!("{} run x\n", key.trim()));
     fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
-    let _willing = joiner(&willing, "j2", &format!("127.0.0.1:{port}"));
     let fixture = Fixture::named("paths");
     scratch.write("config/distest/config.toml", "[fleet]\nfallback = \"fail\"\n");
-    let finished = Client::run_human(scratch, &fixture)
+    let running = Client::run_human(scratch, &fixture)
         .args(["--local-slots", "0", "--worker", &format!("listen://127.0.0.1:{port}")])
-        .args(["--wait-workers", "1:4s"])
-        .finish();
+        .args(["--wait-workers", "1:6s"])
+        .start();
+    // Whoever dialled before would not dial again for a while.
+    let deaf = what_stays(DEADLINE, || if is_listened_at(port) { vec![] } else { vec![port] });
+    assert!(deaf.is_empty(), "nobody listens: {}", running.stderr());
+    let _joiner = joiner(&other, "j1", &format!("127.0.0.1:{port}"));
+    let _willing = joiner(&willing, "j2", &format!("127.0.0.1:{port}"));
+    let finished = running.finish();
     finished.complains(97, &["no worker has joined"]);
     let told = finished.stderr.matches("worker from 127.0.0.1 can't be used").count();
     assert_eq!(told, 2, "each once, however often it dials: {}", finished.stderr);

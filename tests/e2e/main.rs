@@ -52,8 +52,9 @@ use distest_tests::scratch::Scratch;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::unistd::geteuid;
 
-/// How long processes may take to go once their run has ended.
-pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// Within this long processes must have gone once their run has ended: sessions end 3 s after their
+/// client was killed, and on a busy machine whoever notices waits for its turn.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -17,7 +17,8 @@ use distest_tests::product::{cargo, product};
 use distest_tests::scratch::Scratch;
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::travel::package;
 use crate::{case, case_if};
@@ -94,6 +95,16 @@ fn host() -> String {
     let output = Command::new("rustc").arg("-vV").output().unwrap();
     let told = text(&output.stdout);
     told.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned()
+}
+
+/// Has the agent stay for as long as a case takes, which ends it.
+const STAYS: (&str, &str) = ("DISTEST_RUNNER_IDLE", "600");
+
+fn end_agent(scratch: &Scratch) {
+    let clients = scratch.processes().into_iter().filter(|it| it.executable == product().client);
+    let agents = clients.filter(|it| it.command_line.contains(" --agent "));
+    let ended = agents.map(|it| kill(Pid::from_raw(it.pid.cast_signed()), Signal::SIGKILL));
+    assert_eq!(ended.collect::<Vec<_>>(), [Ok(())], "one agent");
 }
 
 fn shell(scratch: &Scratch, workers: &[Worker], script: &str) -> Command {
@@ -229,7 +240,8 @@ fn empty_key(scratch: &Scratch) {
 
 fn private_socket(scratch: &Scratch) {
     let workers = Worker::fleet(scratch, 1, 1);
-    assert!(shell(scratch, &workers, "true").status().unwrap().success());
+    let status = shell(scratch, &workers, "true").env(STAYS.0, STAYS.1).status();
+    assert!(status.unwrap().success());
     let folder = scratch.join("cache/cargo-distest/runner");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&folder), 0o700);
@@ -237,6 +249,7 @@ fn private_socket(scratch: &Scratch) {
         let path = entry.unwrap().path();
         assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
     }
+    end_agent(scratch);
 
     fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
     let output = shell(scratch, &workers, "true").output().unwrap();
@@ -363,7 +376,7 @@ fn resting_files(scratch: &Scratch) {
     // How often git was asked for files.
     let call = || {
         let mut command = shell(scratch, &workers, "true");
-        command.current_dir(&project).env("PATH", &path);
+        command.current_dir(&project).env("PATH", &path).env(STAYS.0, STAYS.1);
         assert!(command.status().unwrap().success());
         fs::read_to_string(&asked).unwrap().lines().count()
     };
@@ -382,6 +395,7 @@ fn resting_files(scratch: &Scratch) {
     let third = call();
     assert!(third > second, "{third} {second}");
     assert_eq!(call(), third, "a folder at rest was listed again");
+    end_agent(scratch);
 }
 
 /// A package whose `*.out` come back, and a call in it.

@@ -10,12 +10,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use distest_tests::DEADLINE;
-use distest_tests::client::Client;
-use distest_tests::scratch::Scratch;
+use distest_tests::client::{Client, Running};
+use distest_tests::referee::Referee;
+use distest_tests::scratch::{Scratch, what_stays};
 use distest_tests::worker::Worker;
 use libtest_mimic::Trial;
 
 use crate::case;
+use crate::drain::look;
+use crate::travel::package;
 
 pub(crate) fn cases() -> Vec<Trial> {
     let per_test = [(100, 100), (60, 180)];
@@ -89,13 +92,31 @@ fn subject(scratch: &Scratch, owner: &str, port: u16, milliseconds: u64) -> Path
     scratch.join("subject")
 }
 
+/// The kind of tests that keep a worker's places.
+const HELD: &str = "held";
+
+/// All of a worker's places are a third client's until its tests are let go.
+fn hold(third: &Scratch, worker: &Worker, slots: u32) -> (Referee, Running) {
+    let referee = Referee::new().together(HELD, usize::MAX);
+    let folder = package(third, &(referee.prelude() + &referee.tests(HELD, slots)));
+    let args = ["run", "--offline", "--isolation", "process"];
+    let client = Client::call(third, &folder, &args).json();
+    let running = client.only_on(std::slice::from_ref(worker)).start();
+    for number in 0..slots {
+        referee.wait_for(|it| it.test.name == format!("{HELD}_{number}"));
+    }
+    (referee, running)
+}
+
 #[expect(clippy::print_stderr, reason = "a figure to be shown")]
 fn two_clients(scratch: &Scratch, slots: u32, milliseconds: (u64, u64)) {
-    let colleague = Scratch::new();
+    let (colleague, third) = (Scratch::new(), Scratch::new());
     let worker = Worker::start(scratch, "w1", slots);
-    let key = Client::call(&colleague, colleague.path(), &["key", "show"]).finish().stdout;
-    let line = format!("{} run bob\n", key.trim());
-    let list = scratch.write("config/distest/authorized_keys", &line);
+    let others = [(&colleague, "bob"), (&third, "carol")].map(|(client, name)| {
+        let key = Client::call(client, client.path(), &["key", "show"]).finish().stdout;
+        format!("{} run {name}\n", key.trim())
+    });
+    let list = scratch.write("config/distest/authorized_keys", &others.concat());
     fs::set_permissions(list, fs::Permissions::from_mode(0o600)).expect("a file of ours");
     let (port, said) = listen();
     let clients = [scratch, &colleague];
@@ -108,10 +129,20 @@ fn two_clients(scratch: &Scratch, slots: u32, milliseconds: (u64, u64)) {
         let built = call(index).args(["--no-run"]).finish();
         assert_eq!(built.code(), 0, "{}", built.stderr);
     }
+    let (held, holding) = hold(&third, &worker, slots);
     let running = [0, 1].map(|index| {
         let client = call(index).json().args(["--isolation", "process"]);
         client.only_on(std::slice::from_ref(&worker)).start()
     });
+    // Neither begins before the other one waits, too.
+    let fewer = what_stays(DEADLINE, || {
+        let shown = look(scratch, &["--worker", &worker.address]);
+        let sessions = shown[0]["sessions"].as_array().cloned().unwrap_or_default();
+        let waiting = sessions.iter().filter(|it| it["queued"].as_u64() > Some(0)).count();
+        if waiting == running.len() { vec![] } else { shown }
+    });
+    assert!(fewer.is_empty(), "{fewer:#?}");
+    held.let_go(HELD);
     let mut spans: BTreeMap<String, Vec<Span>> = BTreeMap::new();
     for (owner, running) in OWNERS.iter().zip(running) {
         let transcript = running.finish().transcript(0);
@@ -119,13 +150,14 @@ fn two_clients(scratch: &Scratch, slots: u32, milliseconds: (u64, u64)) {
         let theirs = transcript.verdicts.keys().all(|case| case.name.starts_with(owner));
         assert!(theirs, "results are mixed: {:#?}", transcript.verdicts);
     }
+    assert_eq!(holding.finish().transcript(0).summary.passed, slots);
     for _ in 0..2 * TESTS {
         let (owner, span) = said.recv_timeout(DEADLINE).expect("each test says when it ran");
         spans.entry(owner).or_default().push(span);
     }
     let [alice, bob] = OWNERS.map(|owner| spans.remove(owner).expect("they ran"));
     assert_eq!((alice.len(), bob.len()), (TESTS as usize, TESTS as usize));
-    // Both are backlogged from when the later one began until the first has nothing to start.
+    // Both are backlogged from when they may begin until the first has nothing to start.
     let starts = |spans: &[Span]| {
         let starts = spans.iter().map(|(start, _)| *start);
         (starts.clone().min().unwrap_or(0), starts.max().unwrap_or(0))
