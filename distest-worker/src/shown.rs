@@ -18,6 +18,9 @@ pub fn lines(text: &str) -> Cow<'_, str> {
 }
 
 fn escaped(text: &str, several: bool) -> Cow<'_, str> {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(text);
+    }
     let acts = |c: char| acts(c) && !(several && matches!(c, '\n' | '\t'));
     if !text.contains(acts) {
         return Cow::Borrowed(text);

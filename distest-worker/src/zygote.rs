@@ -55,6 +55,9 @@ pub(crate) const CLEAR_PATIENCE: Duration = Duration::from_secs(5);
 const KILL_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// How long an attempt may run before the deadline is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long an attempt must run before the worker is told that it has started: most have ended by
+/// then, and the worker is woken once instead of twice.
+const SAY_AFTER: Duration = Duration::from_millis(2);
 /// A deadline that is seen to have passed this late says that this process stood still, and perhaps the
 /// whole machine.
 const STOOD_STILL: Duration = Duration::from_millis(500);
@@ -166,6 +169,8 @@ struct Attempt {
     started: Instant,
     leak_timeout: Duration,
     usage: Usage,
+    /// That it runs, which has not been said yet.
+    unsaid: Option<Answer>,
     /// Set once the attempt's own process has ended.
     end: Option<(Exit, Duration)>,
     stage: Stage,
@@ -259,6 +264,9 @@ impl Zygote {
                 Some(left_until(next))
             }
         };
+        let unsaid = self.current.as_ref().filter(|attempt| attempt.unsaid.is_some());
+        let unsaid = unsaid.map(|attempt| left_until(attempt.started + SAY_AFTER));
+        let left = left.into_iter().chain(unsaid).min();
         // Rounded up, so that the time has come when the poll ends.
         let timeout = left.map_or(PollTimeout::NONE, |left| {
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
@@ -311,12 +319,19 @@ impl Zygote {
                 let fenced = self.entered.as_ref().is_some_and(|entered| entered.fences);
                 match self.launcher.launch(&spawn, descriptors, fenced) {
                     Ok(pid) => {
-                        self.current = Some(Attempt::new(&spawn, pid, started, executable, places));
+                        let mut attempt = Attempt::new(&spawn, pid, started, executable, places);
                         let pid = (!is_first_process()).then_some(pid.as_raw());
                         let descriptors: Vec<RawFd> =
                             listeners.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
                         let forwards = listeners.iter().map(|(number, _)| *number).collect();
-                        self.answer_with(&Answer::Spawned { pid, forwards }, &descriptors)?;
+                        let spawned = Answer::Spawned { pid, forwards };
+                        if descriptors.is_empty() {
+                            attempt.unsaid = Some(spawned);
+                        } else {
+                            // Whoever connects waits for the worker.
+                            self.answer_with(&spawned, &descriptors)?;
+                        }
+                        self.current = Some(attempt);
                     }
                     Err((step, errno)) => {
                         self.answer(&Answer::CouldNotSpawn { step, errno: errno as i32 })?;
@@ -418,7 +433,10 @@ impl Zygote {
                 reap::Waited::StillRunning if self.is_something_left() => return Ok(()),
                 reap::Waited::StillRunning | reap::Waited::NoChildren => {
                     return match self.current.take() {
-                        Some(Attempt { end: Some(end), usage, left, executable, .. }) => {
+                        Some(Attempt {
+                            end: Some(end), usage, left, executable, unsaid, ..
+                        }) => {
+                            self.say(unsaid)?;
                             self.answer_exit(end, usage, left, executable.as_ref())
                         }
                         Some(_) => Err(io::Error::other("a child vanished without a trace")),
@@ -437,8 +455,11 @@ impl Zygote {
 
     /// Does what the time asks for.
     fn advance(&mut self) -> io::Result<()> {
-        let Some(attempt) = self.current.as_mut() else { return Ok(()) };
         let now = Instant::now();
+        let is_due = |attempt: &&mut Attempt| now >= attempt.started + SAY_AFTER;
+        let unsaid = self.current.as_mut().filter(is_due).and_then(|it| it.unsaid.take());
+        self.say(unsaid)?;
+        let Some(attempt) = self.current.as_mut() else { return Ok(()) };
         match attempt.stage {
             Stage::Leaving { until } if now >= until => {
                 let templates = &self.launcher.templates;
@@ -486,6 +507,10 @@ impl Zygote {
         if let Some(attempt) = self.current.as_mut() {
             attempt.kill(&self.launcher.templates);
         }
+    }
+
+    fn say(&mut self, unsaid: Option<Answer>) -> io::Result<()> {
+        unsaid.map_or(Ok(()), |spawned| self.answer(&spawned))
     }
 
     fn answer_exit(
@@ -544,6 +569,7 @@ impl Attempt {
             started,
             leak_timeout: spawn.leak_timeout,
             usage: Usage::default(),
+            unsaid: None,
             end: None,
             stage: Stage::Running,
             left: Vec::new(),

@@ -16,9 +16,13 @@ use crate::protocol::{
     AttemptId, PROGRESS_BYTES_MAX, PROGRESS_LINE_BYTES_MAX, ProgressLine, SlotId,
 };
 
-/// How long the pipe rests after it has been read: lines that come closer together share a time
-/// and a wake-up.
+/// How long the pipe rests after it has been read: lines that come closer together share a
+/// wake-up, and the time that they took together.
 const REST: Duration = Duration::from_millis(1);
+/// Where lines keep coming thick and fast the rest grows up to this.
+const REST_MAX: Duration = Duration::from_millis(8);
+/// So many lines in one rest are thick and fast.
+const MANY: usize = 8;
 /// How long lines are gathered before they are told.
 const TELL_AFTER: Duration = Duration::from_millis(50);
 /// The most bytes read at once.
@@ -68,7 +72,7 @@ struct Reader {
 
 impl Reader {
     async fn follow(mut self, mut end: oneshot::Receiver<()>) {
-        let (mut open, mut resting) = (true, false);
+        let (mut open, mut rest) = (true, Duration::ZERO);
         loop {
             tokio::select! {
                 biased;
@@ -77,18 +81,22 @@ impl Reader {
                     self.tell().await;
                     continue;
                 }
-                ready = readable(&self.pipe), if open && !resting => open = ready.is_ok(),
-                () = sleep(REST), if resting => {}
+                ready = readable(&self.pipe), if open && rest.is_zero() => open = ready.is_ok(),
+                () = sleep(rest), if !rest.is_zero() => {}
             }
-            let before = self.lines.total;
-            let state = self.lines.read(&self.pipe);
+            let (before, lines) = (self.lines.total, self.lines.complete.len());
+            let state = self.lines.read(&self.pipe, rest);
             open &= matches!(state, Err(error) if error.kind() == ErrorKind::WouldBlock);
-            resting = open && self.lines.total > before;
+            rest = match self.lines.complete.len() - lines {
+                _ if !open || self.lines.total == before => Duration::ZERO,
+                MANY.. => (rest * 2).clamp(REST, REST_MAX),
+                _ => REST,
+            };
             if !self.lines.complete.is_empty() {
                 self.due.get_or_insert_with(|| Instant::now() + TELL_AFTER);
             }
         }
-        let _ = self.lines.read(&self.pipe);
+        let _ = self.lines.read(&self.pipe, rest);
         self.tell().await;
     }
 
@@ -106,6 +114,8 @@ impl Reader {
 /// Bytes on their way to lines.
 struct Lines {
     since: Instant,
+    /// When it was read last.
+    read_at: Duration,
     partial: Vec<u8>,
     complete: Vec<ProgressLine>,
     total: usize,
@@ -113,11 +123,20 @@ struct Lines {
 
 impl Lines {
     fn new() -> Self {
-        Self { since: Instant::now(), partial: Vec::new(), complete: Vec::new(), total: 0 }
+        let (read_at, partial, complete) = (Duration::ZERO, Vec::new(), Vec::new());
+        Self { since: Instant::now(), read_at, partial, complete, total: 0 }
     }
 
-    /// Reads what is there; [`ErrorKind::WouldBlock`] if there may be more later.
-    fn read(&mut self, pipe: &impl AsFd) -> io::Result<()> {
+    /// Reads what is there, which has come within `rest`; [`ErrorKind::WouldBlock`] if there may be
+    /// more later.
+    fn read(&mut self, pipe: &impl AsFd, rest: Duration) -> io::Result<()> {
+        let known = self.complete.len();
+        let state = self.read_all(pipe);
+        self.stamp(known, self.since.elapsed(), rest);
+        state
+    }
+
+    fn read_all(&mut self, pipe: &impl AsFd) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES_MAX];
         while self.total < PROGRESS_BYTES_MAX {
             match read(pipe, &mut buffer) {
@@ -130,9 +149,20 @@ impl Lines {
         Ok(())
     }
 
+    /// Gives all lines but the first `known` their times: evenly spread over what came before `now`.
+    fn stamp(&mut self, known: usize, now: Duration, rest: Duration) {
+        let from = self.read_at.max(now.saturating_sub(rest));
+        let lines = &mut self.complete[known..];
+        let count = lines.len() as u32;
+        for (line, number) in lines.iter_mut().zip(1..) {
+            line.at = from + (now - from) * number / count;
+        }
+        self.read_at = now;
+    }
+
     /// Takes in bytes. A line without its newline is none.
     fn push(&mut self, data: &[u8]) {
-        let at = self.since.elapsed();
+        let at = Duration::ZERO;
         let data = &data[..data.len().min(PROGRESS_BYTES_MAX.saturating_sub(self.total))];
         self.total += data.len();
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
@@ -166,6 +196,23 @@ mod tests {
     async fn lines_end_with_their_newline() {
         check(&[b"ok a", b"\n", b"ok b\nfai", b"led c\nok"], &["ok a", "ok b", "failed c"]);
         check(&[b"\n\xff\n"], &["", "\u{fffd}"]);
+    }
+
+    #[tokio::test]
+    async fn lines_of_one_rest_share_its_time() {
+        const MS: Duration = Duration::from_millis(1);
+        let mut lines = Lines::new();
+        let mut times = |text: &[u8], now: u32, rest: u32| {
+            let known = lines.complete.len();
+            lines.push(text);
+            lines.stamp(known, MS * now, MS * rest);
+            lines.complete[known..].iter().map(|line| line.at.as_millis()).collect::<Vec<_>>()
+        };
+        assert_eq!(times(b"a\n", 100, 0), [100], "it was waited for");
+        assert_eq!(times(b"b\nc\n", 104, 4), [102, 104]);
+        assert_eq!(times(b"", 108, 4), []);
+        assert_eq!(times(b"d\ne\n", 300, 0), [300, 300], "both came at once");
+        assert_eq!(times(b"f\n", 301, 8), [301], "nothing is read twice");
     }
 
     #[tokio::test]

@@ -27,6 +27,10 @@ const PIPE_BYTES: i32 = 1 << 20;
 /// How long what is read as it comes lies in its pipe: an attempt that prints line by line would
 /// wake the worker for each.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Where nobody waits to see it and it is little, the pause grows up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(16);
+/// Little is less than one in this many of the bytes that the pipe holds.
+const LITTLE: u64 = 16;
 
 /// One output stream of an attempt.
 ///
@@ -156,6 +160,7 @@ async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duratio
     let mut buffer = vec![0; READ_BYTES_MAX];
     let mut until = None;
     let mut pause: Option<Instant> = None;
+    let mut next_pause = PAUSE;
     loop {
         tokio::select! {
             biased;
@@ -187,7 +192,11 @@ async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duratio
             let bytes = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
             holds = bytes.map_or(holds, |bytes| bytes as u64);
         }
-        pause = (got > 0 && got * 2 < holds).then(|| Instant::now() + PAUSE);
+        pause = (got > 0 && got * 2 < holds).then(|| Instant::now() + next_pause);
+        next_pause = match got * LITTLE < holds && sink.live.is_none() {
+            true => (next_pause * 2).min(PAUSE_MAX),
+            false => PAUSE,
+        };
     }
     Drained { capture: sink.capture, open: false }
 }

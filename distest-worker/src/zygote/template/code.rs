@@ -104,12 +104,10 @@ impl Words {
     }
 
     /// As the template is given them.
-    pub(super) fn as_words(&self) -> &[i64] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         const { assert!(size_of::<Self>().is_multiple_of(8) && size_of::<Self>() as u64 <= PAGE_BYTES) };
         // SAFETY: it consists of 64-bit numbers, without padding.
-        unsafe {
-            std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>() / 8)
-        }
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
     }
 }
 

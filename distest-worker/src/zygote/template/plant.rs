@@ -2,9 +2,10 @@
 //! put where the loader looks for the program's entry. The trace ends before the loader begins.
 
 use std::ffi::{CStr, CString};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use libc::{c_long, user_regs_struct};
 use nix::errno::Errno;
@@ -40,6 +41,8 @@ const PARTS: [(&str, u32); 7] = [
     ("librt", 1),
     ("libutil", 1),
 ];
+/// Longer names are none of those.
+const NAME_BYTES_MAX: u64 = 64;
 /// The most entries of a table in the program that are looked at.
 const TABLE_MAX: u64 = 256;
 
@@ -83,9 +86,10 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
     // It must not go on without this process.
     ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL)?;
     let before = ptrace::getregs(pid)?;
-    let layout = Layout::read(pid, before.rsp, env.len() as u64)?;
+    let memory = Memory::of(pid)?;
+    let layout = Layout::read(&memory, before.rsp, env.len() as u64)?;
     // The kernel begins a static program at its entry itself.
-    if layout.entry == before.rip || !only_needs_c_library(pid, &layout)? {
+    if layout.entry == before.rip || !only_needs_c_library(&memory, &layout)? {
         return Err(Errno::ENOTSUP);
     }
     let body = (before.rsp - GAP_BYTES - BODY_BYTES_MAX as u64) & !0xf;
@@ -93,7 +97,7 @@ pub(super) fn plant(stack: &mut [u8], program: &CStr, env: &[&CStr]) -> nix::Res
         Part { address: layout.env, bytes: WORD_BYTES * env.len() as u64 },
         Part { address: body, bytes: BODY_BYTES_MAX as u64 },
     ];
-    put_code(&mut process, &before, &layout, parts)?;
+    put_code(&mut process, &memory, &before, &layout, parts)?;
     ptrace::setregs(pid, user_regs_struct { orig_rax: u64::MAX, ..before })?;
     ptrace::detach(pid, None)?;
     let facts = receive_facts(&ours)?;
@@ -147,36 +151,60 @@ impl Drop for Child {
     }
 }
 
-fn peek(pid: Pid, address: u64) -> nix::Result<u64> {
-    Ok(ptrace::read(pid, address as ptrace::AddressType)?.cast_unsigned())
+/// The memory of a stopped process, where it may read and write itself.
+struct Memory(File);
+
+impl Memory {
+    fn of(pid: Pid) -> nix::Result<Self> {
+        let path = format!("/proc/{pid}/mem");
+        File::options().read(true).write(true).open(path).map(Self).map_err(|e| errno(&e))
+    }
+
+    /// At most so many bytes: fewer where its memory ends.
+    fn bytes(&self, address: u64, most: u64) -> nix::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(most).unwrap_or(0)];
+        let read = self.0.read_at(&mut bytes, address).map_err(|error| errno(&error))?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// At most so many words.
+    fn words(&self, address: u64, most: u64) -> nix::Result<Vec<u64>> {
+        let bytes = self.bytes(address, most * WORD_BYTES)?;
+        Ok(bytes.as_chunks().0.iter().copied().map(u64::from_ne_bytes).collect())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> nix::Result<()> {
+        self.0.write_all_at(bytes, address).map_err(|error| errno(&error))
+    }
 }
 
-fn poke(pid: Pid, address: u64, word: i64) -> nix::Result<()> {
-    ptrace::write(pid, address as ptrace::AddressType, c_long::from(word))
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::ENOTSUP, Errno::from_raw)
 }
 
 impl Layout {
     /// As the kernel lays it out: the arguments' number and pointers, those of the environment, and
     /// pairs of numbers, each list ended by zeroes.
-    fn read(pid: Pid, stack: u64, env_count: u64) -> nix::Result<Self> {
+    fn read(memory: &Memory, stack: u64, env_count: u64) -> nix::Result<Self> {
+        const ARGS_COUNT: u64 = 2;
         // Another number: a script, whose interpreter has been executed.
-        let args_count = peek(pid, stack)?;
-        if args_count != 2 {
+        if memory.words(stack, 1)? != [ARGS_COUNT] {
             return Err(Errno::ENOTSUP);
         }
-        let env = stack + (1 + args_count + 1) * WORD_BYTES;
-        let pairs = env + (env_count + 1) * WORD_BYTES;
+        let env = stack + (1 + ARGS_COUNT + 1) * WORD_BYTES;
+        let pairs_at = env + (env_count + 1) * WORD_BYTES;
         let (mut entry, mut headers, mut headers_count) = (None, None, None);
-        for index in 0..TABLE_MAX {
-            let at = pairs + 2 * index * WORD_BYTES;
-            let (kind, value) = (peek(pid, at)?, at + WORD_BYTES);
+        let words = memory.words(pairs_at, 2 * TABLE_MAX)?;
+        let pairs = words.as_chunks().0.iter().zip((pairs_at..).step_by(2 * WORD_BYTES as usize));
+        for (&[kind, value], at) in pairs {
             match kind {
                 libc::AT_NULL => break,
-                libc::AT_ENTRY => entry = Some((value, peek(pid, value)?)),
-                libc::AT_PHDR => headers = Some(peek(pid, value)?),
-                libc::AT_PHNUM => headers_count = Some(peek(pid, value)?),
+                libc::AT_ENTRY => entry = Some((at + WORD_BYTES, value)),
+                libc::AT_PHDR => headers = Some(value),
+                libc::AT_PHNUM => headers_count = Some(value),
                 // It has more rights than a traced one would get.
-                libc::AT_SECURE if peek(pid, value)? != 0 => return Err(Errno::ENOTSUP),
+                libc::AT_SECURE if value != 0 => return Err(Errno::ENOTSUP),
                 _ => {}
             }
         }
@@ -188,19 +216,18 @@ impl Layout {
 
 /// Whether the program asks for no libraries but the C library's own, and the loader would run none
 /// of its code before its entry (`DT_PREINIT_ARRAY`), as sanitizers have it.
-fn only_needs_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
-    const HEADER_BYTES: u64 = 56;
-    const ADDRESS_AT: u64 = 16;
+fn only_needs_c_library(memory: &Memory, layout: &Layout) -> nix::Result<bool> {
+    /// Of which the third is the address.
+    const HEADER_WORDS: usize = 7;
     const NEEDED: u64 = 1;
     const TEXTS: u64 = 5;
     const PREINIT_ARRAY: u64 = 32;
     let (mut bias, mut dynamic) = (None, None);
-    for index in 0..layout.headers_count.min(TABLE_MAX) {
-        let header = layout.headers + index * HEADER_BYTES;
+    let count = layout.headers_count.min(TABLE_MAX);
+    let words = memory.words(layout.headers, count * HEADER_WORDS as u64)?;
+    for &[kind, _, address, ..] in words.as_chunks::<HEADER_WORDS>().0 {
         // The kind is the lower half of its word.
-        let kind = u32::try_from(peek(pid, header)? & u64::from(u32::MAX)).unwrap_or(0);
-        let address = peek(pid, header + ADDRESS_AT)?;
-        match kind {
+        match kind as u32 {
             libc::PT_PHDR => bias = Some(layout.headers.wrapping_sub(address)),
             libc::PT_DYNAMIC => dynamic = Some(address),
             _ => {}
@@ -208,39 +235,27 @@ fn only_needs_c_library(pid: Pid, layout: &Layout) -> nix::Result<bool> {
     }
     let (bias, dynamic) = bias.zip(dynamic).ok_or(Errno::ENOTSUP)?;
     let (mut needed, mut texts) = (Vec::new(), None);
-    for index in 0..TABLE_MAX {
-        let at = bias.wrapping_add(dynamic + 2 * index * WORD_BYTES);
-        let value = || peek(pid, at + WORD_BYTES);
-        match peek(pid, at)? {
+    let words = memory.words(bias.wrapping_add(dynamic), 2 * TABLE_MAX)?;
+    for &[kind, value] in words.as_chunks().0 {
+        match kind {
             0 => break,
-            NEEDED => needed.push(value()?),
-            TEXTS => texts = Some(bias.wrapping_add(value()?)),
+            NEEDED => needed.push(value),
+            TEXTS => texts = Some(bias.wrapping_add(value)),
             PREINIT_ARRAY => return Ok(false),
             _ => {}
         }
     }
     let texts = texts.ok_or(Errno::ENOTSUP)?;
     for offset in needed {
-        let name = text(pid, texts.wrapping_add(offset))?;
+        let name = memory.bytes(texts.wrapping_add(offset), NAME_BYTES_MAX)?;
+        let name = CStr::from_bytes_until_nul(&name).map_err(|_| Errno::ENOTSUP)?;
+        let name = name.to_string_lossy();
         let is_part = PARTS.iter().any(|(part, version)| name == format!("{part}.so.{version}"));
         if !is_part && name != "ld-linux-x86-64.so.2" {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-/// A short text in the process, as far as it is one.
-fn text(pid: Pid, address: u64) -> nix::Result<String> {
-    let mut bytes = Vec::new();
-    for at in (address..).step_by(8).take(8) {
-        bytes.extend(peek(pid, at)?.to_ne_bytes());
-        if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
-            bytes.truncate(end);
-            break;
-        }
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether its executable has rights of its own, which a traced process doesn't get.
@@ -261,6 +276,7 @@ fn has_rights(pid: Pid) -> bool {
 /// Puts the code and its words into the stopped process, and its address where the loader finds it.
 fn put_code(
     process: &mut Child,
+    memory: &Memory,
     registers: &user_regs_struct,
     layout: &Layout,
     parts: [Part; 2],
@@ -271,19 +287,13 @@ fn put_code(
     let bytes = 2 * PAGE_BYTES;
     let arguments = [0, bytes, writable, private, u64::MAX, 0];
     let place = call(process, registers, libc::SYS_mmap, arguments)?;
-    let pid = process.pid()?;
-    for (chunk, at) in code::code().chunks(8).zip((place..).step_by(8)) {
-        let word = std::array::from_fn(|index| chunk.get(index).copied().unwrap_or(0));
-        poke(pid, at, i64::from_ne_bytes(word))?;
-    }
+    memory.write(place, code::code())?;
     let words_at = place + PAGE_BYTES;
     let words = Words::new(words_at, layout.entry, layout.entry_slot, parts);
-    for (word, at) in words.as_words().iter().zip((words_at..).step_by(8)) {
-        poke(pid, at, *word)?;
-    }
+    memory.write(words_at, words.as_bytes())?;
     let executable = number(libc::PROT_READ | libc::PROT_EXEC);
     call(process, registers, libc::SYS_mprotect, [place, PAGE_BYTES, executable, 0, 0, 0])?;
-    poke(pid, layout.entry_slot, place.cast_signed())
+    memory.write(layout.entry_slot, &place.to_ne_bytes())
 }
 
 /// Has the stopped process make a system call.
@@ -294,10 +304,12 @@ fn call(
     arguments: [u64; 6],
 ) -> nix::Result<u64> {
     /// `syscall`, in the lower half of a word.
-    const SYSCALL: u64 = 0x050f;
+    const SYSCALL: c_long = 0x050f;
     let pid = process.pid()?;
-    let here = peek(pid, registers.rip)?;
-    poke(pid, registers.rip, (here & !0xffff | SYSCALL).cast_signed())?;
+    // It may not write there itself.
+    let code = registers.rip as ptrace::AddressType;
+    let here = ptrace::read(pid, code)?;
+    ptrace::write(pid, code, here & !0xffff | SYSCALL)?;
     let [rdi, rsi, rdx, r10, r8, r9] = arguments;
     let rax = number.cast_unsigned();
     let calling =
@@ -306,7 +318,7 @@ fn call(
     ptrace::step(pid, None)?;
     process.wait_for_stop()?;
     let result = ptrace::getregs(pid)?.rax.cast_signed();
-    poke(pid, registers.rip, here.cast_signed())?;
+    ptrace::write(pid, code, here)?;
     match i32::try_from(result) {
         Ok(errno) if errno < 0 => Err(Errno::from_raw(-errno)),
         _ => Ok(result.cast_unsigned()),
