@@ -28,7 +28,7 @@ use crate::model::TestName;
 
 /// The most tests in one process. More would save little, and cost much where the first of them
 /// fails: all that come after it run again.
-pub const BATCH_TESTS_MAX: usize = 256;
+pub const BATCH_TESTS_MAX: usize = 512;
 /// The most bytes of their names, which are arguments.
 pub const BATCH_NAME_BYTES_MAX: usize = 60 * 1024;
 

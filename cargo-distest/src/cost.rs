@@ -87,6 +87,19 @@ impl Timings {
         old
     }
 
+    /// Takes in what is known of all test cases of a binary, instead of what was known before.
+    pub fn insert_all(
+        &mut self,
+        binary: BinaryId,
+        cases: impl IntoIterator<Item = (TestName, Past)>,
+    ) {
+        let cases: BTreeMap<_, _> = cases.into_iter().collect();
+        let add = |sum: Duration, past: &Past| sum.saturating_add(past.mean);
+        let sum = cases.values().fold(Duration::ZERO, add);
+        let timed = cases.values().filter(|past| past.runs > 0).count() as u32;
+        self.binaries.insert(binary, BinaryTimings { cases, sum, timed });
+    }
+
     /// What is known of a test case.
     pub fn get(&self, binary: &BinaryId, name: &TestName) -> Option<&Past> {
         self.binaries.get(binary)?.cases.get(name)

@@ -24,9 +24,10 @@ use distest_worker::protocol::{
     AttemptId, BinaryKey, Exit, Finished, Leak, Limits, Network, OutputChunk, Report, Stop, Stream,
     Streams, TestTime, Usage,
 };
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
-use crate::batch::Recalled;
+use crate::batch::Standings;
 use crate::event::{
     AttemptEnded, CancelReason, CapturedOutput, PlanComplete, RunEvent, WorkerInfo,
 };
@@ -124,7 +125,7 @@ pub enum Order {
         /// With whom those pass that may fail alone.
         acquainted: Vec<Acquainted>,
         /// What there is to recall of tests that fail alone.
-        recalled: BTreeMap<TestIndex, Recalled>,
+        standings: Arc<Standings>,
     },
     /// There will be no more: everything is built, and attempts may start.
     AllPlanned(PlanComplete),
@@ -225,14 +226,15 @@ struct InFlight {
 
 /// How an attempt ended, before the scheduler has said how it counts.
 struct Ending {
+    worker: WorkerId,
+    /// None if it was lost before that.
+    started: Option<Instant>,
     reason: String,
     exit: Option<Exit>,
     duration: Duration,
     leak: Option<Leak>,
     usage: Usage,
     outputs: [CapturedOutput; 2],
-    /// When it began, if not with its flight.
-    started: Option<Instant>,
     /// Its process said last what libtest says last.
     orderly: bool,
     /// The number of the batch that it was in.
@@ -257,13 +259,15 @@ pub struct Dispatch {
     /// Workers that are or were there, with what was known of them.
     met: BTreeMap<WorkerId, (String, Option<Pace>)>,
     in_flight: BTreeMap<AttemptId, InFlight>,
-    endings: BTreeMap<(AttemptId, TestIndex), (InFlight, Ending)>,
+    endings: BTreeMap<(AttemptId, TestIndex), Box<Ending>>,
     /// Batches handed out so far.
     batches: u32,
     /// The batches in which tests passed that had failed alone.
     witnessed: BTreeMap<TestIndex, Arc<[TestIndex]>>,
-    /// How tests passed before, unless it is known that they don't any more.
-    recalled: BTreeMap<TestIndex, Recalled>,
+    /// How tests passed before.
+    standings: Arc<Standings>,
+    /// Those of which it is known that they don't any more.
+    changed: BTreeSet<TestIndex>,
     tree: watch::Sender<Option<Arc<Tree>>>,
     hints: Hints,
     outcomes: mpsc::Sender<Outcome>,
@@ -362,7 +366,8 @@ impl Dispatch {
             endings: BTreeMap::new(),
             batches: 0,
             witnessed: BTreeMap::new(),
-            recalled: BTreeMap::new(),
+            standings: Arc::default(),
+            changed: BTreeSet::new(),
             tree: watch::Sender::new(None),
             hints,
             outcomes,
@@ -394,14 +399,16 @@ impl Dispatch {
 
     async fn tell(&self, event: RunEvent) {
         // If the reporters are gone, the run still ends in order.
-        let _ = self.events.send(event).await;
+        if let Err(TrySendError::Full(event)) = self.events.try_send(event) {
+            let _ = self.events.send(event).await;
+        }
     }
 
     async fn on_order(&mut self, order: Order, inputs: &mut Vec<Input>) {
         match order {
             Order::Tests(planned) => self.plan(planned, inputs).await,
-            Order::Batches { batches, acquainted, recalled } => {
-                self.recalled = recalled;
+            Order::Batches { batches, acquainted, standings } => {
+                self.standings = standings;
                 inputs.push(Input::Batched { batches, acquainted });
             }
             Order::AllPlanned(plan) => {
@@ -576,7 +583,7 @@ impl Dispatch {
             // Of a batch, only the test that ran is told of.
             let running = flight.batch.as_ref().and_then(company::Batch::running);
             let test = running.unwrap_or(flight.test);
-            self.keep_ending(attempt, InFlight { test, ..flight }, ending);
+            self.keep_ending(attempt, test, flight.abandoned, ending);
         }
         inputs.push(Input::Lost { worker });
     }
@@ -640,7 +647,7 @@ impl Dispatch {
                 }
                 let ending = Ending::lost(reason, &flight);
                 let duration = ending.duration;
-                self.keep_ending(attempt, flight, ending);
+                self.keep_ending(attempt, flight.test, flight.abandoned, ending);
                 let result = AttemptResult::Lost;
                 inputs.push(Input::Ended { worker, attempt, result, duration });
             }
@@ -665,7 +672,12 @@ impl Dispatch {
             false => judge::judge(&finished),
         };
         let outputs = flight.outputs(&finished);
+        let now = Instant::now();
+        let begun = now.checked_sub(finished.duration).unwrap_or(now);
         let ending = Ending {
+            worker,
+            // It may be told only by its end.
+            started: flight.started.map(|started| started.min(begun)),
             reason,
             orderly: self.is_orderly(&flight, &outputs[0]),
             exit: Some(finished.exit),
@@ -673,13 +685,12 @@ impl Dispatch {
             leak: finished.leak.clone(),
             usage: finished.usage,
             outputs,
-            started: None,
             batch: None,
             batch_tests: None,
             notes: finished.take_notes(),
         };
         let duration = finished.duration;
-        self.keep_ending(attempt, flight, ending);
+        self.keep_ending(attempt, flight.test, flight.abandoned, ending);
         let illegal = result == AttemptResult::Crashed && judge::is_illegal(finished.exit);
         inputs.push(match illegal {
             true => Input::IllegalInstruction { worker, attempt, duration },
@@ -747,6 +758,10 @@ impl Dispatch {
             }
             Outcome::Fenced { worker, reason } => self.lose(worker, &reason, inputs),
         }
+    }
+
+    fn keeps_times(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.times_known().is_some())
     }
 
     fn label(&self, binary: BinaryKey) -> String {
@@ -850,11 +865,11 @@ impl Dispatch {
                 }
             }
             Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company } => {
-                if let Some((flight, mut ending)) = self.endings.remove(&(attempt, test)) {
+                if let Some(mut ending) = self.endings.remove(&(attempt, test)) {
                     let notes = std::mem::take(&mut ending.notes);
-                    let mut ended = self.attempt_ended(flight, ending, result, will_retry);
-                    ended.attempt = number;
-                    if result.passed() {
+                    let mut ended = self.attempt_ended(test, *ending, result);
+                    (ended.attempt, ended.will_retry) = (number, will_retry);
+                    if result.passed() && self.keeps_times(ended.worker) {
                         self.times.took(ended.worker, test, ended.duration);
                     }
                     ended.hints = self.hints_for(&ended, notes).await;
@@ -878,7 +893,7 @@ impl Dispatch {
             }
             Effect::TookDown { attempt, workers } => {
                 let ending = self.endings.range_mut((attempt, TestIndex(0))..).next();
-                if let Some((_, (_, ending))) = ending.filter(|((of, _), _)| *of == attempt) {
+                if let Some((_, ending)) = ending.filter(|((of, _), _)| *of == attempt) {
                     ending.reason = format!("took {workers} workers down");
                 }
             }
@@ -907,10 +922,12 @@ impl Dispatch {
                 continue;
             }
             let planned = &self.tests[test.0 as usize];
+            let Runnable { key: binary, whole, sharing, .. } = *planned.runnable;
+            let (case, ignored) = (&planned.case, planned.ignored);
             specs.push(distest_worker::protocol::AttemptSpec {
                 id: attempt,
-                binary: planned.runnable.key,
-                args: testenv::arguments(&planned.case, planned.ignored, planned.runnable.whole),
+                binary,
+                args: testenv::arguments(case, ignored, whole, sharing.is_some()),
                 env: testenv::attempt(&self.settings.facts, &planned.case, alone),
                 limits: self.settings.limits,
                 streams: self.settings.streams,
@@ -929,12 +946,11 @@ impl Dispatch {
 
     fn attempt_ended(
         &self,
-        flight: InFlight,
+        test: TestIndex,
         ending: Ending,
         result: AttemptResult,
-        will_retry: bool,
     ) -> AttemptEnded {
-        let planned = &self.tests[flight.test.0 as usize];
+        let planned = self.planned(test);
         let reproduce = match result.passed() {
             true => String::new(),
             false => testenv::reproduce(
@@ -947,13 +963,13 @@ impl Dispatch {
         if result == AttemptResult::Lost && ending.exit.is_some_and(judge::is_illegal) {
             reason.push_str(": the processor there may lack an instruction");
         }
-        let started = ending.started.or(flight.started).unwrap_or_else(Instant::now);
+        let started = ending.started.unwrap_or_else(Instant::now);
         let [stdout, stderr] = ending.outputs;
         AttemptEnded {
-            test: flight.test,
-            attempt: flight.number,
-            will_retry,
-            worker: flight.worker,
+            test,
+            attempt: 0,
+            will_retry: false,
+            worker: ending.worker,
             result,
             reason,
             exit: ending.exit,
@@ -1101,13 +1117,14 @@ async fn until(at: Option<tokio::time::Instant>) {
 impl Ending {
     fn lost(reason: String, flight: &InFlight) -> Self {
         Self {
+            worker: flight.worker,
+            started: flight.started,
             reason,
             exit: None,
             duration: flight.started.map_or(Duration::ZERO, |started| started.elapsed()),
             leak: None,
             usage: Usage::default(),
             outputs: Default::default(),
-            started: None,
             orderly: true,
             batch: None,
             batch_tests: None,

@@ -14,7 +14,7 @@ use crate::model::{AttemptResult, Step, TestCase, TestIndex, Triple, Verdict, Wo
 #[derive(Clone, Debug)]
 pub enum RunEvent {
     /// First of all.
-    Started(RunStarted),
+    Started(Box<RunStarted>),
     /// cargo has linked everything. Until now cargo owned the terminal.
     Built {
         /// How long cargo took.
@@ -180,7 +180,7 @@ pub enum RunEvent {
         files: Vec<PathBuf>,
     },
     /// Last of all, if the run got beyond its start: build errors included.
-    Finished(RunFinished),
+    Finished(Box<RunFinished>),
 }
 
 /// Who runs what.

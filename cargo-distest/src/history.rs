@@ -5,6 +5,7 @@
 //! that is damaged, or not ours, is set aside with a [`Warning`], and where nothing can be
 //! written there is none. No environment, output or path of a test is stored.
 
+mod known;
 mod record;
 mod schema;
 
@@ -17,9 +18,10 @@ use distest_worker::digest::Digest;
 use etcetera::BaseStrategy;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use self::known::Known;
 pub use self::record::{BatchRecord, RunRecord, TestRecord};
-use crate::batch::{Members, Standing, Standings};
-use crate::cost::{Past, Timings};
+use crate::batch::{Members, Standings};
+use crate::cost::Timings;
 use crate::model::{BinaryId, TestName, Triple, Verdict};
 use crate::pace::{Pace, Paces};
 use crate::settings::Warning;
@@ -38,6 +40,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct History {
     path: PathBuf,
     db: Connection,
+}
+
+/// What is known of tests.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// What they take.
+    pub timings: Timings,
+    /// How they fare in one process with others.
+    pub standings: Standings,
 }
 
 /// Where a workspace's history lies by default: named by its root and its members' names, in the
@@ -94,22 +105,10 @@ impl History {
     }
 
     /// What is known of all tests built for `triple` under `cargo_profile`.
-    pub fn timings(&mut self, triple: &Triple, cargo_profile: &str) -> (Timings, Option<Warning>) {
-        match read_timings(&self.db, triple, cargo_profile) {
-            Ok(timings) => (timings, None),
-            Err(error) => (Timings::default(), Some(self.recover("read", &error))),
-        }
-    }
-
-    /// Where all tests stand that were built for `triple` under `cargo_profile`.
-    pub fn standings(
-        &mut self,
-        triple: &Triple,
-        cargo_profile: &str,
-    ) -> (Standings, Option<Warning>) {
-        match read_standings(&self.db, triple, cargo_profile) {
-            Ok(standings) => (standings, None),
-            Err(error) => (Standings::default(), Some(self.recover("read", &error))),
+    pub fn tests(&mut self, triple: &Triple, cargo_profile: &str) -> (Remembered, Option<Warning>) {
+        match read_tests(&self.db, triple, cargo_profile) {
+            Ok(remembered) => (remembered, None),
+            Err(error) => (Remembered::default(), Some(self.recover("read", &error))),
         }
     }
 
@@ -145,23 +144,6 @@ impl History {
     }
 }
 
-fn read_timings(
-    db: &Connection,
-    triple: &Triple,
-    cargo_profile: &str,
-) -> rusqlite::Result<Timings> {
-    let mut query = db.prepare(
-        "SELECT binary, name, mean_us, spread_us, runs, last FROM tests
-         WHERE triple = ?1 AND cargo_profile = ?2",
-    )?;
-    let rows = query.query_map(params![&*triple.0, cargo_profile], |row| {
-        let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
-        let name = TestName::new(row.get_ref(1)?.as_str()?);
-        Ok(((binary, name), past(row, 2)?))
-    })?;
-    rows.collect()
-}
-
 fn read_paces(db: &Connection) -> rusqlite::Result<Paces> {
     let mut query = db.prepare("SELECT name, speed, overhead_us, rate FROM workers")?;
     let rows = query.query_map([], |row| {
@@ -172,71 +154,42 @@ fn read_paces(db: &Connection) -> rusqlite::Result<Paces> {
     rows.collect()
 }
 
-fn read_standings(
+fn read_tests(
     db: &Connection,
     triple: &Triple,
     cargo_profile: &str,
-) -> rusqlite::Result<Standings> {
+) -> rusqlite::Result<Remembered> {
     let runs: i64 = db.query_row("SELECT coalesce(max(id), 0) FROM runs", [], |row| row.get(0))?;
+    let mut timings = Timings::default();
     let mut standings = Standings::after(runs.try_into().unwrap_or_default());
-    let mut query = db.prepare(
-        "SELECT binary, name, streak, failed_before, kept_out, only_in_company, in_company,
-             alone_us, batched_us, gains, printed, company_run, company_batch
-         FROM tests WHERE triple = ?1 AND cargo_profile = ?2",
-    )?;
     let mut find = db.prepare("SELECT names FROM batches WHERE run = ?1 AND number = ?2")?;
     let mut batches: BTreeMap<(i64, u32), Option<Members>> = BTreeMap::new();
-    let mut members = |run, number| {
-        if let Some(known) = batches.get(&(run, number)) {
+    let mut members = |batch: (i64, u32)| {
+        if let Some(known) = batches.get(&batch) {
             return Ok::<_, rusqlite::Error>(known.clone());
         }
         let read = |row: &rusqlite::Row<'_>| Ok(Members::from_lines(row.get_ref(0)?.as_str()?));
-        let found = find.query_row(params![run, number], read).optional()?;
-        batches.insert((run, number), found.clone());
+        let found = find.query_row(batch, read).optional()?;
+        batches.insert(batch, found.clone());
         Ok(found)
     };
+    let mut query =
+        db.prepare("SELECT binary, tests FROM tests WHERE triple = ?1 AND cargo_profile = ?2")?;
     let mut rows = query.query(params![&*triple.0, cargo_profile])?;
     while let Some(row) = rows.next()? {
         let binary = BinaryId::new(row.get_ref(0)?.as_str()?);
-        let name = TestName::new(row.get_ref(1)?.as_str()?);
-        let company: Option<i64> = row.get(11)?;
-        let company = match company.zip(row.get(12)?) {
-            Some((run, number)) => members(run, number)?,
-            None => None,
-        };
-        standings.insert(binary, name, standing(row, 2)?, company);
+        let (mut pasts, mut stands) = (Vec::new(), Vec::new());
+        for (name, Known { past, standing, company, .. }) in known::read(row.get_ref(1)?.as_str()?)
+        {
+            let name = TestName::new(name);
+            let company = company.map(&mut members).transpose()?.flatten();
+            pasts.push((name.clone(), past));
+            stands.push((name, (standing, company)));
+        }
+        timings.insert_all(binary.clone(), pasts);
+        standings.insert_all(binary, stands);
     }
-    Ok(standings)
-}
-
-/// Reads a [`Standing`] from nine columns, of which `first` is the first.
-fn standing(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Standing> {
-    let time = |column| {
-        let micros: Option<i64> = row.get(column)?;
-        Ok::<_, rusqlite::Error>(micros.map(duration))
-    };
-    let printed: i64 = row.get(first + 8)?;
-    Ok(Standing {
-        streak: row.get(first)?,
-        failed_before: row.get(first + 1)?,
-        kept_out: row.get(first + 2)?,
-        only_in_company: row.get(first + 3)?,
-        in_company: row.get(first + 4)?,
-        alone: time(first + 5)?,
-        batched: time(first + 6)?,
-        gains: row.get(first + 7)?,
-        printed: printed.try_into().unwrap_or(0),
-    })
-}
-
-/// Reads a [`Past`] from four columns, of which `first` is the first.
-fn past(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Past> {
-    Ok(Past {
-        mean: duration(row.get(first)?),
-        spread: duration(row.get(first + 1)?),
-        runs: row.get(first + 2)?,
-        last: verdict(row.get_ref(first + 3)?.as_str()?),
-    })
+    Ok(Remembered { timings, standings })
 }
 
 /// A stored verdict. One that this version doesn't know says nothing about the test.

@@ -34,22 +34,23 @@ pub enum Urgency {
     Known,
 }
 
-/// Where a test case stands in the order.
-pub fn rank(case: &TestCase, timings: &Timings) -> Rank {
-    let urgency = match timings.get(&case.binary, &case.name) {
+/// Where a test case stands in the order, and what it will probably take: what it took, else the
+/// mean of its binary.
+pub fn outlook(case: &TestCase, timings: &Timings) -> (Rank, Option<Duration>) {
+    let past = timings.get(&case.binary, &case.name);
+    let urgency = match past {
         Some(past) if past.failed_last_time() => Urgency::Failed,
         Some(past) if past.runs > 0 => Urgency::Known,
         _ => Urgency::New,
     };
-    Rank { urgency, expected: Reverse(expected(case, timings).unwrap_or_default()) }
+    let timed = past.filter(|past| past.runs > 0).map(|past| past.mean);
+    let expected = timed.or_else(|| timings.binary_mean(&case.binary));
+    (Rank { urgency, expected: Reverse(expected.unwrap_or_default()) }, expected)
 }
 
-/// What a test case will probably take: its own past, else the mean of its binary.
+/// What a test case will probably take.
 pub fn expected(case: &TestCase, timings: &Timings) -> Option<Duration> {
-    match timings.get(&case.binary, &case.name) {
-        Some(past) if past.runs > 0 => Some(past.mean),
-        _ => timings.binary_mean(&case.binary),
-    }
+    outlook(case, timings).1
 }
 
 /// The order in which cargo-nextest lists test cases: a package's library, its integration tests,
@@ -101,7 +102,7 @@ mod tests {
             case("a", "failed"),
             case("b", "flaky"),
         ];
-        cases.sort_by_key(|case| (rank(case, &timings), case.clone()));
+        cases.sort_by_key(|case| (outlook(case, &timings).0, case.clone()));
         let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
         let expected = ["b flaky", "a failed", "a new", "c new", "a long", "a short", "b tie"];
         assert_eq!(names, expected);
@@ -145,7 +146,7 @@ mod tests {
             }).collect();
             let timings = timings(&known);
             let mut order: Vec<usize> = (0..pasts.len()).collect();
-            order.sort_by_key(|n| rank(&case("a", &names[*n]), &timings));
+            order.sort_by_key(|n| outlook(&case("a", &names[*n]), &timings).0);
             let place = |n: &usize| match pasts[*n] {
                 Some((millis, false)) => (0, Reverse(millis)),
                 None => (1, Reverse(0)),

@@ -23,6 +23,10 @@ pub trait Reporter {
     /// Takes in the next event; `summary` holds it already.
     fn event(&mut self, event: &RunEvent, summary: &Summary);
 
+    /// Nothing more has happened yet: what was held back, to be shown in one piece, is shown.
+    /// Called after each burst of events, and before [`Reporter::finish`].
+    fn pause(&mut self, _summary: &Summary) {}
+
     /// Writes what is written at the end. Called once, after [`RunEvent::Finished`], also when
     /// the run failed or was interrupted.
     fn finish(&mut self, summary: &Summary) -> Result<(), Failure>;
@@ -74,6 +78,12 @@ impl Reporter for Reports {
         }
         for reporter in &mut self.shown {
             reporter.event(event, summary);
+        }
+    }
+
+    fn pause(&mut self, summary: &Summary) {
+        for reporter in &mut self.shown {
+            reporter.pause(summary);
         }
     }
 

@@ -148,7 +148,7 @@ impl Summary {
     /// names a test that was never planned: see [`Summary::open`].
     pub fn apply(&mut self, event: &RunEvent) {
         match event {
-            RunEvent::Started(started) => self.started = Some(started.clone()),
+            RunEvent::Started(started) => self.started = Some(RunStarted::clone(started)),
             RunEvent::Built { elapsed } => self.built = Some(*elapsed),
             RunEvent::Planned { test, case, triple, expected } => {
                 self.plan_test(*test, case, triple, *expected);

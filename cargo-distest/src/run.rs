@@ -27,7 +27,7 @@ use crate::event::{CancelReason, PlanComplete, RunEvent, RunStarted};
 use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
 use crate::fleet::{self, Fleet, Notice, Notices, SessionFacts, Trouble};
-use crate::history::History;
+use crate::history::{History, Remembered};
 use crate::pace::Paces;
 use crate::report::Reports;
 use crate::results::{Summary, SummarySettings};
@@ -169,10 +169,11 @@ async fn prepare(args: &RunArgs, purpose: Purpose) -> Result<Prepared, Failure> 
     let at_once = warnings.is_empty() && settings.doctests != Doctests::Only;
     let building = at_once.then(|| Building::start(&settings.compile)).transpose()?;
     let mut history = record::open(&settings, &workspace, &mut warnings);
-    let timings = record::timings(history.as_mut(), &settings, &workspace, &mut warnings);
+    let Remembered { timings, standings } =
+        record::tests(history.as_mut(), &settings, &workspace, &mut warnings);
     let timings = Arc::new(timings);
     let paces = record::paces(history.as_mut(), &mut warnings);
-    let choice = record::choice(history.as_mut(), &settings, &workspace, &mut warnings);
+    let choice = Choice::new(&settings, standings);
     Ok(Prepared {
         settings,
         workspace,
@@ -307,7 +308,7 @@ impl Line {
             workspace: self.workspace.root.clone(),
             profile: self.settings.profile.clone(),
         };
-        self.tell(RunEvent::Started(started)).await;
+        self.tell(RunEvent::Started(Box::new(started))).await;
         for Warning { text, hint } in warnings {
             self.tell(RunEvent::Warning { text, hint }).await;
         }

@@ -189,13 +189,16 @@ pub fn attempt(facts: &RunFacts, case: &TestCase, number: u32) -> Vec<(OsText, O
 
 /// What makes a test binary run exactly one test and show its output; nothing for a binary that is
 /// one test case as a whole. An ignored test must be told to run, or the harness passes it unseen.
-pub fn arguments(case: &TestCase, ignored: bool, whole: bool) -> Vec<OsText> {
+/// What is known to be libtest is told that there may be several threads: one test starts no more
+/// for it, and libtest need not read in files of the system how many the machine has.
+pub fn arguments(case: &TestCase, ignored: bool, whole: bool, libtest: bool) -> Vec<OsText> {
     if whole {
         return Vec::new();
     }
     let name = &*case.name.0;
     let mut arguments = vec!["--exact", "--nocapture"];
     arguments.extend(ignored.then_some("--ignored"));
+    arguments.extend(libtest.then_some("--test-threads=2"));
     // Only a custom harness has such names, and only behind a `--` are they no options.
     match name.starts_with('-') {
         true => arguments.extend(["--", name]),
@@ -341,14 +344,16 @@ mod tests {
     #[test]
     fn a_name_that_looks_like_an_option_is_none() {
         assert_eq!(
-            arguments(&case("a b"), false, false),
+            arguments(&case("a b"), false, false, false),
             ["a b", "--exact", "--nocapture"].map(OsText::from)
         );
         let dashed = ["--exact", "--nocapture", "--", "-x"].map(OsText::from);
-        assert_eq!(arguments(&case("-x"), false, false), dashed);
-        assert_eq!(arguments(&case("t"), false, true), []);
+        assert_eq!(arguments(&case("-x"), false, false, false), dashed);
+        assert_eq!(arguments(&case("t"), false, true, false), []);
         let ignored = ["t", "--exact", "--nocapture", "--ignored"].map(OsText::from);
-        assert_eq!(arguments(&case("t"), true, false), ignored);
+        assert_eq!(arguments(&case("t"), true, false, false), ignored);
+        let libtest = ["t", "--exact", "--nocapture", "--test-threads=2"].map(OsText::from);
+        assert_eq!(arguments(&case("t"), false, false, true), libtest);
     }
 
     #[test]

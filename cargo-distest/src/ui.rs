@@ -9,6 +9,7 @@ mod failure;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anstream::adapter::StripBytes;
 use anstream::{AutoStream, ColorChoice};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
@@ -34,6 +35,8 @@ struct Inner {
 struct Door {
     writer: Option<Box<dyn Write + Send>>,
     colors: bool,
+    /// Takes colours out, where they are not wanted.
+    strip: StripBytes,
     /// Why not all could be written, unless its reader just went away.
     failure: Option<io::Error>,
 }
@@ -66,24 +69,15 @@ impl Ui {
         let colors = wants_colors(color, &stderr);
         let out_colors = wants_colors(color, &stdout);
         // Stderr comes in whole lines; stdout may come in a hundred thousand of them.
-        let stderr = Door::new(stream(stderr, colors), colors);
-        let stdout = BufWriter::new(stream(stdout, out_colors));
-        let stdout = Door::new(Box::new(stdout), out_colors);
+        let stderr = Door::new(Box::new(stderr), colors);
+        let stdout = Door::new(Box::new(BufWriter::new(stdout)), out_colors);
         Self::from_doors(stderr, stdout, bar, terminal)
     }
 
     /// A terminal in memory, for tests. Without progress bar.
     pub fn captured(colors: bool) -> (Self, Captured) {
         let captured = Captured::default();
-        let door = |capture: &Capture| {
-            let writer: Box<dyn Write + Send> = match colors {
-                true => Box::new(capture.clone()),
-                false => Box::new(anstream::StripStream::new(
-                    Box::new(capture.clone()) as Box<dyn Write + Send>
-                )),
-            };
-            Door::new(writer, colors)
-        };
+        let door = |capture: &Capture| Door::new(Box::new(capture.clone()), colors);
         let ui = Self::from_doors(door(&captured.stderr), door(&captured.stdout), None, false);
         (ui, captured)
     }
@@ -178,12 +172,16 @@ impl Ui {
 
 impl Door {
     fn new(writer: Box<dyn Write + Send>, colors: bool) -> Self {
-        Self { writer: Some(writer), colors, failure: None }
+        Self { writer: Some(writer), colors, strip: StripBytes::new(), failure: None }
     }
 
     fn write(&mut self, bytes: &[u8], flush: bool) {
         let Some(writer) = &mut self.writer else { return };
-        let written = writer.write_all(bytes).and_then(|()| match flush {
+        let written = match self.colors || is_plain(bytes) {
+            true => writer.write_all(bytes),
+            false => self.strip.strip_next(bytes).try_for_each(|part| writer.write_all(part)),
+        };
+        let written = written.and_then(|()| match flush {
             true => writer.flush(),
             false => Ok(()),
         });
@@ -221,12 +219,9 @@ fn wants_colors(color: Color, stream: &impl anstream::stream::RawStream) -> bool
     }
 }
 
-fn stream(
-    stream: impl anstream::stream::RawStream + anstream::stream::AsLockedWrite + Send + 'static,
-    colors: bool,
-) -> Box<dyn Write + Send> {
-    let choice = if colors { ColorChoice::Always } else { ColorChoice::Never };
-    Box::new(AutoStream::new(stream, choice))
+/// Whether there is nothing to take out, as in most lines.
+fn is_plain(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| matches!(byte, b'\n' | b'\t' | b' '..=b'~' | 0x80..))
 }
 
 /// A writer that panicked in the middle leaves half a line, not a broken invariant.

@@ -81,7 +81,7 @@ fn a_second_run_is_batched(scratch: &Scratch) {
     assert_eq!(warm.summary.rerun_alone, 0);
     let batches = by_batch(&warm);
     assert_eq!(batches.values().sum::<usize>(), batched as usize);
-    assert!(batches.values().all(|tests| *tests > 1 && *tests <= 256), "{batches:?}");
+    assert!(batches.values().all(|tests| *tests > 1 && *tests <= 512), "{batches:?}");
     let report = Report::read(&junit).expect("the JUnit file can be read");
     report.check(&warm.verdicts).expect("JUnit says what the run said");
 

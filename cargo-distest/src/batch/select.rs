@@ -369,15 +369,15 @@ mod tests {
 
     #[test]
     fn batches_hold_to_their_bounds_and_their_binarys_order() {
-        let mut candidates = many(500);
-        candidates.extend((500..800).map(|n| candidate(n, 1)));
+        let mut candidates = many(1000);
+        candidates.extend((1000..1600).map(|n| candidate(n, 1)));
         let selected = select(Mode::Auto, 1, &candidates);
         for batch in &selected.batches {
             assert!((2..=BATCH_TESTS_MAX).contains(&batch.tests.len()));
             assert!(batch.tests.is_sorted());
-            assert!(batch.tests.iter().all(|test| (test.0 >= 500) == (batch.binary.0 == 1)));
+            assert!(batch.tests.iter().all(|test| (test.0 >= 1000) == (batch.binary.0 == 1)));
         }
-        assert_eq!(tests(&selected).len() + selected.acquainted.len(), 800);
+        assert_eq!(tests(&selected).len() + selected.acquainted.len(), 1600);
         for binary in [BinaryKey(0), BinaryKey(1)] {
             let of_it = selected.batches.iter().filter(|batch| batch.binary == binary);
             let sizes: Vec<_> = of_it.map(|batch| batch.tests.len()).collect();

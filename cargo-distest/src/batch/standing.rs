@@ -80,15 +80,13 @@ impl Standings {
         Self { runs, ..Self::default() }
     }
 
-    /// Takes in where a test case stands, and with whom it passed in company last.
-    pub fn insert(
+    /// Takes in where all test cases of a binary stand, and with whom each passed in company last.
+    pub fn insert_all(
         &mut self,
         binary: BinaryId,
-        name: TestName,
-        standing: Standing,
-        company: Option<Members>,
+        cases: impl IntoIterator<Item = (TestName, (Standing, Option<Members>))>,
     ) {
-        self.binaries.entry(binary).or_default().insert(name, (standing, company));
+        self.binaries.insert(binary, cases.into_iter().collect());
     }
 
     /// Where a test case stands; one that is unknown stands at the beginning. And what to recall if

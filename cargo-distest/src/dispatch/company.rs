@@ -7,12 +7,10 @@ use distest_worker::protocol::{
     AttemptId, AttemptSpec, Exit, Finished, Network, OsText, ProgressLine, Streams, Usage,
 };
 
-use super::gather::Gather;
-use super::slow::Slow;
 use super::{Dispatch, Ending, InFlight, Planned, judge};
-use crate::batch::{self, Acceptance, Closing, End};
+use crate::batch::{self, Acceptance, Closing, End, Recalled};
 use crate::event::{AttemptEnded, BatchEnded, CapturedOutput, RunEvent};
-use crate::model::{AttemptResult, TestIndex, WorkerId};
+use crate::model::{AttemptResult, TestCase, TestIndex, WorkerId};
 use crate::scheduler::{Company, Grant, InBatch, Input, Returned};
 use crate::testenv;
 
@@ -172,8 +170,7 @@ impl Dispatch {
         for (index, (test, returned)) in tests.iter().zip(&returned).enumerate() {
             let name = &self.planned(*test).case.name.0;
             if let Some(ending) = story.ending(index, returned, name) {
-                let flight = InFlight::member(&flight, *test);
-                self.endings.insert((attempt, *test), (flight, ending));
+                self.keep_ending(attempt, *test, false, ending);
             }
         }
         let trouble = manner.trouble(&returned);
@@ -198,11 +195,17 @@ impl Dispatch {
             self.witnessed.insert(test, Arc::clone(tests));
         } else if own == Some(InBatch::Failed) {
             // In the very company in which it passed it doesn't any more: it has changed.
-            let recalled = self.recalled.get(&test).and_then(|it| it.members.as_ref());
-            if recalled.is_some_and(|members| members.names().count() == tests.len()) {
-                self.recalled.remove(&test);
+            let members = self.recalled(test).and_then(|it| it.members);
+            if members.is_some_and(|members| members.names().count() == tests.len()) {
+                self.changed.insert(test);
             }
         }
+    }
+
+    /// How a test passed before, unless it is known that it doesn't any more.
+    fn recalled(&self, test: TestIndex) -> Option<Recalled> {
+        let TestCase { binary, name } = &self.planned(test).case;
+        self.standings.get(binary, name).1.filter(|_| !self.changed.contains(&test))
     }
 
     /// A test failed alone and passes in company.
@@ -222,7 +225,7 @@ impl Dispatch {
         if !counts || ended.will_retry || ended.batch.is_some() {
             return;
         }
-        let Some(recalled) = self.recalled.get(&ended.test) else { return };
+        let Some(recalled) = self.recalled(ended.test) else { return };
         let words = recalled.words();
         ended.reason = match ended.reason.is_empty() {
             true => words,
@@ -289,6 +292,13 @@ impl Story<'_> {
     fn ending(&mut self, index: usize, returned: &Returned, name: &str) -> Option<Ending> {
         let tests = self.batch.tests.len();
         let mut ending = Ending {
+            worker: self.flight.worker,
+            started: self.flight.started.map(|started| {
+                let ended = self.batch.acceptance.ended_at(index);
+                let before = index.checked_sub(1).and_then(|i| self.batch.acceptance.ended_at(i));
+                let begun = ended.map(|ended| ended.saturating_sub(returned.duration));
+                started + begun.or(before).unwrap_or_default()
+            }),
             reason: String::new(),
             exit: None,
             duration: returned.duration,
@@ -297,12 +307,6 @@ impl Story<'_> {
             usage: Usage::default(),
             outputs: Default::default(),
             batch: Some(self.batch.number),
-            started: self.flight.started.map(|started| {
-                let ended = self.batch.acceptance.ended_at(index);
-                let before = index.checked_sub(1).and_then(|i| self.batch.acceptance.ended_at(i));
-                let begun = ended.map(|ended| ended.saturating_sub(returned.duration));
-                started + begun.or(before).unwrap_or_default()
-            }),
             batch_tests: None,
             notes: Vec::new(),
         };
@@ -343,21 +347,6 @@ impl Story<'_> {
 }
 
 impl InFlight {
-    /// A test of a batch, as far as its end concerns it.
-    fn member(batch: &Self, test: TestIndex) -> Self {
-        Self {
-            worker: batch.worker,
-            test,
-            number: batch.number,
-            leased: batch.leased,
-            started: batch.started,
-            slow: Slow::default(),
-            gather: Gather::default(),
-            abandoned: false,
-            batch: None,
-        }
-    }
-
     fn elapsed(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| Instant::now() - started)
     }

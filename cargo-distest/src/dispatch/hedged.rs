@@ -3,15 +3,21 @@
 
 use distest_worker::protocol::AttemptId;
 
-use super::{Dispatch, Ending, InFlight};
+use super::{Dispatch, Ending};
 use crate::event::RunEvent;
 use crate::model::TestIndex;
 
 impl Dispatch {
     /// Keeps how an attempt ended until the scheduler says how that counts, if it ever will.
-    pub(super) fn keep_ending(&mut self, attempt: AttemptId, flight: InFlight, ending: Ending) {
-        if !flight.abandoned {
-            self.endings.insert((attempt, flight.test), (flight, ending));
+    pub(super) fn keep_ending(
+        &mut self,
+        attempt: AttemptId,
+        test: TestIndex,
+        abandoned: bool,
+        ending: Ending,
+    ) {
+        if !abandoned {
+            self.endings.insert((attempt, test), Box::new(ending));
         }
     }
 

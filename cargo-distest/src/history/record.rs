@@ -1,12 +1,15 @@
 //! What one run adds to the history.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{CachedStatement, Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    CachedStatement, Connection, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 
-use super::{FORGET_AFTER, RUNS_KEPT, WORKERS_KEPT, micros, past, standing};
-use crate::batch::{Ran, Standing};
+use super::known::{self, Known};
+use super::{FORGET_AFTER, RUNS_KEPT, WORKERS_KEPT, micros};
+use crate::batch::Ran;
 use crate::cost::Past;
 use crate::event::BatchEnded;
 use crate::model::{AttemptResult, BinaryId, TestCase, TestName, Triple, Verdict, WorkerId};
@@ -100,6 +103,11 @@ impl RunRecord {
         let since = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
     }
+
+    /// Whatever was seen last before that is forgotten.
+    fn forget_before_s(&self) -> i64 {
+        self.seen_s() - FORGET_AFTER.as_secs() as i64
+    }
 }
 
 impl BatchRecord {
@@ -153,17 +161,10 @@ impl TestRecord {
 
     /// What is known after this run. How long a test takes that fails says little about how long
     /// it will take: only its verdict is kept.
-    fn merge(&self, before: Option<Past>) -> Past {
-        match (self.passed(), before) {
-            (true, before) => {
-                let timed = before.as_ref().filter(|before| before.runs > 0);
-                Past::after(timed, self.ordinary, self.verdict)
-            }
-            (false, Some(before)) => Past { last: self.verdict, ..before },
-            (false, None) => {
-                let (mean, spread) = (Duration::ZERO, Duration::ZERO);
-                Past { mean, spread, runs: 0, last: self.verdict }
-            }
+    fn merge(&self, before: Past) -> Past {
+        match self.passed() {
+            true => Past::after(Some(&before), self.ordinary, self.verdict),
+            false => Past { last: self.verdict, ..before },
         }
     }
 }
@@ -199,10 +200,7 @@ pub(super) fn write(db: &mut Connection, run: &RunRecord) -> rusqlite::Result<()
             binaries.entry((&test.triple, &test.case.binary)).or_default().push(test);
         }
         for ((triple, binary), tests) in binaries {
-            let mut known = statements.known(triple, &run.cargo_profile, binary)?;
-            for test in &tests {
-                statements.write_test(run, id, test, &mut known)?;
-            }
+            statements.write_tests(run, id, (triple, binary), &tests)?;
             let outcomes = outcomes(&tests);
             statements.outcomes.execute(params![id, &*triple.0, &*binary.0, outcomes])?;
         }
@@ -252,14 +250,10 @@ fn outcomes(tests: &[&TestRecord]) -> String {
     tests.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Rows of a binary's tests by name: number, timings, and where the test stands.
-type Known = HashMap<String, (i64, Option<Past>, Standing)>;
-
 /// Statements that run more than once.
 struct Statements<'a> {
     find: CachedStatement<'a>,
     put: CachedStatement<'a>,
-    change: CachedStatement<'a>,
     outcomes: CachedStatement<'a>,
     batch: CachedStatement<'a>,
 }
@@ -268,24 +262,13 @@ impl<'a> Statements<'a> {
     fn prepare(change: &'a Transaction<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             find: change.prepare_cached(
-                "SELECT name, id, mean_us, spread_us, runs, last,
-                     streak, failed_before, kept_out, only_in_company, in_company,
-                     alone_us, batched_us, gains, printed
-                 FROM tests WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3",
+                "SELECT tests FROM tests
+                 WHERE triple = ?1 AND cargo_profile = ?2 AND binary = ?3",
             )?,
             put: change.prepare_cached(
-                "INSERT INTO tests (triple, cargo_profile, binary, name,
-                     mean_us, spread_us, runs, last, last_us, seen_s)
-                 VALUES (?1, ?2, ?3, ?4, 0, 0, 0, '', 0, 0)",
-            )?,
-            change: change.prepare_cached(
-                "UPDATE tests SET
-                     mean_us = ?2, spread_us = ?3, runs = ?4, last = ?5, last_us = ?6, seen_s = ?7,
-                     streak = ?8, failed_before = ?9, kept_out = ?10, only_in_company = ?11,
-                     in_company = ?12, alone_us = ?13, batched_us = ?14, gains = ?15, printed = ?16,
-                     company_run = coalesce(?17, company_run),
-                     company_batch = coalesce(?18, company_batch)
-                 WHERE id = ?1",
+                "INSERT INTO tests (triple, cargo_profile, binary, seen_s, tests)
+                 VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET seen_s = ?4, tests = ?5",
             )?,
             outcomes: change.prepare_cached(
                 "INSERT INTO outcomes (run, triple, binary, tests) VALUES (?1, ?2, ?3, ?4)",
@@ -297,69 +280,33 @@ impl<'a> Statements<'a> {
         })
     }
 
-    /// What is known of a binary's tests: one pass over its rows costs less than a search for
-    /// each.
-    fn known(
-        &mut self,
-        triple: &Triple,
-        profile: &str,
-        binary: &BinaryId,
-    ) -> rusqlite::Result<Known> {
-        let rows = self.find.query_map(params![&*triple.0, profile, &*binary.0], |row| {
-            Ok((row.get(0)?, (row.get(1)?, Some(past(row, 2)?), standing(row, 6)?)))
-        })?;
-        rows.collect()
-    }
-
-    fn write_test(
+    /// Adds what a run with this number was to a binary's tests.
+    fn write_tests(
         &mut self,
         run: &RunRecord,
         id: i64,
-        test: &TestRecord,
-        known: &mut Known,
+        (triple, binary): (&Triple, &BinaryId),
+        tests: &[&TestRecord],
     ) -> rusqlite::Result<()> {
-        let name = &*test.case.name.0;
-        let (row, before, stood) = match known.get(name) {
-            Some(known) => *known,
-            None => {
-                let row = self.insert_test(run, test)?;
-                // A custom harness may have several tests of one name.
-                known.insert(name.to_owned(), (row, None, Standing::default()));
-                (row, None, Standing::default())
-            }
-        };
-        let now = test.merge(before);
-        let stands = stood.after(&test.ran);
-        self.change.execute(params![
-            row,
-            micros(now.mean),
-            micros(now.spread),
-            now.runs,
-            now.last.as_str(),
-            micros(test.duration),
-            run.seen_s(),
-            stands.streak,
-            stands.failed_before,
-            stands.kept_out,
-            stands.only_in_company,
-            stands.in_company,
-            stands.alone.map(micros),
-            stands.batched.map(micros),
-            stands.gains,
-            i64::try_from(stands.printed).unwrap_or(i64::MAX),
-            test.company.map(|_| id),
-            test.company
-        ])?;
+        let key = (&*triple.0, &*run.cargo_profile, &*binary.0);
+        let text: Option<String> = self.find.query_row(key, |row| row.get(0)).optional()?;
+        let mut all: BTreeMap<&str, Known> = known::read(text.as_deref().unwrap_or("")).collect();
+        all.retain(|_, known| known.seen_s >= run.forget_before_s());
+        for test in tests {
+            // A custom harness may have several tests of one name.
+            let known = all.entry(&test.case.name.0).or_insert_with(Known::nothing);
+            *known = Known {
+                past: test.merge(known.past),
+                seen_s: run.seen_s(),
+                standing: known.standing.after(&test.ran),
+                company: test.company.map(|number| (id, number)).or(known.company),
+            };
+        }
+        let (triple, profile, binary) = key;
+        self.put.execute(params![triple, profile, binary, run.seen_s(), known::write(&all)])?;
         Ok(())
     }
 
-    fn insert_test(&mut self, run: &RunRecord, test: &TestRecord) -> rusqlite::Result<i64> {
-        let TestCase { binary, name } = &test.case;
-        self.put.insert(params![&*test.triple.0, run.cargo_profile, &*binary.0, &*name.0])
-    }
-}
-
-impl Statements<'_> {
     fn write_batch(&mut self, run: i64, batch: &BatchRecord) -> rusqlite::Result<()> {
         let names: Vec<_> = batch.names.iter().map(|name| &*name.0).collect();
         self.batch.execute(params![run, batch.number, &*batch.binary.0, names.join("\n")])?;
@@ -389,7 +336,7 @@ fn forget(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<()> {
         "DELETE FROM runs WHERE id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?1)",
         [RUNS_KEPT],
     )?;
-    let before = run.seen_s() - FORGET_AFTER.as_secs() as i64;
+    let before = run.forget_before_s();
     change.execute("DELETE FROM tests WHERE seen_s < ?1", [before])?;
     change.execute(
         "DELETE FROM workers WHERE seen_s < ?1 OR name NOT IN

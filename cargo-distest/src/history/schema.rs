@@ -12,8 +12,9 @@ use crate::settings::Warning;
 
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
+const PAGE_BYTES: u32 = 16 * 1024;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
-const VERSION: i32 = 6;
+const VERSION: i32 = 7;
 /// What brings version 1 to 2, and so on.
 const MIGRATIONS: &[&str] = &[
     "
@@ -72,6 +73,29 @@ const MIGRATIONS: &[&str] = &[
         FROM outcomes JOIN tests ON tests.id = test GROUP BY run, triple, binary;
     DROP TABLE outcomes;
     ALTER TABLE outcomes_of_binaries RENAME TO outcomes;
+",
+    "
+    -- What is known of tests, too, those of a binary in one text: see `known`.
+    CREATE TABLE tests_of_binaries (
+        id INTEGER PRIMARY KEY,
+        triple TEXT NOT NULL,
+        cargo_profile TEXT NOT NULL,
+        binary TEXT NOT NULL,
+        seen_s INTEGER NOT NULL,
+        tests TEXT NOT NULL,
+        UNIQUE (triple, cargo_profile, binary)
+    ) STRICT;
+    INSERT INTO tests_of_binaries (triple, cargo_profile, binary, seen_s, tests)
+        SELECT triple, cargo_profile, binary, max(seen_s), group_concat(
+            mean_us || ' ' || spread_us || ' ' || runs || ' ' || last || ' ' || seen_s || ' ' ||
+            streak || ' ' || failed_before || ' ' || coalesce(kept_out, '-') || ' ' ||
+            only_in_company || ' ' || in_company || ' ' || coalesce(alone_us, '-') || ' ' ||
+            coalesce(batched_us, '-') || ' ' || coalesce(gains, '-') || ' ' || printed || ' ' ||
+            coalesce(company_run, '-') || ' ' || coalesce(company_batch, '-') || ' ' || name,
+            char(10))
+        FROM tests GROUP BY triple, cargo_profile, binary;
+    DROP TABLE tests;
+    ALTER TABLE tests_of_binaries RENAME TO tests;
 ",
 ];
 
@@ -216,6 +240,10 @@ fn open_ours(path: &Path) -> Result<Connection, OpenError> {
         let reason = format!("was written by a newer cargo distest (version {version})");
         return Err(OpenError::NotOurs(reason));
     }
+    if matches!(state, State::Empty) {
+        // What is known of a binary's tests fills many pages of the usual size.
+        db.pragma_update(None, "page_size", PAGE_BYTES)?;
+    }
     // Readers and one writer at once. Where a file system can't, the usual journal does.
     let _mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
@@ -287,34 +315,72 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::history::known;
+
+    /// A file of this version, with these rows, as this version finds it.
+    fn opened(folder: &Path, version: i32, rows: &str) -> Connection {
+        let path = folder.join("h");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(TABLES).unwrap();
+        let migrations = &MIGRATIONS[..version as usize - 1];
+        migrations.iter().for_each(|migration| old.execute_batch(migration).unwrap());
+        old.execute_batch(rows).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", version).unwrap();
+        drop(old);
+        let opened = open(&path).unwrap();
+        assert!(opened.set_aside.is_none());
+        opened.db
+    }
 
     #[test]
     fn outcomes_of_an_older_version_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("h");
-        let old = Connection::open(&path).unwrap();
-        old.execute_batch(TABLES).unwrap();
-        MIGRATIONS[..4].iter().for_each(|migration| old.execute_batch(migration).unwrap());
-        old.execute_batch(
+        let db = opened(
+            folder.path(),
+            5,
             "INSERT INTO runs VALUES (1, 'one', 'dev', 0, 0, 0, 1, 1, 0, 0, 0, 0, 0);
              INSERT INTO tests (id, binary, name, triple, cargo_profile, mean_us, spread_us, runs,
                  last, last_us, seen_s)
              VALUES (1, 'b', 'x', 't', 'dev', 0, 0, 0, '', 0, 0),
                  (2, 'b', 'y z', 't', 'dev', 0, 0, 0, '', 0, 0);
              INSERT INTO outcomes VALUES (1, 1, 'pass', 1, 5), (1, 2, 'fail', 3, 70);",
-        )
-        .unwrap();
-        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
-        old.pragma_update(None, "user_version", 5).unwrap();
-        drop(old);
-        let opened = open(&path).unwrap();
-        assert!(opened.set_aside.is_none());
+        );
         let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-        let tests = opened.db.query_row("SELECT tests FROM outcomes", [], read).unwrap();
+        let tests = db.query_row("SELECT tests FROM outcomes", [], read).unwrap();
         assert_eq!(tests, "pass 1 5 x\nfail 3 70 y z");
-        opened.db.execute("DELETE FROM runs", []).unwrap();
-        let count = opened.db.query_row("SELECT count(*) FROM outcomes", [], |row| row.get(0));
+        db.execute("DELETE FROM runs", []).unwrap();
+        let count = db.query_row("SELECT count(*) FROM outcomes", [], |row| row.get(0));
         assert_eq!(count, Ok(0));
+    }
+
+    #[test]
+    fn tests_of_an_older_version_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = opened(
+            folder.path(),
+            6,
+            "INSERT INTO tests (binary, name, triple, cargo_profile, mean_us, spread_us, runs,
+                 last, last_us, seen_s, streak, failed_before, kept_out, only_in_company,
+                 in_company, alone_us, batched_us, gains, printed, company_run, company_batch)
+             VALUES ('b', 'x y', 't', 'dev', 10, 5, 2, 'pass', 9, 77, 2, 1, 3, 0, 4, 11, 6, 1, 90,
+                 8, 1),
+                 ('b', 'z', 't', 'dev', 1, 0, 1, 'fail', 1, 78, 0, 0, NULL, 0, 0, NULL, NULL, NULL,
+                 0, NULL, NULL),
+                 ('c', 'z', 't', 'dev', 1, 0, 1, 'fail', 1, 7, 0, 0, NULL, 0, 0, NULL, NULL, NULL,
+                 0, NULL, NULL);",
+        );
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, String>(1)?));
+        let find = "SELECT seen_s, tests FROM tests WHERE binary = 'b'";
+        let (seen_s, text): (i64, _) = db.query_row(find, [], read).unwrap();
+        let tests: BTreeMap<_, _> = known::read(&text).collect();
+        assert_eq!((seen_s, tests.len()), (78, 2));
+        assert_eq!(
+            known::write(&tests),
+            "10 5 2 pass 77 2 1 3 0 4 11 6 1 90 8 1 x y\n1 0 1 fail 78 0 0 - 0 0 - - - 0 - - z"
+        );
     }
 }

@@ -3,6 +3,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::batch::Ran;
+use crate::cost::Past;
 use crate::model::{AttemptResult, TestCase};
 use crate::pace::Met;
 use crate::results::script::{case, every_verdict};
@@ -19,7 +20,7 @@ fn triple() -> Triple {
 }
 
 fn timings(history: &mut History) -> Timings {
-    let (timings, warning) = history.timings(&triple(), "dev");
+    let (Remembered { timings, .. }, warning) = history.tests(&triple(), "dev");
     assert_eq!(warning, None);
     timings
 }
@@ -106,7 +107,7 @@ fn a_run_is_there_in_the_next_one() {
     );
     let ok = past_of(&mut history, &case("basic", "tests::ok"));
     assert_eq!(ok.mean, Duration::from_millis(4));
-    assert!(history.timings(&triple(), "release").0.is_empty());
+    assert!(history.tests(&triple(), "release").0.timings.is_empty());
 }
 
 #[test]
@@ -129,9 +130,12 @@ fn failures_change_the_verdict_but_not_the_timing() {
 fn only_the_last_runs_and_the_tests_they_saw_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = open(&folder.path().join("h"));
-    let mut old = run("old", &case("one", "forgotten"), Verdict::Pass, 1);
-    old.started = SystemTime::UNIX_EPOCH;
-    assert_eq!(history.record(&old), None);
+    // Of a binary that is gone, and of one that is not.
+    for binary in ["gone", "one"] {
+        let mut old = run(binary, &case(binary, "forgotten"), Verdict::Pass, 1);
+        old.started = SystemTime::UNIX_EPOCH;
+        assert_eq!(history.record(&old), None);
+    }
     for number in 0..RUNS_KEPT {
         assert_eq!(
             history.record(&run(&number.to_string(), &case("one", "a"), Verdict::Pass, 1)),
@@ -142,6 +146,9 @@ fn only_the_last_runs_and_the_tests_they_saw_are_kept() {
     assert_eq!(count("SELECT count(*) FROM runs"), RUNS_KEPT);
     assert_eq!(count("SELECT count(*) FROM outcomes WHERE tests = 'pass 1 1000 a'"), RUNS_KEPT);
     assert_eq!(count("SELECT count(*) FROM tests"), 1);
+    let known = timings(&mut history);
+    let known: Vec<_> = known.iter().map(|(binary, name, _)| format!("{binary} {name}")).collect();
+    assert_eq!(known, ["one a"]);
 }
 
 #[test]
@@ -226,15 +233,15 @@ fn damage_that_is_found_late_is_set_aside_too() {
     fs::write(&path, bytes).unwrap();
 
     let mut history = open(&path);
-    let (timings, warning) = history.timings(&triple(), "dev");
-    assert!(timings.is_empty());
+    let (remembered, warning) = history.tests(&triple(), "dev");
+    assert!(remembered.timings.is_empty());
     assert!(warning.unwrap().text.contains("is damaged"));
     assert_eq!(history.record(&run("2", &case("one", "a"), Verdict::Pass, 1)), None);
     assert_eq!(files(folder.path()).len(), 2);
 }
 
 #[test]
-fn tests_of_one_name_share_a_row() {
+fn tests_of_one_name_share_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = open(&folder.path().join("h"));
     let mut record = run("1", &case("one", "twice"), Verdict::Pass, 10);
@@ -302,7 +309,7 @@ fn the_batch_in_which_a_test_passed_last_is_known_while_its_run_is() {
     let mut history = open(&folder.path().join("h"));
     let it = case("one", "it");
     let recalled = |history: &mut History| {
-        let (standings, warning) = history.standings(&triple(), "dev");
+        let (Remembered { standings, .. }, warning) = history.tests(&triple(), "dev");
         assert_eq!(warning, None);
         let (_, recalled) = standings.get(&it.binary, &it.name);
         recalled

@@ -142,10 +142,10 @@ impl Reporter for Json {
             | RunEvent::Collected { .. }
             | RunEvent::Warning { .. } => {}
         }
-        // Thousands of skipped tests come at once, results one by one.
-        if !matches!(event, RunEvent::Planned { .. } | RunEvent::Skipped { .. }) {
-            self.screen.flush();
-        }
+    }
+
+    fn pause(&mut self, _summary: &Summary) {
+        self.screen.flush();
     }
 
     fn finish(&mut self, _summary: &Summary) -> Result<(), Failure> {

@@ -70,6 +70,7 @@ pub(super) fn tell(script: &Script, reporter: &mut dyn Reporter) {
     for event in &script.events {
         summary.apply(event);
         reporter.event(event, &summary);
+        reporter.pause(&summary);
     }
     reporter.finish(&summary).unwrap();
 }

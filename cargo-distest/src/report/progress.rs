@@ -18,12 +18,14 @@ const TEMPLATE: &str = "     Running [{elapsed_precise}] {bar:16} {pos}/{len}: {
 /// Keeps the screen's progress bar up to date.
 pub struct Progress {
     screen: Rc<dyn Screen>,
+    /// Something has happened that it shows.
+    changed: bool,
 }
 
 impl Progress {
     /// For the screen's bar, if it has one.
     pub fn new(screen: Rc<dyn Screen>) -> Self {
-        Self { screen }
+        Self { screen, changed: false }
     }
 
     fn show(bar: &ProgressBar, summary: &Summary) {
@@ -52,10 +54,20 @@ impl Reporter for Progress {
             | RunEvent::Verdict { .. }
                 if summary.built().is_some() =>
             {
-                Self::show(bar, summary);
+                self.changed = true;
             }
-            RunEvent::Finished(_) => bar.finish_and_clear(),
+            RunEvent::Finished(_) => {
+                bar.finish_and_clear();
+                self.changed = false;
+            }
             _ => {}
+        }
+    }
+
+    fn pause(&mut self, summary: &Summary) {
+        if let Some(bar) = self.screen.progress().filter(|_| self.changed) {
+            Self::show(bar, summary);
+            self.changed = false;
         }
     }
 

@@ -362,6 +362,10 @@ impl Reporter for Terminal {
         }
     }
 
+    fn pause(&mut self, _summary: &Summary) {
+        self.gate.release();
+    }
+
     fn finish(&mut self, _summary: &Summary) -> Result<(), Failure> {
         Ok(())
     }

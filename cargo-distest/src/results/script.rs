@@ -42,13 +42,13 @@ impl Script {
             tests: 0,
             skipped: 0,
         };
-        script.push(RunEvent::Started(RunStarted {
+        script.push(RunEvent::Started(Box::new(RunStarted {
             run: "20261122T101500Z-1a2b3c4d".to_owned(),
             version: "0.1.0",
             at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_342_500),
             workspace: PathBuf::from("/w"),
             profile: "default".to_owned(),
-        }));
+        })));
         for (id, name) in workers.iter().enumerate() {
             let embedded = *name == "local";
             script.push(RunEvent::WorkerJoined(Arc::new(WorkerInfo {
@@ -151,7 +151,7 @@ impl Script {
     pub(crate) fn finish(&mut self, exit_code: ExitCode, failed_early: bool) {
         let built_at = self.summary.built();
         let ending = Ending { exit_code, elapsed: self.now, built_at, failed_early };
-        self.push(RunEvent::Finished(self.summary.ending(ending)));
+        self.push(RunEvent::Finished(Box::new(self.summary.ending(ending))));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which tests share a process, from the settings, the history and what binaries can do.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use distest_worker::protocol::Network;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ pub(super) struct Choice {
     mode: Mode,
     seed: u64,
     slots: u32,
-    standings: Standings,
+    standings: Arc<Standings>,
 }
 
 /// Test cases that are planned, as far as the choice needs to know them.
@@ -44,7 +44,7 @@ impl Choice {
         let seed = settings.execute.seed.unwrap_or(standings.runs);
         // A fleet has more: then batches are longer than need be, and there are more of them.
         let slots = settings.execute.test_threads.unwrap_or_else(super::cores);
-        Some(Self { mode: mode(settings)?, seed, slots, standings })
+        Some(Self { mode: mode(settings)?, seed, slots, standings: Arc::new(standings) })
     }
 
     /// Takes note of test cases that get the numbers from `first` on.
@@ -70,11 +70,8 @@ impl Choice {
     pub(super) async fn tell(&self, candidates: Candidates, orders: &mpsc::Sender<Order>) {
         let Selected { batches, acquainted } =
             batch::select(self.mode, self.seed, self.slots, &candidates.0);
-        let recalled = candidates.0.into_iter().filter_map(|it| Some((it.test, it.recalled?)));
-        let recalled: BTreeMap<_, _> = recalled.collect();
-        if !batches.is_empty() || !acquainted.is_empty() || !recalled.is_empty() {
-            // Nobody takes orders once the run is cancelled.
-            let _ = orders.send(Order::Batches { batches, acquainted, recalled }).await;
-        }
+        let standings = Arc::clone(&self.standings);
+        // Nobody takes orders once the run is cancelled.
+        let _ = orders.send(Order::Batches { batches, acquainted, standings }).await;
     }
 }

@@ -12,6 +12,9 @@ use crate::results::{Ending, Summary};
 use crate::settings::{NoTests, Warning};
 use crate::ui::{Ui, report_warning};
 
+/// The most events that are shown at once.
+const BURST_MAX: usize = 1024;
+
 /// What the reporters hold when the last event but one has gone through them.
 pub(super) struct Reported {
     reports: Reports,
@@ -24,9 +27,13 @@ pub(super) async fn report(
     mut summary: Summary,
     mut events: mpsc::Receiver<RunEvent>,
 ) -> Reported {
-    while let Some(event) = events.recv().await {
-        summary.apply(&event);
-        reports.event(&event, &summary);
+    let mut burst = Vec::new();
+    while events.recv_many(&mut burst, BURST_MAX).await > 0 {
+        for event in burst.drain(..) {
+            summary.apply(&event);
+            reports.event(&event, &summary);
+        }
+        reports.pause(&summary);
     }
     Reported { reports, summary }
 }
@@ -90,9 +97,10 @@ pub(super) fn end(
     }
     let ending =
         Ending { exit_code: code, elapsed: origin.elapsed(), built_at: fed.built_at, failed_early };
-    let finished = RunEvent::Finished(summary.ending(ending));
+    let finished = RunEvent::Finished(Box::new(summary.ending(ending)));
     summary.apply(&finished);
     reports.event(&finished, &summary);
+    reports.pause(&summary);
     let written = reports.finish(&summary).and(ui.stdout_written());
     let warning =
         history.and_then(|history| record::remember(history, &summary, &settings, &dispatched.met));

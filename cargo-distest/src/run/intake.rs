@@ -189,10 +189,10 @@ impl<'a> Intake<'a> {
     }
 
     fn rank(&self, case: TestCase, runnable: &Arc<Runnable>) -> Planned {
-        let timings = &self.line.timings;
+        let (rank, expected) = plan::outlook(&case, &self.line.timings);
         Planned {
-            rank: plan::rank(&case, timings),
-            expected: plan::expected(&case, timings),
+            rank,
+            expected,
             place: 0,
             needs: self.line.constraints.needs(&runnable.binary, &case.name),
             ignored: false,

@@ -1,11 +1,8 @@
 //! What past runs know, and what this one adds to it. History never fails a run: what goes wrong
 //! is a warning.
 
-use super::company::{self, Choice};
-use crate::batch::Standings;
 use crate::compile::Workspace;
-use crate::cost::Timings;
-use crate::history::{self, History, RunRecord};
+use crate::history::{self, History, Remembered, RunRecord};
 use crate::pace::{Met, Paces};
 use crate::results::Summary;
 use crate::settings::{Settings, Warning};
@@ -36,17 +33,17 @@ pub(super) fn open(
     history
 }
 
-/// What is known of the host's tests; of other triples' as far as they were asked for.
-pub(super) fn timings(
+/// What is known of the host's tests.
+pub(super) fn tests(
     history: Option<&mut History>,
     settings: &Settings,
     workspace: &Workspace,
     warnings: &mut Vec<Warning>,
-) -> Timings {
-    let Some(history) = history else { return Timings::default() };
-    let (timings, warning) = history.timings(&workspace.host, &settings.compile.cargo_profile);
+) -> Remembered {
+    let Some(history) = history else { return Remembered::default() };
+    let (remembered, warning) = history.tests(&workspace.host, &settings.compile.cargo_profile);
     warnings.extend(warning);
-    timings
+    remembered
 }
 
 /// What is known of workers.
@@ -55,23 +52,6 @@ pub(super) fn paces(history: Option<&mut History>, warnings: &mut Vec<Warning>) 
     let (paces, warning) = history.paces();
     warnings.extend(warning);
     paces
-}
-
-/// Which tests share a process, as far as history knows them.
-pub(super) fn choice(
-    history: Option<&mut History>,
-    settings: &Settings,
-    workspace: &Workspace,
-    warnings: &mut Vec<Warning>,
-) -> Option<Choice> {
-    let mut standings = Standings::default();
-    if let Some(history) = history.filter(|_| company::mode(settings).is_some()) {
-        let profile = &settings.compile.cargo_profile;
-        let (known, warning) = history.standings(&workspace.host, profile);
-        standings = known;
-        warnings.extend(warning);
-    }
-    Choice::new(settings, standings)
 }
 
 /// Adds this run; answers what is to be told.

@@ -1,4 +1,5 @@
-//! Holds back what can't be shown yet, in order.
+//! Holds back what can't be shown yet, in order, and what is soon followed by more: each time that
+//! something is shown the progress bar is taken away and drawn again.
 
 use std::rc::Rc;
 
@@ -38,32 +39,31 @@ impl Gate {
     /// Shows a line, or several, as soon as the build is over.
     pub(super) fn early(&mut self, line: String) {
         self.early.push(line);
-        self.release();
     }
 
     /// Shows a line, or several, as soon as it has been told how many tests there are.
     pub(super) fn result(&mut self, line: String) {
         self.results.push(Shown::Line(line));
-        self.release();
     }
 
     /// Passes on what a test writes, in order with results.
     pub(super) fn raw(&mut self, stream: Stream, bytes: &Bytes) {
         self.bytes += bytes.len();
         self.results.push(Shown::Raw(stream, bytes.clone()));
-        if self.bytes > HELD_BYTES_MAX { self.open() } else { self.release() }
+        if self.bytes > HELD_BYTES_MAX {
+            self.open();
+            self.release();
+        }
     }
 
     /// The build is over.
     pub(super) fn built(&mut self) {
         self.built = true;
-        self.release();
     }
 
     /// It has been told how many tests there are.
     pub(super) fn planned(&mut self) {
         self.planned = true;
-        self.release();
     }
 
     /// Nothing needs to wait any more.
@@ -72,22 +72,31 @@ impl Gate {
         self.built();
     }
 
-    fn release(&mut self) {
+    /// Shows what needs to wait no longer.
+    pub(super) fn release(&mut self) {
         if !self.built {
             return;
         }
-        for line in self.early.drain(..) {
-            self.screen.line(&line);
-        }
-        if !self.planned {
-            return;
-        }
-        for shown in self.results.drain(..) {
-            match shown {
-                Shown::Line(line) => self.screen.line(&line),
-                Shown::Raw(stream, bytes) => self.screen.raw(stream, &bytes),
+        let mut lines = std::mem::take(&mut self.early);
+        if self.planned {
+            for shown in self.results.drain(..) {
+                match shown {
+                    Shown::Line(line) => lines.push(line),
+                    Shown::Raw(stream, bytes) => {
+                        show(&*self.screen, &mut lines);
+                        self.screen.raw(stream, &bytes);
+                    }
+                }
             }
+            self.bytes = 0;
         }
-        self.bytes = 0;
+        show(&*self.screen, &mut lines);
+    }
+}
+
+fn show(screen: &dyn Screen, lines: &mut Vec<String>) {
+    if !lines.is_empty() {
+        screen.line(&lines.join("\n"));
+        lines.clear();
     }
 }

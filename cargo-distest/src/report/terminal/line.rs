@@ -2,6 +2,8 @@
 //!
 //! `        PASS [   0.004s] (1/20) pkg::bin module::test @ worker`
 
+use std::fmt::{self, Write as _};
+use std::iter;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
@@ -53,8 +55,15 @@ pub(super) enum Time {
 
 impl Paint {
     pub(super) fn put(self, tone: Tone, text: &str) -> String {
+        let mut put = String::new();
+        self.add(tone, text, &mut put);
+        put
+    }
+
+    /// The same at the end of a line.
+    fn add(self, tone: Tone, text: &str, line: &mut String) {
         if !self.colors || text.is_empty() {
-            return text.to_owned();
+            return line.push_str(text);
         }
         let color = |color: AnsiColor| Style::new().fg_color(Some(color.into()));
         let style = match tone {
@@ -67,45 +76,72 @@ impl Paint {
             Tone::Module => color(AnsiColor::Cyan),
             Tone::Name => color(AnsiColor::Blue).bold(),
         };
-        format!("{style}{text}{style:#}")
+        // A string takes all.
+        let _ = write!(line, "{style}{text}{style:#}");
     }
 
     /// A test case as `binary module::name`.
     pub(super) fn case(self, case: &TestCase) -> String {
+        let mut shown = String::new();
+        self.add_case(case, &mut shown);
+        shown
+    }
+
+    fn add_case(self, case: &TestCase, line: &mut String) {
         let name = shown::word(&case.name.0);
-        let split = name.rfind("::").map_or(0, |at| at + 2);
-        let (module, last) = name.split_at(split);
-        let (module, last) = (self.put(Tone::Module, module), self.put(Tone::Name, last));
-        format!("{} {module}{last}", self.put(Tone::Binary, &shown::word(&case.binary.0)))
+        let (module, last) = name.split_at(name.rfind("::").map_or(0, |at| at + 2));
+        self.add(Tone::Binary, &shown::word(&case.binary.0), line);
+        line.push(' ');
+        self.add(Tone::Module, module, line);
+        self.add(Tone::Name, last, line);
     }
 
     /// `    label rest`, the label right-aligned as cargo does.
     pub(super) fn labelled(self, tone: Tone, label: &str, rest: &str) -> String {
-        format!(
-            "{}{} {rest}",
-            " ".repeat(12_usize.saturating_sub(label.len())),
-            self.put(tone, label)
-        )
+        let mut line = self.label(tone, label);
+        line.push_str(rest);
+        line
+    }
+
+    fn label(self, tone: Tone, label: &str) -> String {
+        let mut line = String::with_capacity(128);
+        line.extend(iter::repeat_n(' ', 12_usize.saturating_sub(label.len())));
+        self.add(tone, label, &mut line);
+        line.push(' ');
+        line
     }
 
     /// The whole line.
-    pub(super) fn line(self, line: &Line<'_>) -> String {
-        let time = match line.time {
-            Time::Took(time) => format!("[{:>8.3}s]", time.as_secs_f64()),
-            Time::Over(time) => format!("[>{:>7.3}s]", time.as_secs_f64()),
-            Time::None => "[         ]".to_owned(),
+    pub(super) fn line(self, parts: &Line<'_>) -> String {
+        let mut line = self.label(parts.tone, &parts.label);
+        // A string takes all.
+        let _ = match parts.time {
+            Time::Took(time) => write!(line, "[{:>8}s]", Seconds(time)),
+            Time::Over(time) => write!(line, "[>{:>7}s]", Seconds(time)),
+            Time::None => line.write_str("[         ]"),
         };
-        let mut rest = time;
-        for word in [line.counter.as_str(), &self.case(line.case)] {
-            if !word.is_empty() {
-                rest.push(' ');
-                rest.push_str(word);
-            }
+        line.push(' ');
+        if !parts.counter.is_empty() {
+            line.push_str(&parts.counter);
+            line.push(' ');
         }
-        if let Some(worker) = &line.worker {
-            rest.push_str(&self.put(Tone::Quiet, &format!(" @ {}", shown::word(worker))));
+        self.add_case(parts.case, &mut line);
+        if let Some(worker) = &parts.worker {
+            self.add(Tone::Quiet, &format!(" @ {}", shown::word(worker)), &mut line);
         }
-        self.labelled(line.tone, &line.label, &rest)
+        line
+    }
+}
+
+/// With milliseconds, rounded. Much quicker than a floating-point number.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = (self.0.as_nanos() + 500_000) / 1_000_000;
+        let (seconds, rest) = (millis / 1000, millis % 1000);
+        let width = f.width().unwrap_or(0).saturating_sub(".000".len());
+        write!(f, "{seconds:>width$}.{rest:03}")
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) struct DoctestTimes {
 impl DoctestTimes {
     pub(super) fn of(cases: &[TestCase], timings: &Timings) -> Self {
         let known: Vec<_> = cases.iter().filter_map(|it| plan::expected(it, timings)).collect();
-        let is_new = |case: &&TestCase| plan::rank(case, timings).urgency == Urgency::New;
+        let is_new = |case: &&TestCase| plan::outlook(case, timings).0.urgency == Urgency::New;
         let (count, unknown) = (cases.len(), cases.iter().filter(is_new).count());
         let guessed = mean(&known) * u32::try_from(count - known.len()).unwrap_or(u32::MAX);
         let take = known.iter().sum::<Duration>() + guessed;
