@@ -14,7 +14,7 @@ use distest_tests::junit::Report;
 use distest_tests::product::product;
 use distest_tests::proxy::Proxy;
 use distest_tests::referee::Referee;
-use distest_tests::scratch::{Scratch, Stray};
+use distest_tests::scratch::{Scratch, Stray, what_stays};
 use distest_tests::transcript::{Attempt, AttemptResult, Line, Transcript, Verdict};
 use distest_tests::worker::{Executable, Worker};
 use libtest_mimic::Trial;
@@ -162,19 +162,27 @@ fn killed_unsaid(scratch: &Scratch) {
 }
 
 fn cut(scratch: &Scratch) {
-    let fixture = Fixture::named("basic");
+    const TESTS: u32 = 8;
+    // In the middle of the first blobs.
+    const CUT_AFTER: u64 = 64 * 1024;
+    let referee = Referee::new().together("held", usize::MAX);
+    let folder = package(scratch, &(referee.prelude() + &referee.tests("held", TESTS)));
     let workers = Worker::fleet(scratch, 2, 1);
-    // Cut in the middle of the first blobs.
-    let proxy = Proxy::cut_after(workers[0].socket(), 64 * 1024);
-    let transcript = Client::run(scratch, &fixture)
-        .args(&fixture.model.args)
+    let proxy = Proxy::cut_after(workers[0].socket(), CUT_AFTER);
+    let run = Client::call(scratch, &folder, &["run", "--offline", "--isolation", "process"])
+        .json()
         .args(["--local-slots", "0", "--wait-workers", "2"])
         .worker(&proxy.address)
         .worker(&workers[1].address)
-        .finish()
-        .transcript(fixture.model.exit_code);
-    assert_eq!(transcript.verdicts, fixture.model.verdicts);
-    assert!(proxy.sent() >= 64 * 1024, "the connection was used");
+        .start();
+    // The other worker can't be done before.
+    let unused = what_stays(DEADLINE, || match proxy.sent() {
+        CUT_AFTER.. => vec![],
+        sent => vec![sent],
+    });
+    assert!(unused.is_empty(), "the connection was used for {unused:?} bytes");
+    referee.let_go("held");
+    assert_eq!(run.finish().transcript(0).summary.passed, TESTS);
 }
 
 fn client_killed(scratch: &Scratch, workers: &[Worker]) {
