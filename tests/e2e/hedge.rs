@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use distest_tests::accept;
 use distest_tests::client::Client;
 use distest_tests::junit::Report;
 use distest_tests::scratch::Scratch;
@@ -70,7 +71,7 @@ fn let_all_go(listener: &TcpListener, count: usize) -> JoinHandle<()> {
     let listener = listener.try_clone().expect("a listener can be shared");
     std::thread::spawn(move || {
         for _ in 0..count {
-            let_go(&mut listener.accept().expect("a test comes").0);
+            let_go(&mut accept(&listener));
         }
     })
 }
@@ -90,8 +91,7 @@ fn stalled(
     assert_eq!((first.summary.passed, first.summary.hedged), (1, 0));
     letting.join().expect("the test came");
     let running = run(scratch, &folder, &workers).start();
-    let (process, _) = listener.accept().expect("the test comes");
-    while_waiting(&listener, process);
+    while_waiting(&listener, accept(&listener));
     let finished = running.finish();
     let transcript = finished.transcript(0);
     // Whoever was ended last is heard before its session is over, and nobody is dialled again
@@ -108,7 +108,7 @@ fn stalled(
 fn first_decides(scratch: &Scratch) {
     let config = "[profile.default]\nhedge = \"tail\"\n";
     let transcript = stalled(scratch, config, |listener, mut stalled| {
-        let (mut second, _) = listener.accept().expect("the test comes again");
+        let mut second = accept(listener);
         let_go(&mut second);
         // It was never told to go on.
         assert_eq!(stalled.read(&mut [0]).unwrap_or(0), 0, "the first process is killed");
@@ -123,10 +123,10 @@ fn first_decides(scratch: &Scratch) {
 fn other_is_next(scratch: &Scratch) {
     let config = "[profile.default]\nhedge = \"tail\"\nretries = 1\n";
     let transcript = stalled(scratch, config, |listener, mut stalled| {
-        let (mut second, _) = listener.accept().expect("the test comes again");
+        let mut second = accept(listener);
         let_fail(&mut second);
         // What goes on is still overdue.
-        let (mut third, _) = listener.accept().expect("the test comes a third time");
+        let mut third = accept(listener);
         let_go(&mut stalled);
         assert_eq!(third.read(&mut [0]).unwrap_or(0), 0, "the third process is killed");
     });

@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use distest_tests::accept;
 use distest_tests::client::Client;
 use distest_tests::fixture::Fixture;
 use distest_tests::hermetic;
@@ -396,7 +397,7 @@ fn changing_workspace(scratch: &Scratch) {
     running.until_attempts(1);
     scratch.write("subject/data", "after");
     // The test waits for the end of the connection.
-    drop(listener.accept().unwrap());
+    drop(accept(&listener));
     let finished = running.finish();
     assert_eq!(finished.transcript(0).summary.passed, 2);
     finished.complains(0, &["data changed during the run; workers had what was there before"]);

@@ -26,7 +26,20 @@ pub mod transcript;
 pub mod trap;
 pub mod worker;
 
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 /// Within this long whatever a test waits for must have happened; only a hang takes longer.
 pub const DEADLINE: Duration = Duration::from_secs(240);
+
+/// The next that connects: whoever should have might have failed before.
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    let listening = listener.try_clone().expect("a listener can be shared");
+    let (sender, accepted) = channel();
+    thread::spawn(move || sender.send(listening.accept()));
+    let accepted = accepted.recv_timeout(DEADLINE);
+    let accepted = accepted.unwrap_or_else(|_| panic!("nobody has come for {DEADLINE:?}"));
+    accepted.expect("connections come").0
+}
