@@ -26,6 +26,7 @@ use crate::sandbox::enclosure::Enclosure;
 use crate::sandbox::left::{Left, Wanted};
 use crate::zygote::ZygoteProgram;
 
+pub use self::variables::{Environment, Variables};
 pub use crate::zygote::deadline::Deadline;
 
 mod helper;
@@ -33,6 +34,7 @@ mod progress;
 mod pump;
 mod request;
 mod slot;
+mod variables;
 
 /// How many times in a row a slot's zygote may die before the slot is given up.
 pub const HELPER_DEATHS_MAX: u32 = 5;
@@ -62,7 +64,7 @@ pub struct SpawnRequest {
     /// Arguments after the program's name.
     pub args: Vec<OsString>,
     /// The whole environment; nothing is inherited.
-    pub env: Vec<(OsString, OsString)>,
+    pub env: Variables,
     /// Absolute path of the working directory.
     pub cwd: PathBuf,
     /// What becomes of its standard streams.

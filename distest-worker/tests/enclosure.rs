@@ -183,7 +183,8 @@ impl Rig {
             args: vec!["-c".into(), script.into()],
             env: ["PATH", "HOME"]
                 .map(|name| (name.into(), env::var_os(name).unwrap_or_default()))
-                .into(),
+                .into_iter()
+                .collect(),
             cwd: "/nowhere/at all/proj".into(),
             streams: Streams::Capture,
             progress: false,

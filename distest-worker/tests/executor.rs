@@ -1,6 +1,7 @@
 //! The executor with real zygotes and real processes.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -76,7 +77,7 @@ impl Rig {
             attempt: AttemptId(self.attempts),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
-            env: vec![("PATH".into(), std::env::var_os("PATH").unwrap())],
+            env: [("PATH".into(), std::env::var_os("PATH").unwrap())].into_iter().collect(),
             cwd: self.scratch.path().into(),
             streams,
             progress: false,
@@ -185,8 +186,8 @@ fn an_attempt_gets_what_it_was_given_and_nothing_else() {
              ps -o pgid= -p $$ | tr -d ' ' | grep -qx $$ && echo leader; cat; echo err >&2; exit 7",
             Streams::Capture,
         );
-        request.env.push(("NAME".into(), "a value".into()));
-        let path = request.env[0].1.clone().into_string().unwrap();
+        request.env.set("NAME", "a value");
+        let path = request.env.get(OsStr::new("PATH")).unwrap().to_str().unwrap().to_owned();
         let exit = rig.run_request(request).await;
         let cwd = rig.scratch.path().canonicalize().unwrap();
         assert_eq!(exit.exit, Exit::Code(7));
@@ -346,7 +347,7 @@ fn an_environment_may_be_huge() {
     with_slot(async |rig| {
         let mut request = rig.script("env | wc -c", Streams::Capture);
         let value = OsString::from("x".repeat(1000));
-        request.env.extend((0..500).map(|n| (format!("HUGE_{n:03}").into(), value.clone())));
+        (0..500).for_each(|n| request.env.set(format!("HUGE_{n:03}"), &value));
         let length: usize = text(&rig.run_request(request).await.stdout).trim().parse().unwrap();
         assert!(length > 500_000, "{length}");
     });

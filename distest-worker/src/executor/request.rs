@@ -8,6 +8,9 @@ use nix::errno::Errno;
 use super::SpawnRequest;
 use crate::zygote::wire::{Spawn, SpawnStep, push_text};
 
+/// What an environment usually fits into.
+const ENV_BYTES: usize = 8 * 1024;
+
 /// The request as the zygote takes it. An error names a text that no process can be given.
 pub(super) fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
     let (program, cwd) = (request.program.as_os_str(), request.cwd.as_os_str());
@@ -18,8 +21,8 @@ pub(super) fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
     for arg in &request.args {
         push_text(&mut args, &[arg])?;
     }
-    let mut env = Vec::new();
-    for (name, value) in &request.env {
+    let mut env = Vec::with_capacity(ENV_BYTES);
+    for (name, value) in request.env.iter() {
         push_text(&mut env, &[name, OsStr::new("="), value])?;
     }
     Ok(Spawn {

@@ -1,7 +1,6 @@
 //! Owns a session: feeds it calls and events of slots, performs its effects.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -13,7 +12,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::collect::{Collect, Layer};
-use super::environment::{self, Environment};
+use super::environment;
 use super::files::Files;
 use super::forward::{Forwarding, LINGER};
 use super::handler::Request;
@@ -24,7 +23,8 @@ use super::sessions::Listed;
 use super::tally::Started;
 use super::{Admission, Begins, WorkerShared};
 use crate::executor::{
-    Deadline, ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    Deadline, Environment, ExecutorOptions, SlotCommand, SlotEvent, SlotExit, Slots, SpawnRequest,
+    Variables,
 };
 use crate::link::{Link, LinkEnd};
 use crate::output::Capture;
@@ -127,7 +127,7 @@ struct Opened {
     layers: Layers,
     slot_base: u32,
     run: String,
-    env: Environment,
+    env: Arc<Environment>,
     binaries: BTreeMap<BinaryKey, Prepared>,
     /// What is kept of how it was opened and of binaries.
     ready_bytes: usize,
@@ -161,7 +161,7 @@ struct Prepared {
     program: PathBuf,
     cwd: PathBuf,
     /// Over the session's.
-    env: Vec<(OsString, OsString)>,
+    env: Arc<Environment>,
     /// What it weighs.
     bytes: usize,
 }
@@ -419,7 +419,7 @@ impl Driver {
             deadline,
             slot_base: spec.slot_base,
             run: spec.run.clone(),
-            env,
+            env: Arc::new(env),
             sandbox,
             layers: Layers::new(spec.writes),
             binaries: BTreeMap::new(),
@@ -446,7 +446,7 @@ impl Driver {
         let prepared = Prepared {
             program: opened.sandbox.path(binary.program.as_path()),
             cwd: opened.sandbox.path(binary.cwd.as_path()),
-            env: environment::of_binary(&opened.env, &binary.env, &opened.sandbox),
+            env: Arc::new(environment::of_binary(&opened.env, &binary.env, &opened.sandbox)),
             bytes,
         };
         opened.ready_bytes += bytes;
@@ -771,17 +771,17 @@ impl Opened {
             let reason = crate::protocol::LossReason::CouldNotStart;
             return Some(Input::CouldNotSpawn { slot, attempt, reason, detail });
         };
-        let mut env = self.env.clone();
-        env.extend(binary.env.iter().cloned());
-        env.extend(environment::translated(&spec.env, &self.sandbox));
+        let mut env = Variables::new([Arc::clone(&self.env), Arc::clone(&binary.env)]);
+        let given = environment::translated(&spec.env, &self.sandbox);
+        given.for_each(|(name, value)| env.set(name, value));
         let ours = [
             ("DISTEST", "1".to_owned()),
             ("DISTEST_TEST_WORKER", config.name.clone()),
             ("DISTEST_TEST_SLOT", permit.to_string()),
             ("NEXTEST_TEST_GLOBAL_SLOT", self.slot_base.saturating_add(slot.0).to_string()),
         ];
-        env.extend(ours.map(|(name, value)| (OsString::from(name), OsString::from(value))));
-        spec.unset.iter().for_each(|name| _ = env.remove(name.as_os_str()));
+        ours.into_iter().for_each(|(name, value)| env.set(name, value));
+        spec.unset.iter().for_each(|name| env.unset(name.as_os_str()));
         if self.sandbox.level().is_some() {
             environment::with_own_profiles(&mut env, &self.run, attempt);
         }
@@ -790,7 +790,7 @@ impl Opened {
             attempt,
             program: binary.program.clone(),
             args: args.collect(),
-            env: env.into_iter().collect(),
+            env,
             cwd: binary.cwd.clone(),
             streams: spec.streams,
             progress: spec.progress,

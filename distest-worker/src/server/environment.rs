@@ -1,11 +1,11 @@
 //! The environment of an attempt: later parts win.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::digest::Digest;
+use crate::executor::{Environment, Variables};
 use crate::protocol::{AttemptId, OsText};
 use crate::sandbox::Sandbox;
 use crate::tools;
@@ -15,9 +15,6 @@ pub const FROM_WORKER: &[&str] = &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "
 
 /// Hexadecimal digits that tell one run from another.
 const RUN_DIGITS: usize = 8;
-
-/// Variables by name.
-pub(super) type Environment = BTreeMap<OsString, OsString>;
 
 /// What every process of a session starts from: nothing of ours for an embedded worker, whose
 /// client sends all of its own.
@@ -43,15 +40,15 @@ pub(super) fn of_binary(
     base: &Environment,
     own: &[(OsText, OsText)],
     sandbox: &Sandbox,
-) -> Vec<(OsString, OsString)> {
+) -> Environment {
     const CARGO: &str = "CARGO";
-    let mut own = translated(own, sandbox).collect::<Vec<_>>();
-    let of_own = own.iter().rev().find(|(name, _)| name == CARGO).map(|(_, path)| path);
-    if let Some(cargo) = of_own.or_else(|| base.get(OsStr::new(CARGO)))
-        && !tools::is_executable(Path::new(cargo))
+    let mut own: Environment = translated(own, sandbox).collect();
+    let cargo = OsStr::new(CARGO);
+    if let Some(given) = own.get(cargo).or_else(|| base.get(cargo))
+        && !tools::is_executable(Path::new(given))
         && let Some(here) = tools::find("cargo")
     {
-        own.push((CARGO.into(), here.into()));
+        own.insert(CARGO.into(), here.into());
     }
     own
 }
@@ -61,8 +58,8 @@ const PROFILE: &str = "LLVM_PROFILE_FILE";
 
 /// Gives the profiles of one attempt names that no other of the run has: where `%p` stands for a
 /// process's number, which a sandbox gives out again and again, `run` and the attempt's come before it.
-pub(super) fn with_own_profiles(environment: &mut Environment, run: &str, attempt: AttemptId) {
-    let Some(pattern) = environment.get_mut(OsStr::new(PROFILE)) else { return };
+pub(super) fn with_own_profiles(environment: &mut Variables, run: &str, attempt: AttemptId) {
+    let Some(pattern) = environment.get(OsStr::new(PROFILE)) else { return };
     let run = &Digest::of(run.as_bytes()).to_string()[..RUN_DIGITS];
     let own = format!("{run}-{}-", attempt.0);
     let mut named = Vec::with_capacity(pattern.len() + own.len());
@@ -78,7 +75,7 @@ pub(super) fn with_own_profiles(environment: &mut Environment, run: &str, attemp
         rest = &rest[end..];
     }
     named.extend_from_slice(rest);
-    *pattern = OsString::from_vec(named);
+    environment.set(PROFILE, OsString::from_vec(named));
 }
 
 /// Variables as the client says them, paths translated.
@@ -99,9 +96,10 @@ mod tests {
     #[test]
     fn profiles_of_two_attempts_have_names_of_their_own() {
         let named = |pattern: &str, run: &str, attempt| {
-            let mut environment = Environment::from([(PROFILE.into(), pattern.into())]);
+            let mut environment = Variables::default();
+            environment.set(PROFILE, pattern);
             with_own_profiles(&mut environment, run, AttemptId(attempt));
-            environment.remove(OsStr::new(PROFILE)).unwrap().into_string().unwrap()
+            environment.get(OsStr::new(PROFILE)).unwrap().to_str().unwrap().to_owned()
         };
         let first = named("/t/x-%p-%2m.profraw", "run", 7);
         let (run, rest) = first.strip_prefix("/t/x-").unwrap().split_at(RUN_DIGITS);

@@ -28,7 +28,7 @@ fn a_copy_is_as_what_was_executed() {
         for (round, length) in lengths.into_iter().enumerate() {
             let mut request = telling(rig);
             request.args.push("x".repeat(length).into());
-            request.env.push(("LENGTH".into(), "y".repeat(length).into()));
+            request.env.set("LENGTH", "y".repeat(length));
             let args = request.args.iter().map(|arg| arg.to_str().unwrap());
             let cmdline = iter::once(request.program.to_str().unwrap())
                 .chain(args)
@@ -139,7 +139,7 @@ fn telling(rig: &mut Rig) -> SpawnRequest {
     request.program = std::env::current_exe().unwrap();
     let name = "template::a_copy_is_as_what_was_executed";
     request.args = ["--exact", name, "--nocapture"].map(OsString::from).into();
-    request.env.push((TELL.into(), "yes".into()));
+    request.env.set(TELL, "yes");
     request
 }
 
