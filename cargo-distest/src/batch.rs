@@ -49,12 +49,13 @@ pub const UNSET: &[&str] = &[
     "RUST_TEST_TIME_UNIT",
 ];
 
-/// What makes a libtest binary run these tests, in its own order, and log to the progress pipe.
+/// What makes a libtest binary run these tests, in its own order, and log to the progress pipe. On
+/// standard output there is a dot for each, for which nobody waits.
 pub fn arguments<'a>(names: impl Iterator<Item = &'a TestName>) -> Vec<OsText> {
     let mut arguments = vec![OsText::from("--exact")];
     arguments.extend(names.map(|name| OsText::from(&*name.0)));
     let log = format!("/dev/fd/{PROGRESS_DESCRIPTOR}");
-    let rest = ["--test-threads=1", "--logfile", &log].map(OsText::from);
+    let rest = ["--test-threads=1", "--quiet", "--logfile", &log].map(OsText::from);
     arguments.extend(rest);
     arguments
 }

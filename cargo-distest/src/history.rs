@@ -6,6 +6,7 @@
 //! written there is none. No environment, output or path of a test is stored.
 
 mod known;
+mod lines;
 mod record;
 mod schema;
 

@@ -319,6 +319,9 @@ impl Zygote {
                 let fenced = self.entered.as_ref().is_some_and(|entered| entered.fences);
                 match self.launcher.launch(&spawn, descriptors, fenced) {
                     Ok(pid) => {
+                        if spawn.patient {
+                            launch::make_patient(pid);
+                        }
                         let mut attempt = Attempt::new(&spawn, pid, started, executable, places);
                         let pid = (!is_first_process()).then_some(pid.as_raw());
                         let descriptors: Vec<RawFd> =

@@ -559,3 +559,22 @@ async fn progress_is_told_line_by_line_before_the_exit() {
     assert_eq!(told, ["ok a", "ok b", "failed c"]);
     rig.slots.end().await;
 }
+
+#[tokio::test]
+async fn many_tests_in_one_process_interrupt_nobody() {
+    let mut rig = Rig::start().await;
+    let made = std::process::Command::new("mkfifo").arg(rig.scratch.path().join("fifo")).status();
+    assert!(made.unwrap().success());
+    for (progress, policy) in [(false, libc::SCHED_OTHER), (true, libc::SCHED_BATCH)] {
+        let script = rig.script("read line < fifo; cat /proc/self/stat", Streams::Capture);
+        rig.spawn(SpawnRequest { progress, ..script });
+        assert!(matches!(rig.next().await, SlotEvent::Spawned { .. }));
+        std::fs::write(rig.scratch.path().join("fifo"), "go\n").unwrap();
+        let SlotEvent::Exited(exit) = rig.next().await else { panic!("it ends") };
+        // The 41st number, and the second may have spaces.
+        let stat = text(&exit.stdout);
+        let words = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        assert_eq!(words.collect::<Vec<_>>()[38], policy.to_string());
+    }
+    rig.slots.end().await;
+}

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::lines::{Text, Words};
 use super::{duration, micros, verdict};
 use crate::batch::Standing;
 use crate::cost::Past;
@@ -53,7 +54,7 @@ impl Known {
             printed: words.number()?,
         };
         let company = words.maybe()?.zip(words.maybe()?);
-        Some((words.0, Self { past, seen_s, standing, company }))
+        Some((words.rest(), Self { past, seen_s, standing, company }))
     }
 
     fn write(&self, name: &str, text: &mut Text) {
@@ -85,79 +86,23 @@ impl Known {
         text.number(*printed);
         text.maybe(company.map(|(run, _)| run));
         text.maybe(company.map(|(_, number)| number));
-        text.0.push_str(name);
+        text.end_line(name);
     }
 }
 
 /// The tests of a binary by name.
 pub(super) fn read(text: &str) -> impl Iterator<Item = (&str, Known)> {
-    text.split('\n').filter_map(|line| Known::read(&mut Words(line)))
+    text.split('\n').filter_map(|line| Known::read(&mut Words::new(line)))
 }
 
 /// The same as one text.
 pub(super) fn write(tests: &BTreeMap<&str, Known>) -> String {
-    /// What most lines take besides their names.
-    const LINE: usize = 80;
-    let names: usize = tests.keys().map(|name| name.len() + LINE).sum();
-    let mut text = Text(String::with_capacity(names));
+    let mut text = Text::with_room_for(tests.keys().copied());
     for (name, known) in tests {
-        if !text.0.is_empty() {
-            text.0.push('\n');
-        }
+        text.begin_line();
         known.write(name, &mut text);
     }
-    text.0
-}
-
-const NOTHING: &str = "-";
-
-/// The rest of a line.
-struct Words<'a>(&'a str);
-
-impl<'a> Words<'a> {
-    fn word(&mut self) -> Option<&'a str> {
-        // Words are short: to search them as long texts are searched takes longer.
-        let end = self.0.bytes().position(|byte| byte == b' ')?;
-        let word = &self.0[..end];
-        self.0 = &self.0[end + 1..];
-        Some(word)
-    }
-
-    fn number<T: TryFrom<i64>>(&mut self) -> Option<T> {
-        self.word()?.parse::<i64>().ok()?.try_into().ok()
-    }
-
-    fn flag(&mut self) -> Option<bool> {
-        Some(self.number::<u8>()? != 0)
-    }
-
-    #[expect(clippy::option_option, reason = "nothing is known, which is no mistake")]
-    fn maybe<T: TryFrom<i64>>(&mut self) -> Option<Option<T>> {
-        match self.word()? {
-            NOTHING => Some(None),
-            word => Some(Some(word.parse::<i64>().ok()?.try_into().ok()?)),
-        }
-    }
-}
-
-struct Text(String);
-
-impl Text {
-    fn word(&mut self, word: &str) {
-        self.0.push_str(word);
-        self.0.push(' ');
-    }
-
-    fn number(&mut self, number: impl itoa::Integer) {
-        self.word(itoa::Buffer::new().format(number));
-    }
-
-    fn maybe(&mut self, number: Option<impl itoa::Integer>) {
-        match number {
-            Some(number) => self.number(number),
-            None => self.word(NOTHING),
-        }
-    }
+    text.into_string()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use rusqlite::{
 };
 
 use super::known::{self, Known};
+use super::lines::Text;
 use super::{FORGET_AFTER, RUNS_KEPT, WORKERS_KEPT, micros};
 use crate::batch::Ran;
 use crate::cost::Past;
@@ -243,11 +244,15 @@ fn insert_run(change: &Transaction<'_>, run: &RunRecord) -> rusqlite::Result<i64
 
 /// How tests ended, one a line: verdict, attempts, microseconds, name.
 fn outcomes(tests: &[&TestRecord]) -> String {
-    let line = |test: &&TestRecord| {
-        let (verdict, time) = (test.verdict.as_str(), micros(test.duration));
-        format!("{verdict} {} {time} {}", test.attempts, test.case.name.0)
-    };
-    tests.iter().map(line).collect::<Vec<_>>().join("\n")
+    let mut text = Text::with_room_for(tests.iter().map(|test| &*test.case.name.0));
+    for test in tests {
+        text.begin_line();
+        text.word(test.verdict.as_str());
+        text.number(test.attempts);
+        text.number(micros(test.duration));
+        text.end_line(&test.case.name.0);
+    }
+    text.into_string()
 }
 
 /// Statements that run more than once.

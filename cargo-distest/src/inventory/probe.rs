@@ -62,7 +62,7 @@ pub(super) async fn probe(lister: &impl Lister, binary: &TestBinary) -> Probe {
 async fn start(lister: &impl Lister, binary: &TestBinary) -> Option<Duration> {
     let folder = tempfile::tempdir().ok()?;
     let log = folder.path().join("log");
-    let args = ["--exact", NO_TEST, "--test-threads=1", "--logfile", log.to_str()?];
+    let args = ["--exact", NO_TEST, "--test-threads=1", "--quiet", "--logfile", log.to_str()?];
     let began = Instant::now();
     let raw = lister.run(binary, &args).await.ok()?;
     let took = began.elapsed();

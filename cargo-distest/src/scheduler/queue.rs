@@ -1,6 +1,7 @@
 //! Tests that wait, by binary and rank.
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -98,10 +99,10 @@ impl Queue {
     pub(super) fn remove(&mut self, binary: BinaryKey, rank: Rank, test: TestIndex) -> bool {
         let Some(entries) = self.by_binary.get_mut(&binary) else { return false };
         let before = entries.first_key_value().map(|(entry, _)| *entry);
-        if entries.get(&(rank, test)) != Some(&Company::Alone) {
-            return false;
+        match entries.entry((rank, test)) {
+            Occupied(entry) if *entry.get() == Company::Alone => _ = entry.remove(),
+            Occupied(_) | Vacant(_) => return false,
         }
-        entries.remove(&(rank, test));
         self.len -= 1;
         self.count(binary, rank.expected.0, false);
         self.note(binary, before);

@@ -34,6 +34,8 @@ pub(super) fn encode(request: &SpawnRequest) -> io::Result<Spawn> {
         env: env.into(),
         network: request.network,
         forwards: request.forwards.clone(),
+        // Many tests after each other, each of which libtest starts in a thread and waits for.
+        patient: request.progress,
     })
 }
 

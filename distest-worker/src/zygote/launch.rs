@@ -107,6 +107,20 @@ impl Launcher {
     }
 }
 
+/// Has a process that is scheduled as most are, and all that it starts from now on, interrupt nothing
+/// when it wakes (`SCHED_BATCH`): who starts a thread and waits for it need not first be interrupted
+/// by it. Where that can't be, all goes on as it was.
+#[expect(unsafe_code, reason = "no crate here wraps sched_setscheduler")]
+pub(super) fn make_patient(process: Pid) {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: neither call keeps anything, and the second reads what `param` points to.
+    unsafe {
+        if libc::sched_getscheduler(process.as_raw()) == libc::SCHED_OTHER {
+            libc::sched_setscheduler(process.as_raw(), libc::SCHED_BATCH, &raw const param);
+        }
+    }
+}
+
 fn at_fence(errno: Errno) -> (SpawnStep, Errno) {
     (SpawnStep::Fence, errno)
 }

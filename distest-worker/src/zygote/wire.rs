@@ -78,6 +78,8 @@ pub(crate) struct Spawn {
     pub(crate) network: Network,
     /// Where it finds services of the client's, in a network of its own.
     pub(crate) forwards: Vec<Forward>,
+    /// None of its threads interrupts what runs when it wakes.
+    pub(crate) patient: bool,
 }
 
 /// Zygote to worker.
@@ -314,6 +316,7 @@ mod tests {
             args: Bytes::from_static(b"true\0\0--x\0"),
             network: Network::Host,
             forwards: Vec::new(),
+            patient: false,
             env: env.into(),
         }));
         let descriptor = File::open("/dev/null").unwrap();
