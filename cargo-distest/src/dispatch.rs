@@ -10,6 +10,7 @@ pub(crate) mod judge;
 mod local;
 mod place;
 mod refusals;
+pub(crate) mod returns;
 mod slow;
 mod times;
 mod way;
@@ -47,6 +48,7 @@ use gather::Gather;
 pub use hints::Here;
 use hints::Hints;
 use refusals::Refused;
+use returns::Returns;
 use slow::Slow;
 use times::Times;
 use way::Ways;
@@ -256,6 +258,7 @@ pub struct Dispatch {
     workers: BTreeMap<WorkerId, Connected>,
     times: Times,
     ways: Ways,
+    returns: Returns,
     /// Workers that are or were there, with what was known of them.
     met: BTreeMap<WorkerId, (String, Option<Pace>)>,
     in_flight: BTreeMap<AttemptId, InFlight>,
@@ -361,6 +364,7 @@ impl Dispatch {
             workers: BTreeMap::new(),
             times: Times::default(),
             ways: Ways::default(),
+            returns: Returns::default(),
             met: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             endings: BTreeMap::new(),
@@ -506,7 +510,8 @@ impl Dispatch {
             Connected::new(connection, self.tree.subscribe(), self.outcomes.clone());
         self.lend(connected.take_times(), inputs);
         let before = self.settings.paces.get(connected.name()).copied();
-        let traits = Traits { pace: before.unwrap_or_default(), ..connected.traits() };
+        let formerly = self.returns.joined(worker, &info.name, &info.address);
+        let traits = Traits { formerly, pace: before.unwrap_or_default(), ..connected.traits() };
         self.met.insert(worker, (connected.name().to_owned(), before));
         self.workers.insert(worker, connected);
         // It is asked first.
@@ -555,6 +560,7 @@ impl Dispatch {
         if self.workers.remove(&worker).is_none() {
             return;
         }
+        self.returns.left(worker);
         let theirs = self.in_flight.values().filter(|flight| flight.worker == worker);
         let (running, waiting): (Vec<_>, Vec<_>) = theirs.partition(|it| it.started.is_some());
         let (running, waiting) = (running.len() as u32, waiting.len() as u32);

@@ -10,6 +10,7 @@
 //! clock, an environment or a file; the same inputs always give the same effects.
 
 mod blame;
+mod choice;
 mod company;
 mod hedge;
 mod lookout;
@@ -530,6 +531,8 @@ impl Scheduler {
             Input::Joined { worker, slots, round_trip, traits } => {
                 self.phase.asked_for_worker = false;
                 self.phase.nobody_comes = false;
+                let formerly = traits.formerly.filter(|_| !self.has(Mutation::ForgetWorker));
+                let traits = Traits { formerly, ..traits };
                 self.workers.insert(worker, slots, round_trip, traits);
             }
             Input::NoMoreWorkers => self.phase.no_more_workers = true,
@@ -729,10 +732,11 @@ impl Scheduler {
     /// A test that was handed out in vain goes back: for free, unless that keeps happening.
     fn requeue(&mut self, test: TestIndex, started: bool, effects: &mut Vec<Effect>) {
         let cancelled = self.phase.cancelled.is_some() && !self.has(Mutation::RequeueCancelled);
+        let story = &self.stories[test.0 as usize];
         if cancelled {
             let verdict = if started { Verdict::Lost } else { Verdict::Skipped };
             self.decide(test, verdict, effects);
-        } else if self.stories[test.0 as usize].losses >= LOSSES_MAX || self.is_culprit(test) {
+        } else if story.losses >= LOSSES_MAX || story.culprit {
             self.decide(test, Verdict::Lost, effects);
         } else {
             self.queue_again(test);
@@ -780,14 +784,15 @@ impl Scheduler {
             return;
         }
         let slots = self.workers.worker(worker).map_or(0, Worker::slots);
+        let first = self.workers.first(worker);
         let had = self.workers.remove(worker);
         let alone = had.len() == 1;
         let mut ahead = 0;
         for (attempt, live) in had {
             // What the first of its slots had may have begun although nobody said so; whoever waited
             // behind those didn't. When a run ends nothing is repeated, and nothing has to be counted.
-            let first = ahead < slots || self.has(Mutation::CountPrefetched);
-            let counts = first && self.phase.cancelled.is_none();
+            let may_run = ahead < slots || self.has(Mutation::CountPrefetched);
+            let counts = may_run && self.phase.cancelled.is_none();
             let may_have_begun = !live.started && counts && !self.has(Mutation::ForgetUnstarted);
             ahead += live.weight;
             #[cfg(test)]
@@ -803,18 +808,20 @@ impl Scheduler {
                 continue;
             }
             if live.company != Company::Alone {
-                self.lose_batch(attempt, live, may_have_begun, effects);
+                self.lose_batch(attempt, live, (first, may_have_begun), effects);
                 continue;
             }
             // Only what had started, or may have, is told of: the rest never was an attempt.
             if may_have_begun {
-                self.lost_unstarted(attempt, live.test, live.number, effects);
+                self.lost_unstarted(attempt, (live.test, live.number), first, effects);
             }
             if live.started {
                 let alone = alone && live.solo || self.has(Mutation::BlamePresence);
-                self.suspect(live.test, alone);
-                if self.is_culprit(live.test) {
-                    effects.push(Effect::TookDown { attempt, workers: LOSSES_ALONE_MAX });
+                self.suspect(live.test, first, alone);
+                let story = &self.stories[live.test.0 as usize];
+                if story.culprit {
+                    let workers = story.alone_on.len() as u32;
+                    effects.push(Effect::TookDown { attempt, workers });
                 }
                 self.lost_attempt(attempt, live.test, live.number, effects);
             }

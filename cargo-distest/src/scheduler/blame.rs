@@ -43,12 +43,41 @@ impl Scheduler {
         self.workers.cut(worker);
     }
 
-    /// A test's process ran when its worker was lost: it may be why, and runs with nothing beside
-    /// it from now on.
-    pub(super) fn suspect(&mut self, test: TestIndex, alone: bool) {
+    /// A test's process ran when its worker was lost, which is named as it joined first: it may be
+    /// why, and runs with nothing beside it from now on.
+    ///
+    /// Being there proves nothing: only who was alone, again and again, is to blame. A worker that
+    /// is lost by itself comes back, so that the same one twice says as much of the worker as of
+    /// the test, unless there is no other.
+    pub(super) fn suspect(&mut self, test: TestIndex, on: WorkerId, alone: bool) {
+        self.lost_on(test, on);
         let story = &mut self.stories[test.0 as usize];
         story.suspect = true;
-        story.losses_alone += u32::from(alone);
+        if !alone {
+            return;
+        }
+        story.alone_on.push(on);
+        let culprit = self.is_culprit(test, on);
+        self.stories[test.0 as usize].culprit = culprit;
+    }
+
+    /// Whether a test is to blame, now that a worker was lost under it alone.
+    fn is_culprit(&self, test: TestIndex, on: WorkerId) -> bool {
+        let story = &self.stories[test.0 as usize];
+        let proves = || {
+            let elsewhere = story.alone_on.iter().any(|other| *other != on);
+            let needs = story.needs.as_deref();
+            let other = self.workers.may_suit(story.binary, needs, Some(on));
+            elsewhere || !other
+        };
+        story.alone_on.len() >= LOSSES_ALONE_MAX as usize && proves()
+    }
+
+    fn lost_on(&mut self, test: TestIndex, on: WorkerId) {
+        let lost_on = &mut self.stories[test.0 as usize].lost_on;
+        if !lost_on.contains(&on) {
+            lost_on.push(on);
+        }
     }
 
     /// A worker was lost that had said of this attempt neither that it started nor how it ended. It may be why,
@@ -57,24 +86,20 @@ impl Scheduler {
     pub(super) fn lost_unstarted(
         &mut self,
         attempt: AttemptId,
-        test: TestIndex,
-        number: u32,
+        (test, number): (TestIndex, u32),
+        on: WorkerId,
         effects: &mut Vec<Effect>,
     ) {
+        self.lost_on(test, on);
         let story = &mut self.stories[test.0 as usize];
         story.suspect |= story.losses > 0;
         self.lost_attempt(attempt, test, number, effects);
     }
 
-    /// Being there proves nothing: only who was alone, again and again, is to blame.
-    pub(super) fn is_culprit(&self, test: TestIndex) -> bool {
-        self.stories[test.0 as usize].losses_alone >= LOSSES_ALONE_MAX
-    }
-
     /// Something went wrong here: rather elsewhere next time.
     pub(super) fn avoid(&mut self, test: TestIndex, worker: WorkerId) {
         if self.workers.len() > 1 {
-            self.stories[test.0 as usize].avoid = Some(worker);
+            self.stories[test.0 as usize].avoid = Some(self.workers.first(worker));
         }
     }
 
@@ -98,8 +123,9 @@ impl Scheduler {
         self.workers.trouble(worker, true);
         // Who passes it elsewhere speaks against this worker.
         self.compare(test, worker, AttemptResult::Crashed, effects);
+        let first = self.workers.first(worker);
         let story = &mut self.stories[test.0 as usize];
-        story.avoid = Some(worker);
+        story.avoid = Some(first);
         story.only_elsewhere = true;
         self.tell_lost(attempt, test, live.number, effects);
         if !self.goes_on(attempt, effects) {
@@ -110,7 +136,8 @@ impl Scheduler {
     fn may_run_elsewhere(&self, test: TestIndex, worker: WorkerId) -> bool {
         let story = &self.stories[test.0 as usize];
         let was_moved = story.only_elsewhere || self.phase.cancelled.is_some();
-        !was_moved && self.workers.may_suit(story.binary, story.needs.as_deref(), Some(worker))
+        let first = self.workers.first(worker);
+        !was_moved && self.workers.may_suit(story.binary, story.needs.as_deref(), Some(first))
     }
 
     /// Learns from a test that fails here and passes there.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use distest_worker::protocol::{AttemptId, BinaryKey};
 
+use super::choice::Past;
 use super::company::Company;
 use super::special::Wish;
 use super::state::{Depth, Live, Role, Story};
@@ -141,8 +142,11 @@ impl Scheduler {
             threads,
             per_worker: None,
             group: None,
-            avoid: Some(on),
-            only_elsewhere: true,
+            past: Past {
+                avoid: Some(self.workers.first(on)),
+                only_elsewhere: true,
+                ..story.past()
+            },
         };
         let found = self.workers.suitable(&wish, Depth::Slots);
         let found = found.filter(|(worker, weight)| *worker != on && *weight <= permits);

@@ -19,6 +19,8 @@ pub(crate) enum Mutation {
     ReleaseGroupEarly,
     /// A suspect is to blame although others ran beside it.
     BlamePresence,
+    /// A worker that comes back is taken for one that was never there.
+    ForgetWorker,
     /// What may have begun when its worker was lost, and had not been said to, counts as no loss.
     ForgetUnstarted,
     /// All that a lost worker had counts as lost, what waited behind others too.
@@ -55,13 +57,14 @@ pub(crate) enum Mutation {
 
 #[cfg(test)]
 impl Mutation {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::AcceptLateResult,
         Self::SkipRequeue,
         Self::KeepDeadWork,
         Self::DoubleGrant,
         Self::ReleaseGroupEarly,
         Self::BlamePresence,
+        Self::ForgetWorker,
         Self::ForgetUnstarted,
         Self::CountPrefetched,
         Self::CrowdExclusive,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use distest_worker::protocol::Labels;
 
+use crate::model::WorkerId;
 use crate::pace::Pace;
 
 /// A group of tests, by its place in [`super::Scheduler::with_groups`].
@@ -72,6 +73,8 @@ impl Default for Needs {
 /// What is true of a worker for as long as it is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
+    /// Under which number it joined first, if it was gone since and has come back.
+    pub formerly: Option<WorkerId>,
     /// It runs on the client's machine, as part of the client.
     pub embedded: bool,
     /// What it says of itself.

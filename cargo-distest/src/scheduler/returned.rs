@@ -148,7 +148,7 @@ impl Scheduler {
         &mut self,
         attempt: AttemptId,
         live: Live,
-        may_have_begun: bool,
+        (on, may_have_begun): (WorkerId, bool),
         effects: &mut Vec<Effect>,
     ) {
         let Live { test, company, started, finished, .. } = live;
@@ -162,10 +162,10 @@ impl Scheduler {
         if let Some(test) = ran {
             let number = self.stories[test.0 as usize].number;
             if started {
-                self.suspect(test, false);
+                self.suspect(test, on, false);
                 self.lost_attempt(attempt, test, number, effects);
             } else {
-                self.lost_unstarted(attempt, test, number, effects);
+                self.lost_unstarted(attempt, (test, number), on, effects);
             }
             self.requeue(test, true, effects);
         }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distest_worker::protocol::BinaryKey;
 
+use super::choice::Past;
 use super::company::Company;
 use super::needs::{Group, GroupIndex, Needs};
 use super::state::{Depth, Live, Story, Worker, Workers};
@@ -248,8 +249,7 @@ impl Scheduler {
             threads,
             per_worker: self.special.per_worker(group),
             group,
-            avoid: story.avoid,
-            only_elsewhere: story.only_elsewhere,
+            past: story.past(),
         };
         let ahead = story.may_wait_anywhere() && self.special.is_unbounded(group);
         let now = self.workers.suitable(&wish, Depth::Slots);
@@ -298,9 +298,7 @@ pub(super) struct Wish<'a> {
     pub(super) threads: u32,
     pub(super) group: Option<GroupIndex>,
     pub(super) per_worker: Option<u32>,
-    pub(super) avoid: Option<WorkerId>,
-    /// Rather wait for another worker to be made ready than go there.
-    pub(super) only_elsewhere: bool,
+    pub(super) past: Past<'a>,
 }
 
 impl Wish<'_> {
@@ -314,12 +312,12 @@ impl Workers {
     /// Where a wish can be met, now or after what is there: the emptiest such worker, and what it
     /// takes there.
     pub(super) fn suitable(&self, wish: &Wish<'_>, depth: Depth) -> Option<(WorkerId, u32)> {
-        // Only who avoids a worker looks whether there is another.
-        let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
+        let choice = self.choice(wish);
+        let losses = |worker| if wish.past.suspect { self.losses(worker) } else { 0 };
         self.open_to(wish.test)
-            .filter(|(id, worker)| {
-                let kept = worker.reserved == Some(wish.test) && !wish.only_elsewhere;
-                kept || !elsewhere || Some(*id) != wish.avoid
+            .filter(|(_, worker)| {
+                let kept = worker.reserved == Some(wish.test) && !wish.past.is_strict();
+                kept || self.allows(&choice, worker)
             })
             // Who wants a worker for itself looks at those that have nothing.
             .take_while(|(_, worker)| {
@@ -332,24 +330,34 @@ impl Workers {
                     if whole { worker.held() == 0 } else { worker.room_of(depth, true) >= weight };
                 let takes = fits && wish.may_join(worker) && worker.suits(wish.binary, wish.needs);
                 let slowness = || Reverse(worker.speed_percent());
-                takes.then(|| (worker.held(), slowness(), id, weight))
+                takes.then(|| (losses(worker), worker.held(), slowness(), id, weight))
             })
             .min()
-            .map(|(_, _, id, weight)| (id, weight))
+            .map(|(.., id, weight)| (id, weight))
     }
 
     /// Keeps a worker from getting more until this wish can be met there. At most half of the
     /// workers are reserved at once, at least one.
     fn reserve(&mut self, wish: &Wish<'_>) {
+        let kept = self.reserved_by(wish.test);
+        if kept.is_some() && !wish.past.is_strict() {
+            return;
+        }
+        let choice = self.choice(wish);
+        if let Some(kept) = kept.and_then(|id| self.worker(id)) {
+            if self.allows(&choice, kept) {
+                return;
+            }
+            self.unreserve(wish.test);
+        }
         let most = (self.len() / 2).max(1);
-        if self.reserved_by(wish.test).is_some() || self.reserved() >= most {
+        if self.reserved() >= most {
             return;
         }
         let suits = |worker: &Worker| worker.suits(wish.binary, wish.needs);
-        let elsewhere = wish.avoid.is_some() && self.is_elsewhere(wish);
         let best = self
             .all()
-            .filter(|(id, worker)| suits(worker) && !(elsewhere && Some(**id) == wish.avoid))
+            .filter(|(_, worker)| suits(worker) && self.allows(&choice, worker))
             .filter(|(_, worker)| worker.reserved.is_none() && wish.may_join(worker))
             .min_by_key(|(id, worker)| (worker.held(), Reverse(worker.speed_percent()), **id))
             .map(|(id, _)| *id);
@@ -364,26 +372,15 @@ impl Workers {
         }
     }
 
-    /// Whether a wish can be met where it did not go wrong. Another worker is better than that one,
-    /// even if it is busy now.
-    fn is_elsewhere(&self, wish: &Wish<'_>) -> bool {
-        if wish.only_elsewhere && self.may_suit(wish.binary, wish.needs, wish.avoid) {
-            return true;
-        }
-        let suits = |worker: &Worker| worker.suits(wish.binary, wish.needs);
-        self.all().any(|(id, worker)| suits(worker) && Some(*id) != wish.avoid)
-    }
-
-    /// Whether some worker that is there, but for one, meets these needs and runs this binary, or
-    /// may yet.
+    /// Whether some worker that is there, but for the one that joined first as this, meets these
+    /// needs and runs this binary, or may yet.
     pub(super) fn may_suit(
         &self,
         binary: BinaryKey,
         needs: Option<&Needs>,
         but: Option<WorkerId>,
     ) -> bool {
-        self.all().filter(|(id, _)| Some(**id) != but).any(|(_, worker)| {
-            worker.may_take(binary) && needs.is_none_or(|needs| needs.met_by(worker.traits()))
-        })
+        let mut others = self.all().filter(|(_, worker)| Some(worker.first()) != but);
+        others.any(|(_, worker)| worker.may_meet(binary, needs))
     }
 }

@@ -47,9 +47,14 @@ pub(super) struct Story {
     pub(super) needs: Option<Arc<Needs>>,
     /// Its process ran when its worker was lost.
     pub(super) suspect: bool,
-    /// Workers that were lost while it ran there with nothing else.
-    pub(super) losses_alone: u32,
-    /// Where it went wrong last.
+    /// Workers that were lost while it may have run there, as they joined first, each once.
+    pub(super) lost_on: Vec<WorkerId>,
+    /// Workers that were lost while it ran there with nothing else, as they joined first: one for
+    /// each loss.
+    pub(super) alone_on: Vec<WorkerId>,
+    /// It is to blame for that.
+    pub(super) culprit: bool,
+    /// Where it went wrong last, as that joined first.
     pub(super) avoid: Option<WorkerId>,
     /// It must not run where it went wrong, as long as another worker may take it: its process met
     /// an instruction that was unknown there. Never again set.
@@ -76,7 +81,9 @@ impl Story {
         Self {
             needs,
             suspect: false,
-            losses_alone: 0,
+            lost_on: Vec::new(),
+            alone_on: Vec::new(),
+            culprit: false,
             avoid: None,
             only_elsewhere: false,
             failed_on: Vec::new(),
@@ -173,6 +180,8 @@ pub(super) enum Readiness {
 /// A worker that joined and was not lost.
 #[derive(Debug)]
 pub(super) struct Worker {
+    /// Its number when it joined first.
+    first: WorkerId,
     slots: u32,
     round_trip: Duration,
     traits: Traits,
@@ -230,6 +239,10 @@ impl Worker {
     /// How fast it is, as a whole number.
     pub(super) fn speed_percent(&self) -> u32 {
         (self.pace.speed() * 100.0).round() as u32
+    }
+
+    pub(super) fn first(&self) -> WorkerId {
+        self.first
     }
 
     pub(super) fn traits(&self) -> &Traits {
@@ -380,6 +393,8 @@ pub(super) struct Workers {
     work: Duration,
     /// What was known of workers that were lost.
     gone: BTreeMap<WorkerId, Pace>,
+    /// How often workers were lost, as they joined first.
+    losses: BTreeMap<WorkerId, u32>,
     /// The last weighing of who has what, if it still serves.
     pub(super) loads: Option<Loads>,
 }
@@ -396,6 +411,7 @@ impl Workers {
         self.power += f64::from(slots.max(1)) * pace.speed();
         self.slots += slots.max(1);
         let worker = Worker {
+            first: traits.formerly.unwrap_or(id),
             traits,
             pace,
             load: 0,
@@ -416,6 +432,16 @@ impl Workers {
         let before = self.by_id.insert(id, worker);
         debug_assert!(before.is_none(), "{id:?} joined twice");
         self.lookout.join(id, &pace);
+    }
+
+    /// A worker's number when it joined first.
+    pub(super) fn first(&self, id: WorkerId) -> WorkerId {
+        self.by_id.get(&id).map_or(id, |worker| worker.first)
+    }
+
+    /// How often a worker was lost before.
+    pub(super) fn losses(&self, worker: &Worker) -> u32 {
+        self.losses.get(&worker.first).copied().unwrap_or(0)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> + Clone {
@@ -714,6 +740,10 @@ impl Workers {
     pub(super) fn remove(&mut self, id: WorkerId) -> BTreeMap<AttemptId, Live> {
         let Some(worker) = self.by_id.remove(&id) else { return BTreeMap::new() };
         self.gone.insert(id, worker.pace);
+        // Who leaves by its own word is not lost by itself.
+        if worker.standing != Standing::Leaving {
+            *self.losses.entry(worker.first).or_default() += 1;
+        }
         self.power -= f64::from(worker.slots) * worker.pace.speed();
         self.work -= worker.live.values().map(|live| live.expected).sum::<Duration>();
         self.slots -= worker.slots;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 
 mod batches;
+mod comes_back;
 mod hedge;
 mod illegal;
 mod pace;

@@ -1,6 +1,6 @@
 //! The client: drives the scheduler as `dispatch` and `fleet` do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use distest_worker::link::codec::{self, Message};
@@ -9,10 +9,11 @@ use distest_worker::protocol::{
     Lease, Limits, Network, Report, SessionSpec, Stop, Streams, WorkerRequest, WorkerResponse,
 };
 
-use super::scenario::{MILLI, SECOND, Scenario};
+use super::scenario::{MILLI, Machine, SECOND, Scenario};
 use super::world::{ConnId, Event, Frame, Side, World};
 use crate::batch::{Acceptance, Closing, End};
 use crate::dispatch::judge;
+use crate::dispatch::returns::Returns;
 use crate::event::CancelReason;
 use crate::model::{AttemptResult, TestIndex, TestName, WorkerId};
 use crate::scheduler::{Company, Effect, Grant, Input, Mutation, Scheduler, Traits};
@@ -55,6 +56,9 @@ struct Peer {
     asked_ever: u64,
     heard: u64,
     short: bool,
+    refused: BTreeSet<BinaryKey>,
+    /// It takes nothing more, by its own word or by the scheduler's.
+    cleared: bool,
 }
 
 pub(super) struct Client {
@@ -62,6 +66,7 @@ pub(super) struct Client {
     peers: BTreeMap<ConnId, Peer>,
     workers: BTreeMap<WorkerId, ConnId>,
     joined: u32,
+    returns: Returns,
     flights: BTreeMap<AttemptId, (WorkerId, Grant)>,
     handed_out: BTreeMap<AttemptId, u64>,
     batches: BTreeMap<AttemptId, Acceptance>,
@@ -81,6 +86,7 @@ impl Client {
             peers: BTreeMap::new(),
             workers: BTreeMap::new(),
             joined: 0,
+            returns: Returns::default(),
             flights: BTreeMap::new(),
             handed_out: BTreeMap::new(),
             batches: BTreeMap::new(),
@@ -115,6 +121,25 @@ impl Client {
         flights.collect()
     }
 
+    /// Whether another worker than this is there that may take a test.
+    pub(super) fn has_choice(&self, scenario: &Scenario, test: TestIndex, but: usize) -> bool {
+        let task = &scenario.tests[test.0 as usize].task;
+        let met = |host: usize| {
+            let traits = traits(&scenario.machines[host]);
+            task.needs.as_ref().is_none_or(|needs| needs.met_by(&traits))
+        };
+        let there = self.peers.values().filter(|peer| peer.worker.is_some() && !peer.cleared);
+        let mut others = there.filter(|peer| peer.host != but && met(peer.host));
+        others.any(|peer| !peer.refused.contains(&task.binary))
+    }
+
+    fn clear(&mut self, worker: WorkerId) {
+        let conn = self.workers.get(&worker);
+        if let Some(peer) = conn.and_then(|conn| self.peers.get_mut(conn)) {
+            peer.cleared = true;
+        }
+    }
+
     pub(super) fn is_preparing(&self, host: usize) -> bool {
         let mut theirs = self.peers.values().filter(|peer| peer.host == host);
         theirs.any(|peer| peer.asked.values().any(|asked| matches!(asked, Asked::Prepare(_))))
@@ -127,6 +152,15 @@ impl Client {
 
     pub(super) fn has_session(&self, host: usize) -> bool {
         self.peers.values().any(|peer| peer.host == host && peer.worker.is_some())
+    }
+}
+
+fn traits(machine: &Machine) -> Traits {
+    Traits {
+        embedded: machine.embedded,
+        labels: machine.labels.clone(),
+        pace: machine.pace,
+        ..Traits::default()
     }
 }
 
@@ -220,6 +254,8 @@ impl World {
             asked_ever: 0,
             heard: self.now,
             short: false,
+            refused: BTreeSet::new(),
+            cleared: false,
         };
         self.client.peers.insert(conn, peer);
         let spec =
@@ -281,12 +317,9 @@ impl World {
                 (peer.worker, peer.heard) = (Some(worker), now);
                 self.client.workers.insert(worker, id);
                 let machine = &self.hosts[host].machine;
-                let traits = Traits {
-                    embedded: machine.embedded,
-                    labels: machine.labels.clone(),
-                    pace: machine.pace,
-                    ..Traits::default()
-                };
+                let name = host.to_string();
+                let formerly = self.client.returns.joined(worker, &name, "");
+                let traits = Traits { formerly, ..traits(machine) };
                 let round_trip = Duration::from_micros(now - at);
                 let slots = ready.slots;
                 self.client.inputs.push_back(Input::Joined { worker, slots, round_trip, traits });
@@ -308,7 +341,10 @@ impl World {
             (Asked::Prepare(binary), WorkerResponse::Prepare(result), Some(worker)) => {
                 self.client.inputs.push_back(match result {
                     Ok(()) => Input::Ready { worker, binary },
-                    Err(_) => Input::Refused { worker, binary },
+                    Err(_) => {
+                        peer.refused.insert(binary);
+                        Input::Refused { worker, binary }
+                    }
                 });
             }
             (Asked::Lease, WorkerResponse::Lease(Err(_)), _) => self.peer_gone(id, None),
@@ -331,6 +367,7 @@ impl World {
         let embedded = self.hosts[peer.host].machine.embedded;
         if let Some(worker) = peer.worker {
             self.client.workers.remove(&worker);
+            self.client.returns.left(worker);
             self.client.inputs.push_back(Input::Cut { worker });
             let dead_at = match (dead_at, embedded, self.mutation) {
                 (_, _, Some(Mutation::LoseAtOnce)) | (_, true, _) => self.now,
@@ -349,11 +386,13 @@ impl World {
     fn fenced(&mut self, worker: WorkerId, conn: ConnId) {
         let theirs = self.client.flights.values().filter(|(on, _)| *on == worker);
         let theirs: Vec<_> = theirs.map(|(_, grant)| grant.test).collect();
-        let slots = self.hosts[self.conns[&conn].host].machine.slots as usize;
+        let host = self.conns[&conn].host;
+        let slots = self.hosts[host].machine.slots as usize;
         let attempts = self.client.flights.iter().filter(|(_, (on, _))| *on == worker);
         attempts.skip(slots).for_each(|(attempt, _)| self.judge.waited(*attempt));
         if let [lone] = theirs[..] {
-            self.judge.lost_alone(&self.scenario, lone);
+            let choice = self.client.has_choice(&self.scenario, lone, host);
+            self.judge.lost_alone(&self.scenario, lone, (host, choice));
         }
         self.client.flights.retain(|_, (on, _)| *on != worker);
         self.judge.session_lost(conn);
@@ -366,6 +405,7 @@ impl World {
         };
         let attempt = match &report {
             Report::Draining {} => {
+                self.client.clear(worker);
                 self.client.inputs.push_back(Input::Leaving { worker });
                 return;
             }
@@ -541,11 +581,14 @@ impl World {
                 }
                 Ok(())
             }
+            Effect::Quarantined { worker, .. } => {
+                self.client.clear(worker);
+                Ok(())
+            }
             Effect::Done => self.end(),
             Effect::RunsAgainAlone { .. }
             | Effect::GoesOn { .. }
             | Effect::Abandoned { .. }
-            | Effect::Quarantined { .. }
             | Effect::Unplaceable { .. } => Ok(()),
         }
     }

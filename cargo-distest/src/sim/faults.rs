@@ -50,9 +50,11 @@ pub(super) enum Fault {
     /// Another client takes places on the worker as they come free, and gives them back, for a
     /// while.
     Crowded,
+    /// The worker crashes by itself every so often, whatever it runs, and always comes back.
+    Flaps,
 }
 
-pub(super) const FAULTS: [Fault; 19] = [
+pub(super) const FAULTS: [Fault; 20] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Restart,
@@ -72,7 +74,10 @@ pub(super) const FAULTS: [Fault; 19] = [
     Fault::MemoryShort,
     Fault::HelperDies,
     Fault::Crowded,
+    Fault::Flaps,
 ];
+/// So many of them, the first, happen by chance: a worker flaps or doesn't.
+const BY_CHANCE: u64 = FAULTS.len() as u64 - 1;
 
 /// What passes again.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +92,7 @@ impl World {
     pub(super) fn fault(&mut self) -> Result<(), String> {
         // The client's own worker is part of the client.
         let host = self.random.below(self.hosts.len() as u64 - 1) as usize;
-        let fault = FAULTS[self.random.below(FAULTS.len() as u64) as usize];
+        let fault = FAULTS[self.random.below(BY_CHANCE) as usize];
         if self.client.is_done() {
             return Ok(());
         }
@@ -122,7 +127,8 @@ impl World {
                 }
             }
             Fault::Crowded if up => self.crowd(host, long)?,
-            Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain | Fault::Crowded => {}
+            Fault::Crash | Fault::PowerLoss | Fault::Restart | Fault::Drain => {}
+            Fault::Crowded | Fault::Flaps => {}
             Fault::Break => {
                 let away = self.random.between(20, 5_000) * MILLI;
                 if let Some(conn) = conn {
@@ -177,6 +183,38 @@ impl World {
         Ok(())
     }
 
+    /// The worker that does so crashes by itself, and will again.
+    pub(super) fn flap(&mut self) -> Result<(), String> {
+        let Some((host, random)) = &mut self.flaps else { return Ok(()) };
+        let (host, power) = (*host, random.one_in(3));
+        let next = random.between(100, 2_500) * MILLI;
+        if self.client.is_done() || self.now >= self.scenario.peace_at {
+            return Ok(());
+        }
+        self.after(next, Event::Flaps);
+        if !self.hosts[host].is_up() || !self.may_flap(host) {
+            return Ok(());
+        }
+        let doing = self.doing(host);
+        self.note(|| format!("  ! {host} flaps {doing:?}"));
+        self.cover(Fault::Flaps, doing);
+        self.crash(host, power)
+    }
+
+    /// As [`World::may_lose`], but the same worker may be lost again with an innocent test alone, if
+    /// that has a choice: then the worker is why.
+    fn may_flap(&self, host: usize) -> bool {
+        let flights = self.client.flights_on(host);
+        let lone = flights.iter().filter(|(_, tests)| tests.len() == 1).map(|(_, tests)| tests[0]);
+        let innocent =
+            |test: &TestIndex| self.scenario.tests[test.0 as usize].nature != Nature::Kills;
+        lone.filter(innocent).all(|test| {
+            let choice = self.client.has_choice(&self.scenario, test, host);
+            !self.judge.was_lost_alone(test)
+                || choice && self.judge.was_lost_alone_only_on(test, host)
+        })
+    }
+
     pub(super) fn heals(&mut self, peace: Peace) -> Result<(), String> {
         match peace {
             Peace::Conn(conn) => {
@@ -196,8 +234,7 @@ impl World {
         Ok(())
     }
 
-    /// Two losses that have nothing to do with the one test that ran alone both times can't be told
-    /// from its guilt, by anybody: that is not to happen here.
+    /// What can't be told from a test's guilt by anybody is not to happen here.
     pub(super) fn may_lose(&mut self, host: usize, guilty: Option<TestIndex>) -> bool {
         let flights = self.client.flights_on(host);
         let lone = flights.iter().filter(|(_, tests)| tests.len() == 1).map(|(_, tests)| tests[0]);

@@ -19,6 +19,14 @@ pub(super) struct Alive {
     pub(super) in_batch: bool,
 }
 
+/// A worker that was lost while it was kept for one test.
+#[derive(Clone, Copy, Debug)]
+struct LostAlone {
+    host: usize,
+    /// Another worker was there that might take the test.
+    choice: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     alive: BTreeMap<AttemptId, Alive>,
@@ -29,7 +37,7 @@ pub(super) struct Judge {
     told: BTreeMap<TestIndex, u32>,
     losses: BTreeMap<TestIndex, u32>,
     /// Workers that were lost when they had nothing but this test.
-    lost_alone: BTreeMap<TestIndex, u32>,
+    lost_alone: BTreeMap<TestIndex, Vec<LostAlone>>,
     culprits: BTreeSet<AttemptId>,
     /// Attempts that ever had a process.
     begun: BTreeSet<AttemptId>,
@@ -81,16 +89,38 @@ impl Judge {
         self.culprits.insert(attempt);
     }
 
-    pub(super) fn lost_alone(&mut self, scenario: &Scenario, test: TestIndex) {
+    pub(super) fn lost_alone(
+        &mut self,
+        scenario: &Scenario,
+        test: TestIndex,
+        (host, choice): (usize, bool),
+    ) {
         let needs = scenario.tests[test.0 as usize].task.needs.as_deref();
         // Only who is kept from others is alone on purpose.
         let kept = self.losses.contains_key(&test) || needs.is_some_and(|needs| needs.exclusive);
-        *self.lost_alone.entry(test).or_default() += u32::from(kept);
+        if kept {
+            self.lost_alone.entry(test).or_default().push(LostAlone { host, choice });
+        }
     }
 
     /// Whether a worker was lost that was kept for this test.
     pub(super) fn was_lost_alone(&self, test: TestIndex) -> bool {
-        self.lost_alone.get(&test).is_some_and(|losses| *losses > 0)
+        self.lost_alone.contains_key(&test)
+    }
+
+    /// As [`Judge::was_lost_alone`], and each time it was this worker.
+    pub(super) fn was_lost_alone_only_on(&self, test: TestIndex, host: usize) -> bool {
+        let losses = self.lost_alone.get(&test);
+        losses.is_some_and(|losses| losses.iter().all(|loss| loss.host == host))
+    }
+
+    /// Two losses that have nothing to do with the one test that was there both times can't be told
+    /// from its guilt, by anybody, if these were two workers, or the same while no other was there.
+    fn seems_guilty(&self, test: TestIndex) -> bool {
+        let losses = self.lost_alone.get(&test).map_or(&[][..], Vec::as_slice);
+        let [.., last] = losses else { return false };
+        let elsewhere = losses.iter().any(|loss| loss.host != last.host);
+        losses.len() >= LOSSES_ALONE_MAX as usize && (elsewhere || !last.choice)
     }
 
     /// An attempt was on a lost worker, behind as many others as that has slots.
@@ -129,10 +159,7 @@ impl Judge {
             }
             *self.losses.entry(test).or_default() += 1;
             let innocent = scenario.tests[test.0 as usize].nature != Nature::Kills;
-            // Two losses that have nothing to do with the one test that was there both times can't
-            // be told from its guilt, by anybody.
-            let alone = self.lost_alone.get(&test).copied().unwrap_or(0);
-            if self.culprits.contains(&attempt) && innocent && alone < LOSSES_ALONE_MAX {
+            if self.culprits.contains(&attempt) && innocent && !self.seems_guilty(test) {
                 return Err(format!("{test:?} is blamed for what it did not do"));
             }
             return Ok(());

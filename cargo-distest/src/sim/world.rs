@@ -45,6 +45,8 @@ pub(super) enum Event {
     Client(Timer),
     Host(usize, Happening),
     Fault,
+    /// The worker that does so crashes by itself.
+    Flaps,
     /// A fault passes.
     Heals(Peace),
 }
@@ -75,6 +77,8 @@ pub(super) struct World {
     pub(super) seed: u64,
     /// Workers that were killed by what they had not said to have started.
     pub(super) unsaid: u64,
+    /// A worker that crashes by itself every so often, and when.
+    pub(super) flaps: Option<(usize, Random)>,
     events: BTreeMap<(u64, u64), Event>,
     events_made: u64,
     steps: u64,
@@ -86,7 +90,8 @@ impl World {
         let mut random = Random::new(seed);
         let scenario = Scenario::new(&mut random);
         let client = Client::new(&scenario, mutation);
-        let hosts = scenario.machines.iter().cloned().map(Host::new).collect();
+        let hosts: Vec<_> = scenario.machines.iter().cloned().map(Host::new).collect();
+        let flaps = flapping(seed, hosts.len() - 1);
         Self {
             now: 0,
             random,
@@ -99,6 +104,7 @@ impl World {
             coverage: Coverage::new(),
             seed,
             unsaid: 0,
+            flaps,
             events: BTreeMap::new(),
             events_made: 0,
             steps: 0,
@@ -110,6 +116,7 @@ impl World {
         self.begin()?;
         let first_fault = self.random.below(self.scenario.fault_every * 2);
         self.at(first_fault, Event::Fault);
+        self.after(SECOND, Event::Flaps);
         let mut over = None;
         while let Some(((at, _), event)) = self.events.pop_first() {
             if over.is_some_and(|over| at > over) {
@@ -158,6 +165,7 @@ impl World {
                 }
                 Ok(())
             }
+            Event::Flaps => self.flap(),
             Event::Heals(peace) => self.heals(peace),
         }
     }
@@ -263,6 +271,13 @@ impl World {
             Side::Host => self.host_receives(id, frame),
         }
     }
+}
+
+/// One run in four has a worker that flaps, beside others, by random numbers of its own.
+fn flapping(seed: u64, remote: usize) -> Option<(usize, Random)> {
+    let mut random = Random::new(!seed);
+    let host = random.below(remote as u64) as usize;
+    (remote > 1 && random.one_in(4)).then_some((host, random))
 }
 
 fn from(to: Side) -> usize {
