@@ -20,7 +20,7 @@ pub use accept::{Acceptance, End};
 pub use recall::{Members, Recalled};
 pub use select::{Candidate, Mode, Selected, select};
 pub use standing::{CLEAN_RUNS_TO_RETURN, Ran, Standing, Standings};
-pub use stdout::{Closing, closing, failure};
+pub use stdout::{Closing, closing, failure_begins, failure_ends, failures_begin};
 
 use distest_worker::protocol::{OsText, PROGRESS_DESCRIPTOR};
 

@@ -88,14 +88,15 @@ pub fn foreign(path: &Path) -> Option<Warning> {
 impl History {
     /// Opens or makes the database; folders are made as needed.
     ///
-    /// A file that is damaged, not ours, or of a newer version is renamed, and a new one begun.
-    /// Without a history at the end there is always a warning.
+    /// A file that is damaged is renamed, and a new one begun; one that is not ours, or of a newer
+    /// version, stays. Without a history at the end there is always a warning.
     pub fn open(path: &Path) -> (Option<Self>, Option<Warning>) {
         match schema::open(path) {
             Ok(schema::Opened { db, set_aside }) => {
                 let warning = set_aside.map(|aside| aside.warning(path));
                 (Some(Self { path: path.to_owned(), db }), warning)
             }
+            Err(schema::OpenError::NotOurs(why)) => (None, Some(not_ours(path, &why))),
             Err(error) => (None, Some(unusable(path, &error))),
         }
     }
@@ -205,6 +206,13 @@ fn duration(micros: i64) -> Duration {
 
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn not_ours(path: &Path, why: &str) -> Warning {
+    Warning {
+        text: format!("this run has no history: {} {why}, and stays as it is", path.display()),
+        hint: Some("give --history another path, or --no-history".to_owned()),
+    }
 }
 
 fn unusable(path: &Path, error: &impl fmt::Display) -> Warning {

@@ -36,6 +36,9 @@ pub struct Summary {
     left_out: u32,
     running: BTreeSet<TestIndex>,
     workers: BTreeMap<WorkerId, WorkerDone>,
+    /// The slots of those that are there now, and how many there were at most.
+    there: BTreeMap<WorkerId, u32>,
+    slots_max: u32,
     cancelled: Option<CancelReason>,
     batches: Vec<Arc<BatchEnded>>,
     /// Sum of the durations of attempts that came to an end of their own.
@@ -128,6 +131,8 @@ impl Summary {
             left_out: 0,
             running: BTreeSet::new(),
             workers: BTreeMap::new(),
+            there: BTreeMap::new(),
+            slots_max: 0,
             cancelled: None,
             batches: Vec::new(),
             work: Duration::ZERO,
@@ -160,7 +165,10 @@ impl Summary {
             RunEvent::PlanComplete(plan) => self.plan = Some(plan.clone()),
             RunEvent::WorkerJoined(info) => {
                 self.workers.insert(info.id, idle(info));
+                self.there.insert(info.id, info.slots);
+                self.slots_max = self.slots_max.max(self.slots());
             }
+            RunEvent::WorkerLost { worker, .. } => _ = self.there.remove(worker),
             RunEvent::Step { worker, step, took } => {
                 if let Some(done) = self.workers.get_mut(worker) {
                     done.steps.push((*step, *took));
@@ -190,7 +198,6 @@ impl Summary {
             RunEvent::WorkerUnusable { .. }
             | RunEvent::StaysLocal
             | RunEvent::WorkerResumed { .. }
-            | RunEvent::WorkerLost { .. }
             | RunEvent::LiveOutput { .. }
             | RunEvent::Collected { .. }
             | RunEvent::Warning { .. } => {}
@@ -306,8 +313,10 @@ impl Summary {
 
     /// Tests that can run at once: at least 1.
     pub fn slots(&self) -> u32 {
-        let slots =
-            self.workers.values().fold(0, |sum: u32, done| sum.saturating_add(done.info.slots));
+        self.usable(self.there.values().fold(0, |sum: u32, slots| sum.saturating_add(*slots)))
+    }
+
+    fn usable(&self, slots: u32) -> u32 {
         slots.min(self.settings.test_threads.unwrap_or(u32::MAX)).max(1)
     }
 
@@ -355,7 +364,8 @@ impl Summary {
 
     /// What the tests could not take less than: max(total work / slots, longest test).
     pub fn bound(&self) -> Bound {
-        let (slots, work) = (self.slots(), self.work / self.slots());
+        let slots = self.usable(self.slots_max);
+        let work = self.work / slots;
         match self.longest() {
             Some((case, duration)) if duration >= work => Bound::Longest(case.clone(), duration),
             _ => Bound::Work(work, slots),

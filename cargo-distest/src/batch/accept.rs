@@ -75,6 +75,11 @@ impl Acceptance {
         }
     }
 
+    /// Whether a test of this name was asked for.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|known| *known.0 == *name)
+    }
+
     /// Tests that have ended, in their order.
     pub fn finished(&self) -> u32 {
         self.ended.len() as u32

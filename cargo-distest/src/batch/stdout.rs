@@ -1,5 +1,7 @@
 //! What libtest prints at the end of a process: counts, and the output of tests that failed.
 
+use memchr::memmem;
+
 /// The counts of libtest's last line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Closing {
@@ -35,16 +37,28 @@ pub fn closing(stdout: &[u8]) -> Option<Closing> {
     agrees.then_some(Closing { passed, failed, ignored, measured })
 }
 
-/// What a failed test wrote, as libtest shows it after all tests have run.
-pub fn failure(stdout: &[u8], name: &str) -> Option<Vec<u8>> {
-    let text = String::from_utf8_lossy(stdout);
-    let failures = text.rfind("\nfailures:\n\n---- ")?;
+/// Where libtest begins to show, after all tests have run, what failed ones wrote.
+pub fn failures_begin(stdout: &[u8]) -> Option<usize> {
+    memmem::rfind(stdout, b"\nfailures:\n\n---- ")
+}
+
+/// Where what a failed test wrote begins, behind where `failures` do.
+pub fn failure_begins(stdout: &[u8], failures: usize, name: &str) -> Option<usize> {
     let title = format!("\n---- {name} stdout ----\n");
-    let from = failures + text[failures..].find(&title)? + title.len();
-    let rest = &text[from..];
-    let ends = ["\n---- ", "\n\nfailures:\n"].iter().filter_map(|end| rest.find(end));
-    let section = &rest[..ends.min().unwrap_or(rest.len())];
-    Some(format!("{}\n", section.trim_end_matches('\n')).into_bytes())
+    Some(failures + memmem::find(&stdout[failures..], title.as_bytes())? + title.len())
+}
+
+/// Where it ends in what follows; none if that is not all. `is_name` knows whose sections may come
+/// next: a test may print what looks like a title.
+pub fn failure_ends(rest: &[u8], is_name: impl Fn(&str) -> bool) -> Option<usize> {
+    const BEGIN: &[u8] = b"\n---- ";
+    let is_title = |at: &usize| {
+        let line = rest[at + BEGIN.len()..].split(|byte| *byte == b'\n').next();
+        let name = line.and_then(|line| line.strip_suffix(b" stdout ----"));
+        name.and_then(|name| str::from_utf8(name).ok()).is_some_and(&is_name)
+    };
+    let title = memmem::find_iter(rest, BEGIN).find(is_title);
+    title.or_else(|| memmem::rfind(rest, b"\n\nfailures:\n"))
 }
 
 #[cfg(test)]
@@ -71,12 +85,20 @@ mod tests {
 
     #[test]
     fn a_failed_tests_output_is_found() {
-        let text = "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\nout\n\nthread 'a' panicked\
-                    \n\n---- b::c stdout ----\nError: \"x\"\n\n\nfailures:\n    a\n    b::c\n\n";
-        let found = |name| failure(text.as_bytes(), name).map(|t| String::from_utf8(t).unwrap());
-        assert_eq!(found("a").as_deref(), Some("out\n\nthread 'a' panicked\n"));
-        assert_eq!(found("b::c").as_deref(), Some("Error: \"x\"\n"));
+        let text = "F.F\n\nfailures:\n\n---- a stdout ----\nout\n\n---- step ----\n\n---- x stdout \
+                    ----\nthread 'a' panicked\n\n---- b::c stdout ----\nError: \"x\"\n\n\
+                    \n\nfailures:\n\n\nfailures:\n    a\n    b::c\n\n";
+        let found = |name| {
+            let failures = failures_begin(text.as_bytes()).unwrap();
+            let rest = &text[failure_begins(text.as_bytes(), failures, name)?..];
+            let end = failure_ends(rest.as_bytes(), |name| ["a", "b::c"].contains(&name));
+            Some(&rest[..end.unwrap()])
+        };
+        let own = "out\n\n---- step ----\n\n---- x stdout ----\nthread 'a' panicked\n";
+        assert_eq!(found("a"), Some(own));
+        assert_eq!(found("b::c"), Some("Error: \"x\"\n\n\n\nfailures:\n"));
         assert_eq!(found("c"), None);
-        assert_eq!(failure(b"test a ... ok\n", "a"), None);
+        assert_eq!(failures_begin(b"test a ... ok\n"), None);
+        assert_eq!(failure_ends(b"there is more", |_| true), None);
     }
 }

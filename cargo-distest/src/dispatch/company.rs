@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use distest_worker::protocol::{
     AttemptId, AttemptSpec, Exit, Finished, Network, OsText, ProgressLine, Streams, Usage,
 };
@@ -335,14 +336,39 @@ impl Story<'_> {
     /// A failed test's own output, or all there is if it can't be told apart.
     fn failure(&self, name: &str) -> CapturedOutput {
         let stdout = &self.outputs[0];
-        let found = [&stdout.tail, &stdout.head];
-        let own = found.into_iter().find_map(|part| batch::failure(part, name));
-        match own {
-            Some(own) => {
-                CapturedOutput { total: own.len() as u64, head: own.into(), ..Default::default() }
-            }
-            None => stdout.clone(),
+        let ends = |rest: &[u8]| batch::failure_ends(rest, |name| self.batch.acceptance.has(name));
+        let (in_head, in_tail) =
+            (batch::failures_begin(&stdout.head), batch::failures_begin(&stdout.tail));
+        let has_more = stdout.spill.is_some();
+        let places = [
+            (&stdout.tail, in_tail, false),
+            (&stdout.head, in_head, has_more),
+            (&stdout.tail, in_head.map(|_| 0), false),
+        ];
+        for (part, failures, goes_on) in places {
+            let begin = failures.and_then(|from| batch::failure_begins(part, from, name));
+            let Some(begin) = begin else { continue };
+            let own = part.slice(begin..);
+            let (head, tail) = match ends(&own) {
+                Some(end) => (own.slice(..end), Bytes::new()),
+                None if goes_on => {
+                    let end = ends(&stdout.tail).unwrap_or(stdout.tail.len());
+                    (own, stdout.tail.slice(..end))
+                }
+                None => (own, Bytes::new()),
+            };
+            let kept = (head.len() + tail.len()) as u64;
+            // What is in neither lies between them.
+            let between = stdout.total - (stdout.head.len() + stdout.tail.len()) as u64;
+            return match tail.is_empty() {
+                true => CapturedOutput { head, total: kept, ..Default::default() },
+                false => {
+                    let (total, spill) = (kept + between, stdout.spill.clone());
+                    CapturedOutput { head, tail, total, spill }
+                }
+            };
         }
+        stdout.clone()
     }
 }
 

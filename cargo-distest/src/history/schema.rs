@@ -160,7 +160,10 @@ pub(super) enum OpenError {
     Folder(#[from] io::Error),
     #[error("{0}")]
     Sqlite(rusqlite::Error),
-    /// The file is no history of this version.
+    /// The file is damaged.
+    #[error("{0}")]
+    Damaged(String),
+    /// The file is somebody else's, or a newer version's.
     #[error("{0}")]
     NotOurs(String),
 }
@@ -182,7 +185,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     }
     match open_ours(path) {
         Ok(db) => Ok(Opened { db, set_aside: None }),
-        Err(OpenError::NotOurs(_)) => replace(path),
+        Err(OpenError::Damaged(_)) => replace(path),
         Err(error) => Err(error),
     }
 }
@@ -194,7 +197,7 @@ pub(super) fn replace(path: &Path) -> Result<Opened, OpenError> {
     lock.lock()?;
     let reason = match open_ours(path).and_then(sound) {
         Ok(db) => return Ok(Opened { db, set_aside: None }),
-        Err(OpenError::NotOurs(reason)) => reason,
+        Err(OpenError::Damaged(reason)) => reason,
         Err(error) => return Err(error),
     };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -217,10 +220,19 @@ pub(super) fn replace(path: &Path) -> Result<Opened, OpenError> {
     Ok(Opened { db, set_aside: Some(SetAside { reason, to }) })
 }
 
-/// Whether an error says that the file itself is broken.
+/// Whether an error says that the file itself is broken, or what is in it.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{
+        FromSqlConversionFailure, InvalidColumnType, SqlInputError, SqliteFailure, Utf8Error,
+    };
     let code = error.sqlite_error_code();
-    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    match error {
+        // A table that is not there, or has other columns.
+        SqlInputError { .. } => true,
+        SqliteFailure(..) if code == Some(ErrorCode::Unknown) => true,
+        FromSqlConversionFailure(..) | InvalidColumnType(..) | Utf8Error(..) => true,
+        _ => matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
+    }
 }
 
 fn open_ours(path: &Path) -> Result<Connection, OpenError> {
@@ -232,7 +244,7 @@ fn open_ours(path: &Path) -> Result<Connection, OpenError> {
     // Asked before anything is written, so that a foreign file stays as it is.
     let state = state(&db)?;
     if matches!(state, State::Foreign) {
-        return Err(OpenError::NotOurs("is not a history of cargo distest".to_owned()));
+        return Err(OpenError::NotOurs("is no history of cargo distest".to_owned()));
     }
     if let State::Ours(version) = state
         && version > VERSION
@@ -291,16 +303,35 @@ fn state(db: &Connection) -> rusqlite::Result<State> {
     })
 }
 
-/// The same database, if sqlite finds no fault with it.
+/// The same database, if sqlite finds no fault with it and all that is read can be.
 fn sound(db: Connection) -> Result<Connection, OpenError> {
     let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if found == "ok" { Ok(db) } else { Err(OpenError::NotOurs(format!("is damaged ({found})"))) }
+    if found != "ok" {
+        return Err(OpenError::Damaged(format!("is damaged ({found})")));
+    }
+    for texts in [
+        "SELECT triple, cargo_profile, binary, tests FROM tests",
+        "SELECT names FROM batches",
+        "SELECT name FROM workers",
+        "SELECT name FROM runs",
+        "SELECT tests FROM outcomes",
+    ] {
+        let mut all = db.prepare(texts)?;
+        let columns = all.column_count();
+        let mut rows = all.query([])?;
+        while let Some(row) = rows.next()? {
+            for column in 0..columns {
+                row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+            }
+        }
+    }
+    Ok(db)
 }
 
 impl From<rusqlite::Error> for OpenError {
     fn from(error: rusqlite::Error) -> Self {
         if is_damage(&error) {
-            Self::NotOurs(format!("is damaged ({error})"))
+            Self::Damaged(format!("is damaged ({error})"))
         } else {
             Self::Sqlite(error)
         }

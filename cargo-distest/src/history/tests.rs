@@ -181,9 +181,21 @@ fn two_runs_at_once_lose_nothing() {
 }
 
 #[test]
-fn damaged_and_foreign_files_are_set_aside() {
+fn a_damaged_file_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("h");
+    fs::write(&path, "no database, but longer than a header ".repeat(100)).unwrap();
+    let (history, warning) = History::open(&path);
+    assert!(warning.unwrap().text.contains("is damaged"));
+    let mut history = history.unwrap();
+    assert_eq!(history.record(&run("1", &case("one", "a"), Verdict::Pass, 1)), None);
+    assert_eq!(timings(&mut history).iter().count(), 1);
+    drop(history);
+    assert_eq!(files(folder.path()).len(), 2);
+}
+
+#[test]
+fn what_is_another_programs_or_a_newer_versions_stays_as_it_is() {
     let newer = |path: &Path| {
         open(path).db.pragma_update(None, "user_version", 99).unwrap();
     };
@@ -191,30 +203,45 @@ fn damaged_and_foreign_files_are_set_aside() {
         let db = Connection::open(path).unwrap();
         db.execute_batch("CREATE TABLE precious (x); INSERT INTO precious VALUES (1)").unwrap();
     };
-    let text = |path: &Path| {
-        fs::write(path, "no database, but longer than a header ".repeat(100)).unwrap()
-    };
     type Make = fn(&Path);
-    let cases: [(Make, &str); 3] =
-        [(newer, "newer"), (foreign, "is not a history"), (text, "is damaged")];
-    for (number, (make, why)) in cases.into_iter().enumerate() {
+    let cases: [(Make, &str); 2] =
+        [(newer, "was written by a newer cargo distest"), (foreign, "is no history")];
+    for (make, why) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h");
         make(&path);
+        let before = fs::read(&path).unwrap();
         let (history, warning) = History::open(&path);
+        assert!(history.is_none());
         let warning = warning.unwrap();
-        assert!(warning.text.contains(why), "{warning:?}");
-        let mut history = history.unwrap();
-        assert_eq!(history.record(&run("1", &case("one", "a"), Verdict::Pass, 1)), None);
-        assert_eq!(timings(&mut history).iter().count(), 1);
-        drop(history);
-        assert_eq!(files(folder.path()).len(), number + 2);
-        fs::remove_file(&path).unwrap();
+        assert!(warning.text.contains(why) && warning.text.contains("stays"), "{warning:?}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(files(folder.path()), ["h"]);
     }
-    let kept = files(folder.path());
-    let precious = kept.iter().filter(|name| {
-        let db = Connection::open(folder.path().join(name)).unwrap();
-        db.query_row("SELECT x FROM precious", [], |row| row.get::<_, i64>(0)).is_ok()
-    });
-    assert_eq!(precious.count(), 1, "a foreign database keeps its contents");
+}
+
+#[test]
+fn what_cannot_be_read_is_set_aside_however_sound_the_file_is() {
+    for damage in [
+        "UPDATE tests SET tests = cast(x'fffe20ff0a31' AS TEXT)",
+        "DROP TABLE tests",
+        "ALTER TABLE batches RENAME COLUMN names TO other",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h");
+        let record = run("1", &case("one", "a"), Verdict::Pass, 1);
+        assert_eq!(open(&path).record(&record), None);
+        open(&path).db.execute_batch(damage).unwrap();
+        let mut history = open(&path);
+        let (remembered, warning) = history.tests(&triple(), "dev");
+        assert!(remembered.timings.is_empty());
+        let told = warning.map(|it| it.text).unwrap_or_default();
+        assert!(told.contains("is damaged"), "{damage}: {told}");
+        assert_eq!(history.record(&record), None);
+        drop(history);
+        assert_eq!(files(folder.path()).len(), 2, "{damage}");
+        assert_eq!(timings(&mut open(&path)).iter().count(), 1);
+    }
 }
 
 #[test]

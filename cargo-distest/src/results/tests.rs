@@ -58,6 +58,21 @@ fn a_run_that_was_ended_says_what_it_did_until_then() {
 }
 
 #[test]
+fn the_bound_knows_as_many_slots_as_there_were_at_once() {
+    let mut s = Script::new(SummarySettings::default(), &["far"]);
+    let far = s.summary.workers().next().unwrap().info.as_ref().clone();
+    for id in 7..9 {
+        let info = WorkerInfo { id: WorkerId(id), ..far.clone() };
+        s.push(RunEvent::WorkerJoined(Arc::new(info)));
+        assert_eq!(s.summary.slots(), 4);
+        let (reason, running, waiting) = (String::new(), 0, 0);
+        s.push(RunEvent::WorkerLost { worker: WorkerId(id), reason, running, waiting });
+        assert_eq!(s.summary.slots(), 2);
+    }
+    assert!(matches!(s.summary.bound(), Bound::Work(_, 4)));
+}
+
+#[test]
 fn what_was_lost_for_good_before_a_run_was_cancelled_is_no_test_that_did_not_run() {
     let mut s = Script::new(SummarySettings::default(), &["far"]);
     s.built();

@@ -15,8 +15,8 @@ use super::travel::{self, TravelLayer};
 use super::{
     CompileSettings, ConfigFiles, Dialect, Doctests, ExecuteSettings, Fallback, FleetSettings,
     HistorySettings, IdentitySettings, Isolation, MaxFail, Network, OutputWhen, ReportSettings,
-    RunIgnored, SelectSettings, Settings, StatusLevel, TestThreads, WaitWorkers, WorkerAddress,
-    cargo_args, identity,
+    RunIgnored, SelectSettings, Settings, ShowProgress, StatusLevel, TestThreads, WaitWorkers,
+    WorkerAddress, cargo_args, identity,
 };
 use crate::cli::{
     BuildArgs, ConfigArgs, ExecuteArgs, FlakyResult, FleetArgs, HistoryArgs, LibtestArgs,
@@ -117,6 +117,9 @@ pub fn resolve(
         profile,
     };
     constraints::check(&settings.constraints)?;
+    if settings.execute.no_capture {
+        leave_to_tests(&mut settings.report);
+    }
     let without_key = identity::without_key(&mut settings.fleet);
     let keyless = without_key.is_some();
     warnings.extend(without_key);
@@ -505,6 +508,17 @@ fn report_settings(
         junit_success_output: layer.junit_success_output.unwrap_or(false),
         junit_failure_output: layer.junit_failure_output.unwrap_or(true),
     }
+}
+
+/// What tests write is shown as they write it: not again at their end, and no bar is drawn over a
+/// line that they have not finished.
+fn leave_to_tests(report: &mut ReportSettings) {
+    report.success_output = OutputWhen::Never;
+    report.failure_output = OutputWhen::Never;
+    report.progress = match report.progress {
+        ShowProgress::None => ShowProgress::None,
+        ShowProgress::Auto | ShowProgress::Bar | ShowProgress::Counter => ShowProgress::Counter,
+    };
 }
 
 fn history_settings(args: &HistoryArgs, env: &Environment<'_>, facts: &Facts) -> HistorySettings {

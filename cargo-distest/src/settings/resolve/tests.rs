@@ -255,6 +255,11 @@ fn threads_and_capture() {
     assert_eq!(threads("-j4 --no-capture"), Some(1));
     let execute = of_args("-- --nocapture").execute;
     assert_eq!((execute.test_threads, execute.no_capture), (Some(1), true));
+    let report = of_args("--no-capture --failure-output final --show-progress bar").report;
+    assert_eq!(
+        (report.failure_output, report.progress),
+        (OutputWhen::Never, ShowProgress::Counter)
+    );
 }
 
 #[test]
