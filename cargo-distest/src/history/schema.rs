@@ -183,7 +183,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    match open_ours(path) {
+    match open_ours(path, false) {
         Ok(db) => Ok(Opened { db, set_aside: None }),
         Err(OpenError::Damaged(_)) => replace(path),
         Err(error) => Err(error),
@@ -193,9 +193,8 @@ pub(super) fn open(path: &Path) -> Result<Opened, OpenError> {
 /// Sets aside the file at `path` unless it is in order, and begins a new one.
 pub(super) fn replace(path: &Path) -> Result<Opened, OpenError> {
     // Another run may be doing the same: whoever comes second finds a good file.
-    let lock = File::create(with_suffix(path, ".lock"))?;
-    lock.lock()?;
-    let reason = match open_ours(path).and_then(sound) {
+    let _lock = lock(path)?;
+    let reason = match open_ours(path, true).and_then(sound) {
         Ok(db) => return Ok(Opened { db, set_aside: None }),
         Err(OpenError::Damaged(reason)) => reason,
         Err(error) => return Err(error),
@@ -216,8 +215,15 @@ pub(super) fn replace(path: &Path) -> Result<Opened, OpenError> {
             _ => {}
         }
     }
-    let db = open_ours(path)?;
+    let db = open_ours(path, true)?;
     Ok(Opened { db, set_aside: Some(SetAside { reason, to }) })
+}
+
+/// Held while a file is made or set aside.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::create(with_suffix(path, ".lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// Whether an error says that the file itself is broken, or what is in it.
@@ -235,14 +241,21 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-fn open_ours(path: &Path) -> Result<Connection, OpenError> {
+/// `locked`: the caller holds the [`lock`].
+fn open_ours(path: &Path, locked: bool) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     // Asked before anything is written, so that a foreign file stays as it is.
-    let state = state(&db)?;
+    let mut state = state(&db)?;
+    let mut making = None;
+    if matches!(state, State::Empty) && !locked {
+        // To change how an empty file is journalled nobody waits for others who do so, too.
+        making = Some(lock(path)?);
+        state = self::state(&db)?;
+    }
     if matches!(state, State::Foreign) {
         return Err(OpenError::NotOurs("is no history of cargo distest".to_owned()));
     }
@@ -277,6 +290,7 @@ fn open_ours(path: &Path) -> Result<Connection, OpenError> {
         begin.pragma_update(None, "user_version", VERSION)?;
         begin.commit()?;
     }
+    drop(making);
     Ok(db)
 }
 
