@@ -723,6 +723,10 @@ impl World {
 
     /// The worker is gone, and what it ran soon after. With its power, nobody is told.
     pub(super) fn crash(&mut self, host: usize, power: bool) -> Result<(), String> {
+        if !self.hosts[host].up {
+            // It is down already, and comes back once.
+            return Ok(());
+        }
         let conns: Vec<_> = self.hosts[host].sessions.keys().copied().collect();
         let theirs = self.conns.iter().filter(|(_, conn)| conn.host == host && conn.open[1]);
         let open: Vec<_> = theirs.map(|(id, _)| *id).chain(conns).collect();
