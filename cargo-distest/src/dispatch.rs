@@ -873,8 +873,7 @@ impl Dispatch {
             Effect::AttemptEnded { attempt, test, number, result, will_retry, only_in_company } => {
                 if let Some(mut ending) = self.endings.remove(&(attempt, test)) {
                     let notes = std::mem::take(&mut ending.notes);
-                    let mut ended = self.attempt_ended(test, *ending, result);
-                    (ended.attempt, ended.will_retry) = (number, will_retry);
+                    let mut ended = self.attempt_ended((test, number), *ending, result, will_retry);
                     if result.passed() && self.keeps_times(ended.worker) {
                         self.times.took(ended.worker, test, ended.duration);
                     }
@@ -952,9 +951,10 @@ impl Dispatch {
 
     fn attempt_ended(
         &self,
-        test: TestIndex,
+        (test, attempt): (TestIndex, u32),
         ending: Ending,
         result: AttemptResult,
+        will_retry: bool,
     ) -> AttemptEnded {
         let planned = self.planned(test);
         let reproduce = match result.passed() {
@@ -973,8 +973,8 @@ impl Dispatch {
         let [stdout, stderr] = ending.outputs;
         AttemptEnded {
             test,
-            attempt: 0,
-            will_retry: false,
+            attempt,
+            will_retry,
             worker: ending.worker,
             result,
             reason,

@@ -33,6 +33,8 @@ pub const RUNS_KEPT: u32 = 50;
 pub const FORGET_AFTER: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 /// Workers that are remembered, those that were met last.
 pub const WORKERS_KEPT: u32 = 1000;
+/// What to do about a file that is of no use.
+const ANOTHER_PATH: &str = "give --history another path, or --no-history";
 /// How long to wait for another run's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ pub fn foreign(path: &Path) -> Option<Warning> {
     };
     (!is_ours).then(|| Warning {
         text: format!("{} is no history and stays as it is: this run has none", path.display()),
-        hint: Some("give --history another path, or --no-history".to_owned()),
+        hint: Some(ANOTHER_PATH.to_owned()),
     })
 }
 
@@ -141,8 +143,7 @@ impl History {
             }
         }
         let text = format!("could not {doing} the history {}: {error}", self.path.display());
-        let hint = "give --history another path, or --no-history".to_owned();
-        Warning { text, hint: Some(hint) }
+        Warning { text, hint: Some(ANOTHER_PATH.to_owned()) }
     }
 }
 
@@ -211,7 +212,7 @@ fn micros(duration: Duration) -> i64 {
 fn not_ours(path: &Path, why: &str) -> Warning {
     Warning {
         text: format!("this run has no history: {} {why}, and stays as it is", path.display()),
-        hint: Some("give --history another path, or --no-history".to_owned()),
+        hint: Some(ANOTHER_PATH.to_owned()),
     }
 }
 

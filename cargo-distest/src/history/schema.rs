@@ -12,6 +12,7 @@ use crate::settings::Warning;
 
 /// Marks our files: `dstH`.
 const APPLICATION_ID: i32 = 0x6473_7448;
+/// Of new files: what is known of a binary's tests fills many pages of the usual size.
 const PAGE_BYTES: u32 = 16 * 1024;
 /// Raised when the tables change; older ones are migrated, newer ones are not understood.
 const VERSION: i32 = 7;
@@ -250,10 +251,10 @@ fn open_ours(path: &Path, locked: bool) -> Result<Connection, OpenError> {
     db.busy_timeout(BUSY_TIMEOUT)?;
     // Asked before anything is written, so that a foreign file stays as it is.
     let mut state = state(&db)?;
-    let mut making = None;
-    if matches!(state, State::Empty) && !locked {
-        // To change how an empty file is journalled nobody waits for others who do so, too.
-        making = Some(lock(path)?);
+    // To change how an empty file is journalled nobody waits for others who do so, too.
+    let makes = matches!(state, State::Empty) && !locked;
+    let _lock = makes.then(|| lock(path)).transpose()?;
+    if makes {
         state = self::state(&db)?;
     }
     if matches!(state, State::Foreign) {
@@ -266,7 +267,6 @@ fn open_ours(path: &Path, locked: bool) -> Result<Connection, OpenError> {
         return Err(OpenError::NotOurs(reason));
     }
     if matches!(state, State::Empty) {
-        // What is known of a binary's tests fills many pages of the usual size.
         db.pragma_update(None, "page_size", PAGE_BYTES)?;
     }
     // Readers and one writer at once. Where a file system can't, the usual journal does.
@@ -290,7 +290,6 @@ fn open_ours(path: &Path, locked: bool) -> Result<Connection, OpenError> {
         begin.pragma_update(None, "user_version", VERSION)?;
         begin.commit()?;
     }
-    drop(making);
     Ok(db)
 }
 
