@@ -1,4 +1,4 @@
-//! `--list` → test cases, cached by binary digest.
+//! `--list` → test cases, cached as long as the executable is the same file.
 //!
 //! A binary is run twice, without and with `--ignored`, by a [`Lister`]: [`LocalLister`] on this
 //! machine, or whatever can run binaries of another triple. What a libtest binary lists depends on
@@ -6,19 +6,21 @@
 //! data files and is asked every time.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use distest_worker::digest::Digest;
 use distest_worker::protocol::Exit;
 use tokio::sync::Semaphore;
 
 use crate::failure::{ExitCode, Failure};
 use crate::model::{BinaryId, Harness, ListedCase, Listing, TestBinary, TestName, Triple};
 use crate::parse;
+use crate::stamp::Stamp;
 
 mod cache;
 mod local;
@@ -110,48 +112,55 @@ impl<L: Lister> Inventory<L> {
         Self { probes, ..self }
     }
 
-    /// The test cases of a binary. `digest`, of its executable, makes the answer last.
+    /// The test cases of a binary.
     ///
     /// # Errors
     /// It could not be listed: [`ExitCode::ListFailed`], with its id, executable, exit status and
     /// stderr.
-    pub async fn list(
-        &self,
-        binary: Arc<TestBinary>,
-        digest: Option<Digest>,
-    ) -> Result<Listing, Failure> {
+    pub async fn list(&self, binary: Arc<TestBinary>) -> Result<Listing, Failure> {
         if self.whole.contains(&binary.id) {
             let name = TestName::new(binary.target_name.as_str());
             let cases = vec![ListedCase { name, ignored: false }];
             return Ok(Listing { binary, cases, whole: true, sharing: None });
         }
-        let cache = self.cache.as_ref().filter(|_| binary.harness == Harness::Libtest).zip(digest);
-        let remembered = match cache {
-            Some((cache, digest)) => cache.clone().load(digest, binary.triple.clone()).await,
-            None => None,
+        let known = match self.cache.as_ref().filter(|_| binary.harness == Harness::Libtest) {
+            Some(cache) => self.remembered(cache, &binary).await?,
+            None => Known { stamp: None, cases: self.execute(&binary).await?, probe: None },
         };
-        let (fresh, mut known) = match remembered {
-            Some(known) => (false, known),
-            None => (true, Known { cases: self.execute(&binary).await?, probe: None }),
-        };
-        let asks = self.probes && known.probe.is_none() && known.cases.len() > 1;
-        if let Some((cache, digest)) = cache {
-            if asks {
-                known.probe = Some(self.probe(&binary).await);
-            }
-            if fresh || asks {
-                cache.clone().save(digest, binary.triple.clone(), known.clone()).await;
-            }
-        }
         let sharing = known.probe.filter(|_| self.probes).and_then(Probe::sharing);
         Ok(Listing { binary, cases: known.cases, whole: false, sharing })
     }
 
-    async fn probe(&self, binary: &TestBinary) -> Probe {
-        let permit = self.runs.acquire().await;
-        let probe = probe::probe(&self.lister, binary).await;
-        drop(permit);
-        probe
+    /// What is known of a libtest binary, asked only for what is not.
+    async fn remembered(&self, cache: &Arc<Cache>, binary: &TestBinary) -> Result<Known, Failure> {
+        let (executable, triple) = (&binary.executable, &binary.triple);
+        let asked = SystemTime::now();
+        let before = fs::metadata(executable).ok();
+        let stamp = before.as_ref().map(Stamp::of);
+        let earlier = cache.clone().load(executable.clone(), triple.clone()).await;
+        let same = |known: &Known| stamp.is_some() && known.stamp == stamp;
+        // Of the same name, it was linked by the same compiler with the same libtest.
+        let shared = earlier.as_ref().and_then(|known| known.probe?.sharing());
+        let (fresh, mut known) = match earlier {
+            Some(known) if same(&known) => (false, known),
+            _ => {
+                let cases = self.execute(binary).await?;
+                (true, Known { stamp: None, cases, probe: None })
+            }
+        };
+        let asks = self.probes && known.probe.is_none() && known.cases.len() > 1;
+        if asks {
+            let permit = self.runs.acquire().await;
+            known.probe = Some(probe::probe(&self.lister, binary, shared).await);
+            drop(permit);
+        }
+        if fresh || asks {
+            let after = fs::metadata(executable).ok();
+            let unchanged = after.filter(|after| Some(Stamp::of(after)) == stamp);
+            known.stamp = unchanged.and_then(|metadata| Stamp::lasting(&metadata, asked));
+            cache.clone().save(executable.clone(), triple.clone(), known.clone()).await;
+        }
+        Ok(known)
     }
 
     /// How many binaries were run to be listed.

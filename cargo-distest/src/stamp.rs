@@ -2,8 +2,12 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+/// A file modified less than this before it was read may change unnoticed.
+const RACY: Duration = Duration::from_secs(2);
 
 /// What changes when a file's contents do. Times in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,5 +36,13 @@ impl Stamp {
             modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
             changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+    /// Of a file that was read from `read` on and had not changed at its end, if it will tell that
+    /// file from all that may take its place. As in git's index ("racy git"), one that was modified
+    /// less than two seconds before might change again within the resolution of its file system's
+    /// clock.
+    pub(crate) fn lasting(metadata: &Metadata, read: SystemTime) -> Option<Self> {
+        let age = metadata.modified().ok().and_then(|time| read.duration_since(time).ok());
+        age.filter(|age| *age >= RACY).map(|_| Self::of(metadata))
     }
 }

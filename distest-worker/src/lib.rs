@@ -24,6 +24,7 @@ pub mod message;
 pub mod metrics;
 pub mod output;
 pub mod packed;
+pub mod pipes;
 pub mod polite;
 pub mod probe;
 pub mod proof;

@@ -1,4 +1,9 @@
-//! Listings that were made before: one small JSON file each, named by digest and triple.
+//! Listings that were made before: one small JSON file for each executable, named by its path.
+//!
+//! A listing holds as long as the executable's [`Stamp`] is what it was; its bytes are not looked at,
+//! since hashing them takes longer than asking it again. As in git's index ("racy git"), what was
+//! modified less than two seconds before it was asked is asked again the next time: it might have
+//! changed since within the resolution of its file system's clock.
 //!
 //! Nothing here can fail a run: what can't be read is asked again, what can't be written is
 //! forgotten.
@@ -15,9 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::probe::Probe;
 use crate::model::{ListedCase, Triple};
+use crate::stamp::Stamp;
 
 /// Raised when the file's meaning changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Files beyond this many are removed, oldest first.
 const LISTINGS_MAX: usize = 4096;
 /// Files older than this are removed.
@@ -30,22 +36,23 @@ pub(super) struct Cache {
     swept: AtomicBool,
 }
 
+/// What is remembered of an executable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    /// The executable's, if it tells it from any that may take its place.
+    pub(super) stamp: Option<Stamp>,
+    pub(super) cases: Vec<ListedCase>,
+    /// None if nobody asked.
+    pub(super) probe: Option<Probe>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Entry {
     format: u32,
-    /// As in the file's name, for a file that was renamed or copied.
-    digest: String,
+    /// Its file's name says less.
+    executable: PathBuf,
     triple: Triple,
-    cases: Vec<ListedCase>,
-    /// None if nobody asked.
-    probe: Option<Probe>,
-}
-
-/// What is remembered of a binary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) cases: Vec<ListedCase>,
-    pub(super) probe: Option<Probe>,
+    known: Known,
 }
 
 impl Cache {
@@ -53,13 +60,17 @@ impl Cache {
         Self { folder, swept: AtomicBool::new(false) }
     }
 
-    pub(super) async fn load(self: Arc<Self>, digest: Digest, triple: Triple) -> Option<Known> {
-        tokio::task::spawn_blocking(move || self.read(digest, &triple)).await.ok()?
+    /// What is remembered of an executable, or of one that was in its place.
+    pub(super) async fn load(
+        self: Arc<Self>,
+        executable: PathBuf,
+        triple: Triple,
+    ) -> Option<Known> {
+        tokio::task::spawn_blocking(move || self.read(&executable, &triple)).await.ok()?
     }
 
-    pub(super) async fn save(self: Arc<Self>, digest: Digest, triple: Triple, known: Known) {
-        let Known { cases, probe } = known;
-        let entry = Entry { format: FORMAT, digest: digest.to_string(), triple, cases, probe };
+    pub(super) async fn save(self: Arc<Self>, executable: PathBuf, triple: Triple, known: Known) {
+        let entry = Entry { format: FORMAT, executable, triple, known };
         let write = move || {
             self.write(&entry).ok();
             if !self.swept.swap(true, Ordering::Relaxed) {
@@ -69,23 +80,24 @@ impl Cache {
         tokio::task::spawn_blocking(write).await.ok();
     }
 
-    fn file(&self, digest: &str, triple: &Triple) -> PathBuf {
-        self.folder.join(format!("{digest}-{triple}.json"))
+    fn file(&self, executable: &Path, triple: &Triple) -> PathBuf {
+        let name = Digest::of(executable.as_os_str().as_encoded_bytes());
+        self.folder.join(format!("{name}-{triple}.json"))
     }
 
-    fn read(&self, digest: Digest, triple: &Triple) -> Option<Known> {
-        let digest = digest.to_string();
-        let bytes = fs::read(self.file(&digest, triple)).ok()?;
+    fn read(&self, executable: &Path, triple: &Triple) -> Option<Known> {
+        let bytes = fs::read(self.file(executable, triple)).ok()?;
         let entry: Entry = serde_json::from_slice(&bytes).ok()?;
-        let same = entry.format == FORMAT && entry.digest == digest && entry.triple == *triple;
-        same.then_some(Known { cases: entry.cases, probe: entry.probe })
+        let same =
+            entry.format == FORMAT && entry.executable == executable && entry.triple == *triple;
+        same.then_some(entry.known)
     }
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
         serde_json::to_writer(io::BufWriter::new(&mut file), entry)?;
-        file.persist(self.file(&entry.digest, &entry.triple))?;
+        file.persist(self.file(&entry.executable, &entry.triple))?;
         Ok(())
     }
 }
@@ -114,41 +126,41 @@ mod tests {
     use super::*;
     use crate::model::TestName;
 
-    fn known(name: &str) -> Known {
+    fn entry(executable: &Path, name: &str) -> Entry {
         let cases = vec![ListedCase { name: TestName::new(name), ignored: true }];
-        Known { cases, probe: Some(Probe::Shares { start_us: 1500 }) }
-    }
-
-    fn entry(digest: Digest, name: &str) -> Entry {
-        let triple = Triple::new("t");
-        let Known { cases, probe } = known(name);
-        Entry { format: FORMAT, digest: digest.to_string(), triple, cases, probe }
+        let probe = Some(Probe::Shares { start_us: 1500 });
+        let stamp = Some(Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5 });
+        let known = Known { stamp, cases, probe };
+        let (executable, triple) = (executable.to_owned(), Triple::new("t"));
+        Entry { format: FORMAT, executable, triple, known }
     }
 
     #[test]
     fn what_was_not_written_so_is_not_there() {
         let temp = tempfile::tempdir().unwrap();
         let cache = Cache::new(temp.path().join("made/when/needed"));
-        let (digest, triple) = (Digest::of(b"a"), Triple::new("t"));
-        assert_eq!(cache.read(digest, &triple), None);
-        cache.write(&entry(digest, "x")).unwrap();
-        assert_eq!(cache.read(digest, &triple), Some(known("x")));
-        assert_eq!(cache.read(digest, &Triple::new("u")), None);
-        assert_eq!(cache.read(Digest::of(b"b"), &triple), None);
+        let (one, other) = (Path::new("/deps/one"), Path::new("/deps/other"));
+        let triple = Triple::new("t");
+        assert_eq!(cache.read(one, &triple), None);
+        cache.write(&entry(one, "x")).unwrap();
+        assert_eq!(cache.read(one, &triple), Some(entry(one, "x").known));
+        assert_eq!(cache.read(one, &Triple::new("u")), None);
+        assert_eq!(cache.read(other, &triple), None);
+        cache.write(&entry(one, "y")).unwrap();
+        assert_eq!(cache.read(one, &triple), Some(entry(one, "y").known));
 
         // Renamed, of another version, torn, foreign.
-        let file = cache.file(&digest.to_string(), &triple);
-        let other = cache.file(&Digest::of(b"b").to_string(), &triple);
-        fs::copy(&file, other).unwrap();
-        assert_eq!(cache.read(Digest::of(b"b"), &triple), None);
-        cache.write(&Entry { format: FORMAT + 1, ..entry(digest, "x") }).unwrap();
-        assert_eq!(cache.read(digest, &triple), None);
-        cache.write(&entry(digest, "x")).unwrap();
+        let file = cache.file(one, &triple);
+        fs::copy(&file, cache.file(other, &triple)).unwrap();
+        assert_eq!(cache.read(other, &triple), None);
+        cache.write(&Entry { format: FORMAT + 1, ..entry(one, "x") }).unwrap();
+        assert_eq!(cache.read(one, &triple), None);
+        cache.write(&entry(one, "x")).unwrap();
         let whole = fs::read(&file).unwrap();
         fs::write(&file, &whole[..whole.len() / 2]).unwrap();
-        assert_eq!(cache.read(digest, &triple), None);
+        assert_eq!(cache.read(one, &triple), None);
         fs::write(&file, b"[]").unwrap();
-        assert_eq!(cache.read(digest, &triple), None);
+        assert_eq!(cache.read(one, &triple), None);
     }
 
     #[test]

@@ -2,13 +2,19 @@
 
 use std::future::Future;
 use std::io;
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
+use distest_worker::pipes;
 use distest_worker::protocol::Exit;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{LIST_BYTES_MAX, LIST_STDERR_BYTES_MAX, Lister, RawListing, failed};
@@ -19,6 +25,10 @@ use crate::model::TestBinary;
 /// How long a list may take. A harness that ignores `--list` and waits for something would hang
 /// the run forever.
 const LIST_TIME_MAX: Duration = Duration::from_secs(300);
+/// How long what is printed lies in its pipe before it is read.
+const REST: Duration = Duration::from_millis(1);
+/// The most bytes read at once: what a pipe holds.
+const READ_BYTES_MAX: usize = 64 * 1024;
 /// How long output may stay open when the binary and all of its process group are gone.
 const OUTPUT_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -46,30 +56,27 @@ impl Lister for LocalLister {
             .envs(&binary.env)
             .env_remove(SECRET_VARIABLE)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true);
-        #[cfg(unix)]
-        command.process_group(0);
-        let cannot = |error: io::Error| failed(binary, args).because(error);
-        let child = command.spawn().map_err(cannot)?;
-        match timeout(self.time_max, follow(child)).await {
-            Ok(done) => done.map_err(cannot),
+        match timeout(self.time_max, follow(command)).await {
+            Ok(done) => done.map_err(|error| failed(binary, args).because(error)),
             Err(_) => Err(failed(binary, args)
                 .because(format!("it did not end within {} s", self.time_max.as_secs()))),
         }
     }
 }
 
-async fn follow(mut child: Child) -> io::Result<RawListing> {
+async fn follow(mut command: Command) -> io::Result<RawListing> {
+    let ((stdout, its_stdout), (stderr, its_stderr)) = (pipes::output()?, pipes::output()?);
+    let mut child = command.stdout(its_stdout).stderr(its_stderr).spawn()?;
+    // Ours of its ends would keep the pipes open.
+    drop(command);
     let group = Group::of(&child);
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(io::Error::other("its output is missing"));
-    };
+    let ended = watch::Sender::new(false);
     let output = async {
         tokio::try_join!(
-            read(stdout, LIST_BYTES_MAX, Overflow::Fails),
-            read(stderr, LIST_STDERR_BYTES_MAX, Overflow::IsDropped),
+            read(stdout, LIST_BYTES_MAX, Overflow::Fails, ended.subscribe()),
+            read(stderr, LIST_STDERR_BYTES_MAX, Overflow::IsDropped, ended.subscribe()),
         )
     };
     let mut output = std::pin::pin!(output);
@@ -81,6 +88,7 @@ async fn follow(mut child: Child) -> io::Result<RawListing> {
         }
         status = child.wait() => (status?, None),
     };
+    ended.send_replace(true);
     drop(group);
     let (stdout, stderr) = match read {
         Some(read) => read,
@@ -101,59 +109,59 @@ enum Overflow {
     IsDropped,
 }
 
+/// Reads a pipe to its end. Lines come one by one and each would wake the client, so they lie there
+/// for a while, unless the process has `ended`.
 async fn read(
-    mut stream: impl AsyncRead + Unpin,
+    pipe: OwnedFd,
     max: u64,
     overflow: Overflow,
+    mut ended: watch::Receiver<bool>,
 ) -> io::Result<Bytes> {
+    let mut buffer = vec![0; READ_BYTES_MAX];
     let mut bytes = Vec::new();
-    (&mut stream).take(max).read_to_end(&mut bytes).await?;
-    if bytes.len() as u64 == max {
-        match overflow {
-            Overflow::Fails => {
-                return Err(io::Error::other(format!("its list has {max} bytes or more")));
-            }
-            Overflow::IsDropped => {
-                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
-            }
+    let mut rests = true;
+    loop {
+        pipes::readable(&pipe).await?;
+        if rests {
+            let _ = timeout(REST, ended.wait_for(|ended| *ended)).await;
         }
+        let length = match nix::unistd::read(&pipe, &mut buffer) {
+            Ok(0) => return Ok(bytes.into()),
+            Ok(length) => length,
+            Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let room = usize::try_from(max).unwrap_or(usize::MAX) - bytes.len();
+        bytes.extend_from_slice(&buffer[..length.min(room)]);
+        if length >= room && matches!(overflow, Overflow::Fails) {
+            return Err(io::Error::other(format!("its list has {max} bytes or more")));
+        }
+        // Whoever fills half of the pipe in a rest would soon have to wait for its reader.
+        rests = length * 2 < READ_BYTES_MAX;
     }
-    Ok(bytes.into())
 }
 
-fn exit_of(status: std::process::ExitStatus) -> Exit {
-    #[cfg(unix)]
-    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        return Exit::Signal(signal);
+fn exit_of(status: ExitStatus) -> Exit {
+    match status.signal() {
+        Some(signal) => Exit::Signal(signal),
+        None => Exit::Code(status.code().unwrap_or(-1)),
     }
-    Exit::Code(status.code().unwrap_or(-1))
 }
 
 /// A process group, killed on drop.
-struct Group {
-    #[cfg(unix)]
-    leader: Option<nix::unistd::Pid>,
-}
+struct Group(Option<Pid>);
 
 impl Group {
-    #[cfg(unix)]
     fn of(child: &Child) -> Self {
-        let leader = child.id().and_then(|id| i32::try_from(id).ok());
-        Self { leader: leader.map(nix::unistd::Pid::from_raw) }
-    }
-
-    #[cfg(not(unix))]
-    fn of(_: &Child) -> Self {
-        Self {}
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
     }
 }
 
-#[cfg(unix)]
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.leader {
+        if let Some(leader) = self.0 {
             // Usually there is nobody left to kill.
-            nix::sys::signal::killpg(leader, nix::sys::signal::Signal::SIGKILL).ok();
+            killpg(leader, Signal::SIGKILL).ok();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether several tests of a binary may run in one process, found out once per binary.
 //!
 //! The binary is started without a test to run, which shows whether libtest's log file works and
-//! what a start costs. A binary that knows cargo-nextest's variables, or ours, may rely on a
+//! what a start costs; after an edit, what is known of its libtest stays. A binary that knows cargo-nextest's variables, or ours, may rely on a
 //! process per test: the bytes of such names in it are enough to leave it alone.
 
 use std::io::{self, Read};
@@ -17,8 +17,10 @@ use crate::model::{Sharing, TestBinary};
 
 /// Texts in an executable that speak of a process per test.
 const TELLING: [&[u8]; 2] = [b"NEXTEST_", b"DISTEST_"];
+/// What they all end in: one search finds them.
+const TELLING_END: &[u8] = b"TEST_";
 /// Bytes of an executable that are looked at at a time.
-const SCAN_BYTES: usize = 1 << 20;
+const SCAN_BYTES: usize = 256 << 10;
 /// A name that no test has.
 const NO_TEST: &str = "cargo distest asks for no test";
 
@@ -46,13 +48,23 @@ impl Probe {
 }
 
 /// Finds out. What goes wrong here only costs time later: each test then has its own process.
-pub(super) async fn probe(lister: &impl Lister, binary: &TestBinary) -> Probe {
+///
+/// `known` was found out of another binary with the same libtest, and of much the same start.
+pub(super) async fn probe(
+    lister: &impl Lister,
+    binary: &TestBinary,
+    known: Option<Sharing>,
+) -> Probe {
     let executable = binary.executable.clone();
-    let scan = tokio::task::spawn_blocking(move || mentions(&executable, &TELLING)).await;
+    let scan = tokio::task::spawn_blocking(move || speaks_of_it(&executable)).await;
     if !matches!(scan, Ok(Ok(false))) {
         return Probe::Alone;
     }
-    start(lister, binary).await.map_or(Probe::Alone, |start| {
+    let start = match known {
+        Some(Sharing { start_cost }) => Some(start_cost),
+        None => start(lister, binary).await,
+    };
+    start.map_or(Probe::Alone, |start| {
         let start_us = u64::try_from(start.as_micros()).unwrap_or(u64::MAX);
         Probe::Shares { start_us }
     })
@@ -69,10 +81,10 @@ async fn start(lister: &impl Lister, binary: &TestBinary) -> Option<Duration> {
     (raw.exit == Exit::Code(0) && log.exists()).then_some(took)
 }
 
-/// Whether a file holds one of these texts.
-fn mentions(path: &Path, texts: &[&[u8]]) -> io::Result<bool> {
-    let finders: Vec<_> = texts.iter().map(memmem::Finder::new).collect();
-    let overlap = texts.iter().map(|text| text.len()).max().unwrap_or(1) - 1;
+/// Whether an executable holds one of the texts.
+fn speaks_of_it(path: &Path) -> io::Result<bool> {
+    let finder = memmem::Finder::new(TELLING_END);
+    let overlap = TELLING.iter().map(|text| text.len()).max().unwrap_or(1) - 1;
     let mut file = std::fs::File::open(path)?;
     let mut buffer = vec![0; SCAN_BYTES + overlap];
     let mut kept = 0;
@@ -82,7 +94,8 @@ fn mentions(path: &Path, texts: &[&[u8]]) -> io::Result<bool> {
             return Ok(false);
         }
         let filled = kept + length;
-        if finders.iter().any(|finder| finder.find(&buffer[..filled]).is_some()) {
+        let mut ends = finder.find_iter(&buffer[..filled]).map(|at| at + TELLING_END.len());
+        if ends.any(|end| TELLING.iter().any(|text| buffer[..end].ends_with(text))) {
             return Ok(true);
         }
         // A text may begin in this piece and end in the next.
@@ -105,11 +118,11 @@ mod tests {
             bytes.extend_from_slice(text);
             bytes.extend_from_slice(b"yyy");
             std::fs::write(&path, bytes).unwrap();
-            mentions(&path, &TELLING).unwrap()
+            speaks_of_it(&path).unwrap()
         };
         for at in [0, 5, SCAN_BYTES - 4, SCAN_BYTES, SCAN_BYTES + 3, 3 * SCAN_BYTES - 1] {
             assert!(found(at, b"NEXTEST_RUN_ID") && found(at, b"DISTEST_"), "at {at}");
-            assert!(!found(at, b"NEXTEST-"), "at {at}");
+            assert!(!found(at, b"NEXTEST-") && !found(at, b"THE_TEST_"), "at {at}");
         }
         assert!(!found(0, b""));
     }

@@ -1,6 +1,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::model::BinaryKind;
@@ -41,6 +42,9 @@ impl Lister for &Fake {
         tokio::task::yield_now().await;
         self.parallel.set(self.parallel.get() - 1);
         let ignored = args.contains(&"--ignored");
+        if let Some(log) = args.iter().position(|arg| *arg == "--logfile") {
+            fs::write(args[log + 1], "").unwrap();
+        }
         let stdout: &[u8] = if ignored { b"b: test\n" } else { b"a: test\nb: test\n" };
         let exit = Exit::Code(if &*binary.id.0 == "broken" { 101 } else { 0 });
         Ok(RawListing {
@@ -55,28 +59,69 @@ fn names(listing: &Listing) -> Vec<(&str, bool)> {
     listing.cases.iter().map(|case| (&*case.name.0, case.ignored)).collect()
 }
 
+/// Something in an executable's place, built so long ago.
+fn build(path: &Path, content: &str, age: Duration) {
+    fs::write(path, content).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - age).unwrap();
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
 #[tokio::test]
-async fn only_libtest_listings_are_remembered() {
+async fn only_libtest_listings_of_the_same_file_are_remembered() {
     let temp = tempfile::tempdir().unwrap();
     let fake = Fake::default();
-    let cache = Some(temp.path().to_path_buf());
-    let digest = Some(Digest::of(b"executable"));
-    for (harness, digest, executed) in [
-        (Harness::Libtest, digest, 1),
-        (Harness::Libtest, digest, 0),
-        (Harness::Custom, digest, 1),
-        (Harness::Libtest, None, 1),
-        (Harness::Libtest, Some(Digest::of(b"changed")), 1),
-    ] {
+    let executable = temp.path().join("executable");
+    let cache = Some(temp.path().join("listings"));
+    let list = async |harness, cache: &Option<PathBuf>| {
         let inventory = Inventory::new(&fake, 2, cache.clone(), &[]);
-        let binary = binary("pkg", harness, Path::new("/bin"));
-        let listing = inventory.list(binary, digest).await.unwrap();
+        let listing = inventory.list(binary("pkg", harness, &executable)).await.unwrap();
         assert_eq!(names(&listing), [("a", false), ("b", true)]);
         assert!(!listing.whole);
-        assert_eq!(inventory.executed(), executed, "{harness:?} {digest:?}");
-    }
-    assert_eq!(fake.runs.borrow().len(), 8);
+        inventory.executed()
+    };
+    build(&executable, "one", HOUR);
+    assert_eq!(list(Harness::Libtest, &cache).await, 1);
+    assert_eq!(list(Harness::Libtest, &cache).await, 0);
+    assert_eq!(list(Harness::Custom, &cache).await, 1);
+    assert_eq!(list(Harness::Libtest, &None).await, 1);
+    assert_eq!(list(Harness::Libtest, &cache).await, 0);
+    // Replaced by what has the same size and time, as a build system that sets times does.
+    fs::remove_file(&executable).unwrap();
+    build(&executable, "two", HOUR);
+    assert_eq!(list(Harness::Libtest, &cache).await, 1);
+    assert_eq!(list(Harness::Libtest, &cache).await, 0);
+    // So young that it could be written to again and look the same.
+    build(&executable, "two", Duration::ZERO);
+    assert_eq!(list(Harness::Libtest, &cache).await, 1);
+    assert_eq!(list(Harness::Libtest, &cache).await, 1);
+    assert_eq!(fake.runs.borrow().len(), 12);
     assert_eq!(fake.runs.borrow()[1], "pkg --list --format terse --ignored");
+}
+
+#[tokio::test]
+async fn after_an_edit_what_its_libtest_can_do_is_known() {
+    let temp = tempfile::tempdir().unwrap();
+    let fake = Fake::default();
+    let executable = temp.path().join("executable");
+    let cache = Some(temp.path().join("listings"));
+    let list = async || {
+        fake.runs.borrow_mut().clear();
+        let inventory = Inventory::new(&fake, 2, cache.clone(), &[]).with_probes(true);
+        let listing = inventory.list(binary("pkg", Harness::Libtest, &executable)).await.unwrap();
+        (listing.sharing.is_some(), fake.runs.borrow().len())
+    };
+    build(&executable, "one", HOUR);
+    assert_eq!(list().await, (true, 3), "two lists and a start");
+    assert_eq!(list().await, (true, 0));
+    build(&executable, "another", HOUR);
+    assert_eq!(list().await, (true, 2));
+    assert_eq!(list().await, (true, 0));
+    build(&executable, "it knows NEXTEST_RUN_ID", HOUR);
+    assert_eq!(list().await, (false, 2));
+    build(&executable, "it forgot", HOUR);
+    assert_eq!(list().await, (true, 3));
 }
 
 #[tokio::test]
@@ -84,7 +129,7 @@ async fn a_whole_binary_is_one_case_and_never_run() {
     let fake = Fake::default();
     let inventory = Inventory::new(&fake, 2, None, &["pkg::whole".to_owned()]);
     let binary = binary("pkg::whole", Harness::Custom, Path::new("/bin"));
-    let listing = inventory.list(binary, None).await.unwrap();
+    let listing = inventory.list(binary).await.unwrap();
     assert_eq!(names(&listing), [("target", false)]);
     assert!(listing.whole);
     assert_eq!((inventory.executed(), fake.runs.borrow().len()), (0, 0));
@@ -95,7 +140,7 @@ async fn runs_at_a_time_are_bounded_over_all_binaries() {
     let fake = Fake::default();
     let inventory = Inventory::new(&fake, 3, None, &[]);
     let binaries = (0..10).map(|i| binary(&format!("pkg::{i}"), Harness::Libtest, Path::new("/")));
-    let listings = binaries.map(|binary| inventory.list(binary, None));
+    let listings = binaries.map(|binary| inventory.list(binary));
     futures::future::try_join_all(listings).await.unwrap();
     assert_eq!(fake.most_parallel.get(), 3);
     assert_eq!((inventory.executed(), fake.runs.borrow().len()), (10, 20));
@@ -106,7 +151,7 @@ async fn a_failure_names_binary_executable_status_and_stderr() {
     let fake = Fake::default();
     let inventory = Inventory::new(&fake, 2, None, &[]);
     let broken = |harness| binary("broken", harness, Path::new("/deps/broken-1"));
-    let failure = inventory.list(broken(Harness::Libtest), None).await.unwrap_err();
+    let failure = inventory.list(broken(Harness::Libtest)).await.unwrap_err();
     assert_eq!(failure.code, ExitCode::ListFailed);
     assert_eq!(
         failure.to_string(),
@@ -115,7 +160,7 @@ async fn a_failure_names_binary_executable_status_and_stderr() {
     );
     let hint = failure.hint.unwrap();
     assert_eq!(hint, "run it by hand: cd / && /deps/broken-1 --list --format terse");
-    let custom = inventory.list(broken(Harness::Custom), None).await.unwrap_err();
+    let custom = inventory.list(broken(Harness::Custom)).await.unwrap_err();
     let hint = custom.hint.unwrap();
     assert!(hint.ends_with("\n[binary.\"broken\"]\nlist = \"whole\""), "{hint}");
 }
@@ -125,13 +170,13 @@ async fn another_triple_goes_to_the_other_lister() {
     let (here, there) = (Fake::default(), Fake::default());
     let route = ByTriple { host: Triple::new("host"), local: &here, foreign: &there };
     let inventory = Inventory::new(route, 2, None, &[]);
-    inventory.list(binary("pkg", Harness::Libtest, Path::new("/")), None).await.unwrap();
+    inventory.list(binary("pkg", Harness::Libtest, Path::new("/"))).await.unwrap();
     assert_eq!((here.runs.borrow().len(), there.runs.borrow().len()), (0, 2));
 
     let route = ByTriple { host: Triple::new("host"), local: &here, foreign: NoLister };
     let inventory = Inventory::new(route, 2, None, &[]);
     let binary = binary("pkg", Harness::Libtest, Path::new("/"));
-    let failure = inventory.list(binary, None).await.unwrap_err();
+    let failure = inventory.list(binary).await.unwrap_err();
     assert_eq!(failure.code, ExitCode::ListFailed);
     assert!(failure.to_string().contains("built for here"), "{failure}");
 }

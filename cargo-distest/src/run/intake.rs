@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use distest_worker::protocol::BinaryKey;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -17,6 +18,7 @@ use crate::model::{Listing, TestBinary, TestCase};
 use crate::parcel::Parcel;
 use crate::plan;
 use crate::shard::{self, Candidate};
+use crate::stamp::Stamp;
 use crate::tree::keep::ClientStore;
 
 /// A listing that takes longer is told of.
@@ -100,18 +102,23 @@ impl<'a> Intake<'a> {
         Ok(tally.plan)
     }
 
-    /// Takes a binary into the store, before cargo overwrites it, and lists it.
+    /// Lists a binary, and where workers other than the embedded one may want it takes it into the
+    /// store first, before cargo overwrites it.
     async fn take(&self, key: BinaryKey, binary: Arc<TestBinary>) -> Result<Taken, Failure> {
-        let store = Arc::clone(&self.store);
+        let store = (!self.line.settings.fleet.workers.is_empty()).then(|| Arc::clone(&self.store));
         let path = binary.executable.clone();
-        let blob = blocking(move || store.take(&path)).await.map_err(|error| {
+        let look = move || match store {
+            Some(store) => Ok(store.take(&path)?.stamp),
+            None => Ok(Stamp::of_contents(&fs::metadata(&path)?)),
+        };
+        let built = blocking(look).await.map_err(|error: io::Error| {
             let what = format!("could not read {}", binary.executable.display());
             Failure::new(ExitCode::Setup, what).because(error)
         })?;
         let wanted = self.line.filter.wants_binary(&binary) != Some(false);
         let listing = match wanted {
             true => {
-                let list = self.inventory.list(Arc::clone(&binary), Some(blob.digest));
+                let list = self.inventory.list(Arc::clone(&binary));
                 self.with_notice(&binary, list).await?
             }
             false => Listing {
@@ -123,7 +130,7 @@ impl<'a> Intake<'a> {
         };
         let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
         let Listing { whole, sharing, .. } = listing;
-        let runnable = Runnable { key, binary, built: blob.stamp, whole, sharing, parcel };
+        let runnable = Runnable { key, binary, built, whole, sharing, parcel };
         Ok(Taken { runnable: Arc::new(runnable), listing })
     }
 

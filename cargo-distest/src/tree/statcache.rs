@@ -1,9 +1,7 @@
 //! Digests of files that have not changed since they were last read.
 //!
 //! A file counts as unchanged if its path, device, inode, size, modification and change time are
-//! as they were. As in git's index ("racy git"), a file that was modified less than two seconds
-//! before it was hashed is not remembered, since it might change again within the resolution of its
-//! file system's clock.
+//! as they were. One whose [`Stamp`] would not tell that it has changed again is not remembered.
 //!
 //! On disk: a line with the version, records in the order of paths, and the SHA-256 of all of that.
 //! A file that is anything else is ignored and written anew.
@@ -17,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use distest_worker::digest::Digest;
 use nix::fcntl::OFlag;
@@ -26,8 +24,6 @@ use crate::stamp::Stamp;
 
 /// First line of the file.
 const VERSION: &[u8] = b"cargo-distest stat cache 1\n";
-/// A file modified less than this before it was hashed may change unnoticed.
-const RACY: Duration = Duration::from_secs(2);
 /// What was not asked for in so many days is forgotten.
 const DAYS_MAX: u32 = 30;
 /// More than so many files are not remembered.
@@ -120,10 +116,10 @@ impl StatCache {
         digest: Digest,
         hashed: SystemTime,
     ) {
-        let age = metadata.modified().ok().and_then(|time| hashed.duration_since(time).ok());
+        let stamp = Stamp::lasting(metadata, hashed);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        if age.is_some_and(|age| age >= RACY) && entries.len() < ENTRIES_MAX {
-            let (stamp, day) = (Stamp::of(metadata), AtomicU32::new(self.today));
+        if let Some(stamp) = stamp.filter(|_| entries.len() < ENTRIES_MAX) {
+            let day = AtomicU32::new(self.today);
             entries.insert(path.into(), Entry { stamp, digest, day });
             self.changed.store(true, Ordering::Relaxed);
         } else if entries.remove(path.as_os_str()).is_some() {
@@ -209,6 +205,8 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// A cache and a file that was written an hour ago.

@@ -81,7 +81,7 @@ pub(crate) async fn compare_lists(
     let inventory = Inventory::new(LocalLister::default(), 2, None, &[]);
     let mut ours = BTreeMap::new();
     for (id, binary) in binaries {
-        let listing = inventory.list(Arc::new(binary.clone()), None).await.unwrap();
+        let listing = inventory.list(Arc::new(binary.clone())).await.unwrap();
         ours.insert(id.clone(), sorted_cases(&listing));
     }
     assert_eq!(inventory.executed() as usize, binaries.len());

@@ -108,7 +108,7 @@ async fn libraries_that_are_loaded_at_run_time_come_along() {
     assert_eq!(names(&it.companions), ["libdyl.so", "libstd-*.so"]);
     compare_environments(&project, &args, &workspace, &binaries);
     let inventory = Inventory::new(LocalLister::default(), 2, None, &[]);
-    let listing = inventory.list(Arc::new(it.clone()), None).await.unwrap();
+    let listing = inventory.list(Arc::new(it.clone())).await.unwrap();
     assert_eq!(sorted_cases(&listing), [("plain".to_owned(), false)]);
 }
 

@@ -97,7 +97,7 @@ impl Helper {
     }
 
     fn started(ours: OwnedFd, command: std::process::Command) -> io::Result<Self> {
-        super::pump::set_nonblocking(&ours)?;
+        crate::pipes::set_nonblocking(&ours)?;
         let child = Command::from(command).spawn()?;
         let buffer = vec![0; wire::ANSWER_BYTES_MAX].into();
         let life = Life::Heard(Instant::now());

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::SlotEvent;
-use super::pump::readable;
+use crate::pipes::readable;
 use crate::protocol::{
     AttemptId, PROGRESS_BYTES_MAX, PROGRESS_LINE_BYTES_MAX, ProgressLine, SlotId,
 };

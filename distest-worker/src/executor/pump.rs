@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{pipe2, read};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::read;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::SlotEvent;
 use crate::output::Capture;
+use crate::pipes::readable;
 use crate::protocol::{AttemptId, LIMIT_MAX, SlotId, Stream};
 
 /// The most bytes read at once: what a pipe holds.
@@ -201,12 +202,6 @@ async fn drain(pipe: OwnedFd, mut sink: Sink, mut end: oneshot::Receiver<Duratio
     Drained { capture: sink.capture, open: false }
 }
 
-/// Waits until there is something to read, or the end. A pipe is watched only meanwhile: to watch
-/// it while it rests would be to be woken by every line.
-pub(super) async fn readable(pipe: &OwnedFd) -> io::Result<()> {
-    pipe::Receiver::from_owned_fd_unchecked(pipe.try_clone()?)?.readable().await
-}
-
 /// What [`read_waiting`] came to.
 enum Rest {
     /// The end: nobody can write any more.
@@ -264,23 +259,4 @@ impl Feeder {
     pub(super) fn feed(&self, piece: Bytes) {
         let _ = self.data.send(piece);
     }
-}
-
-/// A pipe whose reading end, ours, doesn't block: `(ours, the attempt's)`.
-pub(super) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    set_nonblocking(&reader)?;
-    Ok((reader, writer))
-}
-
-/// A pipe whose writing end, ours, doesn't block: `(ours, the attempt's)`.
-pub(super) fn input_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    set_nonblocking(&writer)?;
-    Ok((writer, reader))
-}
-
-pub(super) fn set_nonblocking(descriptor: &OwnedFd) -> io::Result<()> {
-    fcntl(descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok(())
 }

@@ -15,10 +15,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::helper::{Helper, Inside};
 use super::progress::Progress;
-use super::pump::{self, Feeder, Live, READ_BYTES_MAX, Reading, Sink};
+use super::pump::{Feeder, Live, READ_BYTES_MAX, Reading, Sink};
 use super::request::{encode, explain};
 use super::{HELPER_DEATHS_MAX, Listener, SlotCommand, SlotEvent, SlotExit, SpawnRequest};
 use crate::output::Capture;
+use crate::pipes;
 use crate::protocol::{AttemptId, Leak, LossReason, Network, SlotId, Stream, Streams};
 use crate::sandbox::changes::Written;
 use crate::sandbox::enclosure::Enclosure;
@@ -330,14 +331,14 @@ impl Place {
     ) -> io::Result<(Running, Spawn, Vec<RawFd>, Vec<OwnedFd>)> {
         let attempt = request.attempt;
         let spawn = encode(request)?;
-        let (stdout, its_stdout) = pump::output_pipe()?;
-        let (stderr, its_stderr) = pump::output_pipe()?;
+        let (stdout, its_stdout) = pipes::output()?;
+        let (stderr, its_stderr) = pipes::output()?;
         let live = !matches!(request.streams, Streams::Capture);
         let mut descriptors = Vec::with_capacity(4);
         let (its_stdin, feeder) = match request.streams {
             Streams::Capture | Streams::Live => (self.nothing()?.as_raw_fd(), None),
             Streams::LiveWithStdin => {
-                let (ours, its_stdin) = pump::input_pipe()?;
+                let (ours, its_stdin) = pipes::input()?;
                 let (number, events) = (its_stdin.as_raw_fd(), self.events.clone());
                 descriptors.push(its_stdin);
                 (number, Some(Feeder::start(ours, self.slot, attempt, events)?))
@@ -357,7 +358,7 @@ impl Place {
         let now = Instant::now();
         let progress = match request.progress {
             true => {
-                let (ours, theirs) = pump::output_pipe()?;
+                let (ours, theirs) = pipes::output()?;
                 numbers.push(theirs.as_raw_fd());
                 descriptors.push(theirs);
                 Some(Progress::start(ours, self.slot, attempt, self.events.clone()))
