@@ -20,7 +20,7 @@ const CLIENT: &[(&str, &[&str])] = &[
     ("clues", &[]),
     ("suits", &["model"]),
     ("tree", &["failure", "model", "stamp"]),
-    ("inventory", &["compile", "failure", "model", "parse", "settings"]),
+    ("inventory", &["compile", "failure", "model", "parse", "settings", "stamp"]),
     ("cost", &["model"]),
     ("plan", &["cost", "model"]),
     ("pace", &["model"]),
@@ -92,6 +92,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("hello", &["packed", "protocol"]),
     ("identity", &["log", "shown"]),
     ("packed", &[]),
+    ("pipes", &[]),
     ("memory", &[]),
     ("upgrade", &["digest", "protocol", "sandbox", "store"]),
     ("message", &["packed"]),
@@ -107,7 +108,7 @@ const WORKER: &[(&str, &[&str])] = &[
     ("sandbox", &["protocol", "store", "digest", "globs"]),
     ("output", &["protocol"]),
     ("zygote", &["protocol", "sandbox"]),
-    ("executor", &["output", "protocol", "sandbox", "store", "zygote"]),
+    ("executor", &["output", "pipes", "protocol", "sandbox", "store", "zygote"]),
     (
         "server",
         &[

@@ -33,7 +33,7 @@ pub use travel::TravelSettings;
 pub(crate) use travel::parse_pattern;
 pub use values::{TestThreads, WaitWorkers, parse_duration};
 pub(crate) use values::{parse_positive_duration, parse_shard};
-pub use writable::check_writable;
+pub use writable::{check_writable, is_replaced, open_in_place};
 
 /// Everything that `run` and `list` need to know.
 #[derive(Clone, Debug)]

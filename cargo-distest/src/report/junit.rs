@@ -4,11 +4,12 @@
 //! name of its test cases; skipped tests are left out. A test that was lost is an `error`; one
 //! that never started because the run was cancelled is `skipped`. What the crate has no element
 //! for (the failed attempts of a flaky test) stands in `system-err`. The file is complete or not
-//! there: it is written beside its place and renamed.
+//! there: it is written beside its place and renamed. A link, a device or a pipe is written to.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +23,7 @@ use crate::event::{AttemptEnded, CapturedOutput, RunEvent};
 use crate::failure::{ExitCode, Failure};
 use crate::model::{AttemptResult, BinaryId, Triple, Verdict};
 use crate::results::{Attempt, Summary, TestState};
-use crate::settings::ReportSettings;
+use crate::settings::{ReportSettings, is_replaced, open_in_place};
 
 /// The most bytes of one output stream in the file: half from each end.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
@@ -69,16 +70,22 @@ impl Reporter for Junit {
     }
 }
 
-/// Replaces the file in one step; folders are made as needed.
+/// Replaces the file in one step, if it is one; folders are made as needed.
 fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
+    if !is_replaced(path) {
+        let mut file = open_in_place(path)?;
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        return file.write_all(contents);
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".junit-").suffix(".tmp");
     // Readable by whoever the umask allows: CI systems collect reports as another user.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(Permissions::from_mode(0o666));
     let mut file = builder.tempfile_in(folder)?;
     file.write_all(contents)?;
     file.persist(path).map_err(|error| error.error)?;

@@ -158,6 +158,19 @@ fn the_file_is_replaced_whole_and_its_folder_made() {
 }
 
 #[test]
+fn a_link_stays_and_what_it_leads_to_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file"), folder.path().join("link.xml"));
+    fs::write(&file, "x".repeat(1 << 20)).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let junit = ReportSettings { junit: Some(link.clone()), ..settings() };
+    tell(&every_verdict(SummarySettings::default()), &mut Junit::new(&junit).unwrap());
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(!parse(&fs::read_to_string(&file).unwrap()).is_empty());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
 fn a_file_that_cannot_be_written_changes_the_exit_code_that_is_told() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
