@@ -135,8 +135,8 @@ impl<L: Lister> Inventory<L> {
     async fn remembered(&self, cache: &Arc<Cache>, binary: &TestBinary) -> Result<Known, Failure> {
         let (executable, triple) = (&binary.executable, &binary.triple);
         let asked = SystemTime::now();
-        let before = fs::metadata(executable).ok();
-        let stamp = before.as_ref().map(Stamp::of);
+        let look = || fs::metadata(executable).ok();
+        let stamp = look().as_ref().map(Stamp::of);
         let earlier = cache.clone().load(executable.clone(), triple.clone()).await;
         let same = |known: &Known| stamp.is_some() && known.stamp == stamp;
         // Of the same name, it was linked by the same compiler with the same libtest.
@@ -155,8 +155,7 @@ impl<L: Lister> Inventory<L> {
             drop(permit);
         }
         if fresh || asks {
-            let after = fs::metadata(executable).ok();
-            let unchanged = after.filter(|after| Some(Stamp::of(after)) == stamp);
+            let unchanged = look().filter(|after| Some(Stamp::of(after)) == stamp);
             known.stamp = unchanged.and_then(|metadata| Stamp::lasting(&metadata, asked));
             cache.clone().save(executable.clone(), triple.clone(), known.clone()).await;
         }
