@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::failure::{ExitCode, Failure};
 use crate::model::TestBinary;
-use crate::tree::keep::ClientStore;
+use crate::tree::keep::{Blob, ClientStore};
 use crate::tree::payload::{self, Payload};
 
 /// A test binary as workers get it. Its companions are taken into the store when the first worker
@@ -19,6 +19,7 @@ use crate::tree::payload::{self, Payload};
 pub struct Parcel {
     key: BinaryKey,
     binary: Arc<TestBinary>,
+    listed: Option<Blob>,
     store: Arc<ClientStore>,
     packed: OnceCell<Packed>,
 }
@@ -33,9 +34,15 @@ pub struct Packed {
 }
 
 impl Parcel {
-    /// The parcel of a linked binary.
-    pub fn new(key: BinaryKey, binary: Arc<TestBinary>, store: Arc<ClientStore>) -> Self {
-        Self { key, binary, store, packed: OnceCell::new() }
+    /// The parcel of a linked binary, with the copy of its executable that was kept when it was
+    /// listed, if one was.
+    pub fn new(
+        key: BinaryKey,
+        binary: Arc<TestBinary>,
+        listed: Option<Blob>,
+        store: Arc<ClientStore>,
+    ) -> Self {
+        Self { key, binary, listed, store, packed: OnceCell::new() }
     }
 
     /// What an embedded worker is told: everything lies where it is.
@@ -50,7 +57,9 @@ impl Parcel {
     pub async fn pack(&self) -> Result<Packed, Failure> {
         let pack = || async {
             let (binary, store) = (Arc::clone(&self.binary), Arc::clone(&self.store));
-            let gathered = tokio::task::spawn_blocking(move || payload::gather(&binary, &store));
+            let listed = self.listed.clone();
+            let gather = move || payload::gather(&binary, listed, &store);
+            let gathered = tokio::task::spawn_blocking(gather);
             let Payload { entries, files, .. } = gathered.await.map_err(|error| {
                 let what = format!("could not pack {}", self.binary.id);
                 Failure::new(ExitCode::Setup, what).because(error)

@@ -1,6 +1,6 @@
 //! What dies in the middle: workers, connections, the client, disks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use distest_tests::fixture::Fixture;
 use distest_tests::junit::Report;
 use distest_tests::product::product;
 use distest_tests::proxy::Proxy;
-use distest_tests::referee::Referee;
+use distest_tests::referee::{Present, Referee};
 use distest_tests::scratch::{Scratch, Stray, what_stays};
 use distest_tests::transcript::{Attempt, AttemptResult, Line, Transcript, Verdict};
 use distest_tests::worker::{Executable, Worker};
@@ -38,6 +38,7 @@ pub(crate) fn cases() -> Vec<Trial> {
         case("faults::a_test_that_ignores_sigterm_is_killed", ignores_sigterm),
         case("faults::every_blob_of_a_worker_is_damaged", damaged_store),
         case("faults::executables_are_built_anew", rebuilt),
+        case("faults::executables_are_built_anew_before_a_worker_comes", rebuilt_before_a_worker),
         case_if("faults::disk_of_a_worker_is_full", can_mount, full_disk),
         case_if("faults::disk_of_the_only_worker_is_full", can_mount, only_disk_full),
     ]
@@ -241,22 +242,51 @@ fn rebuilt(scratch: &Scratch) {
     let slots = SLOTS.to_string();
     let to = |client: Client| client.args(["--local-slots", &slots]);
     let run = caught_in_the_middle(scratch, &referee, to);
-    for entry in fs::read_dir(scratch.join("subject/target/debug/deps")).unwrap() {
-        let path = entry.unwrap().path();
-        let is_executable = path.extension().is_none() && path.is_file();
-        if is_executable {
-            // One that runs no test and succeeds.
-            let other = path.with_extension("other");
-            fs::copy("/bin/true", &other).unwrap();
-            fs::rename(&other, &path).unwrap();
-        }
-    }
+    build_anew(scratch);
     referee.let_go("held");
     referee.let_go("waits");
     let transcript = run.finish().transcript(100);
     let [passed, lost] = [Verdict::Pass, Verdict::Lost].map(|it| transcript.count(it));
     assert_eq!(passed, ENDED as usize, "what ended before: {:?}", transcript.verdicts);
     assert_eq!(lost, (HELD + WAITING) as usize, "all others are told as lost");
+}
+
+/// Puts executables that run no test and succeed in the place of those of the subject.
+fn build_anew(scratch: &Scratch) {
+    for entry in fs::read_dir(scratch.join("subject/target/debug/deps")).unwrap() {
+        let path = entry.unwrap().path();
+        let is_executable = path.extension().is_none() && path.is_file();
+        if is_executable {
+            let other = path.with_extension("other");
+            fs::copy("/bin/true", &other).unwrap();
+            fs::rename(&other, &path).unwrap();
+        }
+    }
+}
+
+/// A worker that comes later gets the executables that were listed, and runs what the embedded one
+/// no longer can.
+fn rebuilt_before_a_worker(scratch: &Scratch) {
+    let referee = referee();
+    let mut worker = Worker::start(scratch, "w1", SLOTS);
+    worker.process.signal(Signal::SIGKILL);
+    worker.process.wait(DEADLINE).expect("it ends");
+    let (slots, address) = (SLOTS.to_string(), worker.address.clone());
+    let to = |client: Client| client.args(["--local-slots", &slots, "--worker", &address]);
+    let run = caught_in_the_middle(scratch, &referee, to);
+    build_anew(scratch);
+    worker.restart(scratch, SLOTS, &scratch.join("store-w1"));
+    // It is there, and the embedded worker's tests have somewhere to go.
+    referee.wait_for(|it| it.test.worker == "w1");
+    referee.let_go("held");
+    referee.let_go("waits");
+    let transcript = run.finish().transcript(0);
+    assert_eq!(transcript.count(Verdict::Pass), (HELD + ENDED + WAITING) as usize);
+    let ran: BTreeSet<_> = referee.seen().into_iter().map(|it| it.test).collect();
+    for (case, _) in transcript.verdicts.iter().filter(|it| !it.0.name.starts_with("quick")) {
+        let there = Present { name: case.name.clone(), worker: "w1".to_owned() };
+        assert!(ran.contains(&there), "{case:?} passes and did not run there: {ran:?}");
+    }
 }
 
 /// Overwrites a byte in every file below `folder`, empty ones excepted.

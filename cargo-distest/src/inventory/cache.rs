@@ -1,4 +1,6 @@
-//! Listings that were made before: one small JSON file for each executable, named by its path.
+//! Listings that were made before: one small file for each executable, named by its path. Its first
+//! line is the SHA-256 of the rest, which is JSON: a name in which a bit has flipped would be a test
+//! that runs no more.
 //!
 //! A listing holds as long as the executable's [`Stamp`] is what it was; its bytes are not looked at,
 //! since hashing them takes longer than asking it again. As in git's index ("racy git"), what was
@@ -8,22 +10,27 @@
 //! Nothing here can fail a run: what can't be read is asked again, what can't be written is
 //! forgotten.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use distest_worker::digest::Digest;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
+use super::LIST_BYTES_MAX;
 use super::probe::Probe;
 use crate::model::{ListedCase, Triple};
 use crate::stamp::Stamp;
 
 /// Raised when the file's meaning changes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
+/// The most bytes of a file that are read.
+const FILE_BYTES_MAX: u64 = 2 * LIST_BYTES_MAX;
 /// Files beyond this many are removed, oldest first.
 const LISTINGS_MAX: usize = 4096;
 /// Files older than this are removed.
@@ -86,17 +93,32 @@ impl Cache {
     }
 
     fn read(&self, executable: &Path, triple: &Triple) -> Option<Known> {
-        let bytes = fs::read(self.file(executable, triple)).ok()?;
-        let entry: Entry = serde_json::from_slice(&bytes).ok()?;
+        // A named pipe in its place must not be waited for.
+        let flags = OFlag::O_NONBLOCK.bits();
+        let path = self.file(executable, triple);
+        let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+        if !file.metadata().is_ok_and(|it| it.is_file() && it.len() <= FILE_BYTES_MAX) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        let end = memchr::memchr(b'\n', &bytes)?;
+        let (seal, json) = (&bytes[..end], &bytes[end + 1..]);
+        if Digest::of(json).to_string().as_bytes() != seal {
+            return None;
+        }
+        let entry: Entry = serde_json::from_slice(json).ok()?;
         let same =
             entry.format == FORMAT && entry.executable == executable && entry.triple == *triple;
         same.then_some(entry.known)
     }
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
+        let json = serde_json::to_vec(entry)?;
         fs::create_dir_all(&self.folder)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        serde_json::to_writer(io::BufWriter::new(&mut file), entry)?;
+        writeln!(file, "{}", Digest::of(&json))?;
+        file.write_all(&json)?;
         file.persist(self.file(&entry.executable, &entry.triple))?;
         Ok(())
     }
@@ -123,6 +145,9 @@ fn sweep(folder: &Path, max: usize, age_max: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
     use crate::model::TestName;
 
@@ -161,6 +186,21 @@ mod tests {
         assert_eq!(cache.read(one, &triple), None);
         fs::write(&file, b"[]").unwrap();
         assert_eq!(cache.read(one, &triple), None);
+        // Any bit of it.
+        for byte in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[byte] ^= 1;
+            fs::write(&file, flipped).unwrap();
+            assert_eq!(cache.read(one, &triple), None, "byte {byte}");
+        }
+        // No file, or one that nobody would read to its end.
+        File::create(&file).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert_eq!(cache.read(one, &triple), None);
+        fs::remove_file(&file).unwrap();
+        mkfifo(&file, Mode::S_IRWXU).unwrap();
+        assert_eq!(cache.read(one, &triple), None);
+        cache.write(&entry(one, "x")).unwrap();
+        assert_eq!(cache.read(one, &triple), Some(entry(one, "x").known));
     }
 
     #[test]

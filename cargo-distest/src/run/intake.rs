@@ -19,10 +19,13 @@ use crate::parcel::Parcel;
 use crate::plan;
 use crate::shard::{self, Candidate};
 use crate::stamp::Stamp;
-use crate::tree::keep::ClientStore;
+use crate::tree::keep::{Blob, ClientStore};
 
 /// A listing that takes longer is told of.
 const SLOW_LISTING: Duration = Duration::from_secs(10);
+
+/// How often a binary is listed that is built anew meanwhile.
+const LISTINGS_MAX: u32 = 3;
 
 /// Takes in the binaries of one run.
 pub(super) struct Intake<'a> {
@@ -102,36 +105,53 @@ impl<'a> Intake<'a> {
         Ok(tally.plan)
     }
 
-    /// Lists a binary, and where workers other than the embedded one may want it takes it into the
-    /// store first, before cargo overwrites it.
+    /// Lists a binary. Another one that cargo puts in its place meanwhile is listed anew: what is
+    /// listed is what runs.
     async fn take(&self, key: BinaryKey, binary: Arc<TestBinary>) -> Result<Taken, Failure> {
+        for _ in 0..LISTINGS_MAX {
+            let (built, kept) = self.keep(&binary).await?;
+            let listing = self.list(&binary).await?;
+            if fs::metadata(&binary.executable).is_ok_and(|it| Stamp::of_contents(&it) == built) {
+                let store = Arc::clone(&self.store);
+                let parcel = Parcel::new(key, Arc::clone(&binary), kept, store);
+                let Listing { whole, sharing, .. } = listing;
+                let runnable = Runnable { key, binary, built, whole, sharing, parcel };
+                return Ok(Taken { runnable: Arc::new(runnable), listing });
+            }
+        }
+        let executable = binary.executable.display();
+        let what = format!("could not list the tests of {} ({executable})", binary.id);
+        Err(Failure::new(ExitCode::ListFailed, what)
+            .because("it was built anew each time that it was listed")
+            .hint("run it again when no other build of this workspace is under way"))
+    }
+
+    /// What tells a binary from what may take its place, and a copy of it in the store where workers
+    /// other than the embedded one may want it.
+    async fn keep(&self, binary: &TestBinary) -> Result<(Stamp, Option<Blob>), Failure> {
         let store = (!self.line.settings.fleet.workers.is_empty()).then(|| Arc::clone(&self.store));
         let path = binary.executable.clone();
         let look = move || match store {
-            Some(store) => Ok(store.take(&path)?.stamp),
-            None => Ok(Stamp::of_contents(&fs::metadata(&path)?)),
+            Some(store) => store.take(&path).map(|blob| (blob.stamp, Some(blob))),
+            None => Ok((Stamp::of_contents(&fs::metadata(&path)?), None)),
         };
-        let built = blocking(look).await.map_err(|error: io::Error| {
-            let what = format!("could not read {}", binary.executable.display());
+        blocking(look).await.map_err(|error: io::Error| {
+            let what = format!("could not take in {}", binary.executable.display());
             Failure::new(ExitCode::Setup, what).because(error)
-        })?;
-        let wanted = self.line.filter.wants_binary(&binary) != Some(false);
-        let listing = match wanted {
-            true => {
-                let list = self.inventory.list(Arc::clone(&binary));
-                self.with_notice(&binary, list).await?
-            }
-            false => Listing {
-                binary: Arc::clone(&binary),
+        })
+    }
+
+    async fn list(&self, binary: &Arc<TestBinary>) -> Result<Listing, Failure> {
+        let list = self.inventory.list(Arc::clone(binary));
+        match self.line.filter.wants_binary(binary) {
+            Some(false) => Ok(Listing {
+                binary: Arc::clone(binary),
                 cases: Vec::new(),
                 whole: false,
                 sharing: None,
-            },
-        };
-        let parcel = Parcel::new(key, Arc::clone(&binary), Arc::clone(&self.store));
-        let Listing { whole, sharing, .. } = listing;
-        let runnable = Runnable { key, binary, built, whole, sharing, parcel };
-        Ok(Taken { runnable: Arc::new(runnable), listing })
+            }),
+            _ => self.with_notice(binary, list).await,
+        }
     }
 
     /// Tells whom everybody waits for when a listing takes long.

@@ -223,7 +223,7 @@ fn pack(
         writable_dirs: Vec::new(),
         needs: BinaryNeeds::default(),
     };
-    let Payload { entries, files, .. } = payload::gather(&binary, store)?;
+    let Payload { entries, files, .. } = payload::gather(&binary, None, store)?;
     let spec = BinarySpec {
         key,
         label: binary.id.to_string(),

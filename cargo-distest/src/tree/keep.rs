@@ -130,16 +130,21 @@ impl ClientStore {
     }
 
     fn take_now(&self, path: &Path, before: Stamp) -> io::Result<Digest> {
+        let keep = |error: io::Error| {
+            let text = format!("could not keep a copy in {}: {error}", self.dir.display());
+            io::Error::new(error.kind(), text)
+        };
         let hashed = SystemTime::now();
-        let temp = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir_in(&self.dir)?;
+        let temp = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir_in(&self.dir);
+        let temp = temp.map_err(keep)?;
         let copy = temp.path().join(BLOB);
-        clone_or_link(path, &copy)?;
+        clone_or_link(path, &copy).map_err(keep)?;
         let (digest, _) = Digest::of_reader(File::open(&copy)?)?;
         if Stamp::of_contents(&fs::metadata(path)?) != before {
             let text = format!("{} is being written to", path.display());
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
-        self.place(&copy, digest)?;
+        self.place(&copy, digest).map_err(keep)?;
         self.touch(digest);
         // Renaming one hard link over another leaves both, so that one goes with its folder now.
         temp.close()?;

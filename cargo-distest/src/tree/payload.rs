@@ -29,25 +29,45 @@ pub struct Payload {
 /// Keeps a test binary's executables in `store` and names all that must travel with it. Blocks on
 /// the disk.
 ///
+/// Its own executable travels as it was when it was `listed`, whatever cargo has put in its place
+/// since: another one may not have the tests that it is asked for, and libtest calls it a success if
+/// none is found.
+///
 /// # Errors
-/// [`ExitCode::Setup`] if something can't be read.
-pub fn gather(binary: &TestBinary, store: &ClientStore) -> Result<Payload, Failure> {
+/// [`ExitCode::Setup`] if something can't be read or kept.
+pub fn gather(
+    binary: &TestBinary,
+    listed: Option<Blob>,
+    store: &ClientStore,
+) -> Result<Payload, Failure> {
     let fail = |path: &Path, error: io::Error| {
-        let what = format!("could not read {}, which {} needs", path.display(), binary.id);
+        let what = format!("could not take in {}, which {} needs", path.display(), binary.id);
         Failure::new(ExitCode::Setup, what).because(error)
     };
     let mut nodes = BTreeMap::new();
     let mut files = BTreeMap::new();
-    let mut take = |path: &Path| {
-        let blob = store.take(path).map_err(|error| fail(path, error))?;
+    let mut put = |path: &Path, blob: Blob| {
         let Blob { digest, size, path: copy, mode, stamp: _ } = blob;
         files.insert(digest, copy);
         nodes.insert(path.as_os_str().to_owned(), TreeNode::File { digest, size, mode });
-        Ok::<_, Failure>(digest)
+        digest
     };
-    let executable = take(&binary.executable)?;
+    let take = |path: &Path| store.take(path).map_err(|error| fail(path, error));
+    let own = match listed {
+        Some(listed) if listed.path.exists() => listed,
+        // Somebody has removed the copy.
+        listed => {
+            let now = take(&binary.executable)?;
+            if listed.is_some_and(|listed| listed.digest != now.digest) {
+                let gone = io::Error::other("it was built anew and its copy is gone");
+                return Err(fail(&binary.executable, gone));
+            }
+            now
+        }
+    };
+    let executable = put(&binary.executable, own);
     for companion in &binary.companions {
-        take(companion)?;
+        put(companion, take(companion)?);
     }
     for folder in &binary.companion_dirs {
         let mut paths = Vec::new();
@@ -118,7 +138,7 @@ mod tests {
             companion_dirs: vec![at("out")],
             ..TestBinary::sample()
         };
-        let payload = gather(&binary, &store).unwrap();
+        let payload = gather(&binary, None, &store).unwrap();
         assert_eq!(payload.executable, Digest::of(b"exe"));
         let names: Vec<_> = payload
             .entries
@@ -134,7 +154,25 @@ mod tests {
         assert_eq!(payload.files.len(), 3);
 
         binary.companions = vec![at("gone")];
-        let failure = gather(&binary, &store).unwrap_err().to_string();
+        let failure = gather(&binary, None, &store).unwrap_err().to_string();
         assert!(failure.contains("gone, which a::b needs"), "{failure}");
+
+        // As it was when it was listed.
+        binary.companions = Vec::new();
+        let listed = store.take(&binary.executable).unwrap();
+        fs::remove_file(&binary.executable).unwrap();
+        for rebuilt in [false, true] {
+            if rebuilt {
+                fs::write(&binary.executable, "built anew").unwrap();
+            }
+            let payload = gather(&binary, Some(listed.clone()), &store).unwrap();
+            assert_eq!(payload.executable, Digest::of(b"exe"));
+            assert_eq!(fs::read_to_string(&payload.files[&payload.executable]).unwrap(), "exe");
+        }
+        fs::remove_dir_all(listed.path.parent().unwrap()).unwrap();
+        let failure = gather(&binary, Some(listed.clone()), &store).unwrap_err().to_string();
+        assert!(failure.contains("exe, which a::b needs: it was built anew"), "{failure}");
+        fs::write(&binary.executable, "exe").unwrap();
+        assert!(gather(&binary, Some(listed), &store).is_ok());
     }
 }
