@@ -156,7 +156,8 @@ impl<L: Lister> Inventory<L> {
         }
         if fresh || asks {
             let unchanged = look().filter(|after| Some(Stamp::of(after)) == stamp);
-            known.stamp = unchanged.and_then(|metadata| Stamp::lasting(&metadata, asked));
+            known.stamp =
+                unchanged.and_then(|metadata| Stamp::lasting(executable, &metadata, asked));
             cache.clone().save(executable.clone(), triple.clone(), known.clone()).await;
         }
         Ok(known)

@@ -3,9 +3,7 @@
 //! that runs no more.
 //!
 //! A listing holds as long as the executable's [`Stamp`] is what it was; its bytes are not looked at,
-//! since hashing them takes longer than asking it again. As in git's index ("racy git"), what was
-//! modified less than two seconds before it was asked is asked again the next time: it might have
-//! changed since within the resolution of its file system's clock.
+//! since hashing them takes longer than asking it again.
 //!
 //! Nothing here can fail a run: what can't be read is asked again, what can't be written is
 //! forgotten.

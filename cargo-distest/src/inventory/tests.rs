@@ -59,11 +59,14 @@ fn names(listing: &Listing) -> Vec<(&str, bool)> {
     listing.cases.iter().map(|case| (&*case.name.0, case.ignored)).collect()
 }
 
-/// Something in an executable's place, built so long ago.
-fn build(path: &Path, content: &str, age: Duration) {
+/// Something in an executable's place, built an hour ago.
+fn build(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
-    let file = fs::File::options().write(true).open(path).unwrap();
-    file.set_modified(SystemTime::now() - age).unwrap();
+    date(path, SystemTime::now() - HOUR);
+}
+
+fn date(path: &Path, modified: SystemTime) {
+    fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -81,7 +84,7 @@ async fn only_libtest_listings_of_the_same_file_are_remembered() {
         assert!(!listing.whole);
         inventory.executed()
     };
-    build(&executable, "one", HOUR);
+    build(&executable, "one");
     assert_eq!(list(Harness::Libtest, &cache).await, 1);
     assert_eq!(list(Harness::Libtest, &cache).await, 0);
     assert_eq!(list(Harness::Custom, &cache).await, 1);
@@ -89,11 +92,11 @@ async fn only_libtest_listings_of_the_same_file_are_remembered() {
     assert_eq!(list(Harness::Libtest, &cache).await, 0);
     // Replaced by what has the same size and time, as a build system that sets times does.
     fs::remove_file(&executable).unwrap();
-    build(&executable, "two", HOUR);
+    build(&executable, "two");
     assert_eq!(list(Harness::Libtest, &cache).await, 1);
     assert_eq!(list(Harness::Libtest, &cache).await, 0);
     // So young that it could be written to again and look the same.
-    build(&executable, "two", Duration::ZERO);
+    date(&executable, SystemTime::now() + HOUR);
     assert_eq!(list(Harness::Libtest, &cache).await, 1);
     assert_eq!(list(Harness::Libtest, &cache).await, 1);
     assert_eq!(fake.runs.borrow().len(), 12);
@@ -112,15 +115,15 @@ async fn after_an_edit_what_its_libtest_can_do_is_known() {
         let listing = inventory.list(binary("pkg", Harness::Libtest, &executable)).await.unwrap();
         (listing.sharing.is_some(), fake.runs.borrow().len())
     };
-    build(&executable, "one", HOUR);
+    build(&executable, "one");
     assert_eq!(list().await, (true, 3), "two lists and a start");
     assert_eq!(list().await, (true, 0));
-    build(&executable, "another", HOUR);
+    build(&executable, "another");
     assert_eq!(list().await, (true, 2));
     assert_eq!(list().await, (true, 0));
-    build(&executable, "it knows NEXTEST_RUN_ID", HOUR);
+    build(&executable, "it knows NEXTEST_RUN_ID");
     assert_eq!(list().await, (false, 2));
-    build(&executable, "it forgot", HOUR);
+    build(&executable, "it forgot");
     assert_eq!(list().await, (true, 3));
 }
 

@@ -1,7 +1,7 @@
 //! From linked test binaries to planned test cases: taken into the store, listed, filtered, ranked.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use distest_worker::protocol::BinaryKey;
@@ -18,7 +18,7 @@ use crate::model::{Listing, TestBinary, TestCase};
 use crate::parcel::Parcel;
 use crate::plan;
 use crate::shard::{self, Candidate};
-use crate::stamp::Stamp;
+use crate::stamp::{self, Stamp};
 use crate::tree::keep::{Blob, ClientStore};
 
 /// A listing that takes longer is told of.
@@ -108,6 +108,10 @@ impl<'a> Intake<'a> {
     /// Lists a binary. Another one that cargo puts in its place meanwhile is listed anew: what is
     /// listed is what runs.
     async fn take(&self, key: BinaryKey, binary: Arc<TestBinary>) -> Result<Taken, Failure> {
+        // What is listed and hashed right after it was linked could not be remembered.
+        if let Ok(metadata) = fs::metadata(&binary.executable) {
+            tokio::time::sleep(stamp::youth(&metadata, SystemTime::now())).await;
+        }
         for _ in 0..LISTINGS_MAX {
             let (built, kept) = self.keep(&binary).await?;
             let listing = self.list(&binary).await?;

@@ -230,6 +230,12 @@ mod tests {
         Bench { dir, store, built }
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn date(file: &Path, modified: SystemTime) {
+        File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
+    }
+
     #[test]
     fn a_copy_survives_what_cargo_does_to_the_file() {
         let Bench { dir: _dir, store, built } = bench();
@@ -249,9 +255,9 @@ mod tests {
         let Bench { dir, store, built } = bench();
         fs::write(&built, "built").unwrap();
         // Too young to be remembered, so that it is taken once more when a copy lies there already.
+        date(&built, SystemTime::now() + HOUR);
         store.take(&built).unwrap();
-        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        File::options().write(true).open(&built).unwrap().set_modified(hour_ago).unwrap();
+        date(&built, SystemTime::now() - HOUR);
         for _ in 0..2 {
             let copies = Arc::clone(&store.copies);
             let next = ClientStore::open(dir.path(), copies).unwrap();
@@ -283,6 +289,7 @@ mod tests {
     fn runs_at_once_do_not_miss_what_the_other_keeps() {
         let Bench { dir, store: _, built } = bench();
         fs::write(&built, "built").unwrap();
+        date(&built, SystemTime::now() + HOUR);
         thread::scope(|scope| {
             for run in 0..4 {
                 let (dir, built) = (dir.path(), &built);
@@ -306,8 +313,7 @@ mod tests {
     fn the_second_run_reads_nothing() {
         let Bench { dir, store, built } = bench();
         fs::write(&built, "built").unwrap();
-        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        File::options().write(true).open(&built).unwrap().set_modified(hour_ago).unwrap();
+        date(&built, SystemTime::now() - HOUR);
         let blob = store.take(&built).unwrap();
         store.stats.save().unwrap();
 

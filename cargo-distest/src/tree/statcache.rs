@@ -116,7 +116,7 @@ impl StatCache {
         digest: Digest,
         hashed: SystemTime,
     ) {
-        let stamp = Stamp::lasting(metadata, hashed);
+        let stamp = Stamp::lasting(path, metadata, hashed);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(stamp) = stamp.filter(|_| entries.len() < ENTRIES_MAX) {
             let day = AtomicU32::new(self.today);
@@ -218,9 +218,19 @@ mod tests {
         (dir, cache, file)
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     fn age(file: &Path) {
-        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        File::options().write(true).open(file).unwrap().set_modified(hour_ago).unwrap();
+        date(file, SystemTime::now() - HOUR);
+    }
+
+    /// For as long as the test may take.
+    fn be_young(file: &Path) {
+        date(file, SystemTime::now() + HOUR);
+    }
+
+    fn date(file: &Path, modified: SystemTime) {
+        File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
     }
 
     fn knows(cache: &Path, file: &Path) -> Option<Digest> {
@@ -249,6 +259,7 @@ mod tests {
         let (_dir, path, file) = bench();
         let cache = StatCache::open(&path);
         fs::write(&file, "young").unwrap();
+        be_young(&file);
         cache.digest_of(&file).unwrap();
         assert_eq!(cache.lookup(&file, &fs::metadata(&file).unwrap()), None);
         age(&file);
