@@ -2,20 +2,26 @@
 //!
 //! The binary is started without a test to run, which shows whether libtest's log file works and
 //! what a start costs; after an edit, what is known of its libtest stays. A binary that knows cargo-nextest's variables, or ours, may rely on a
-//! process per test: the bytes of such names in it are enough to leave it alone.
+//! process per test: the bytes of such names in what is loaded of it are enough to leave it alone.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use distest_worker::protocol::Exit;
 use memchr::memmem;
+use object::elf::{FileHeader32, FileHeader64, PT_LOAD};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, FileKind, ReadCache};
 use serde::{Deserialize, Serialize};
 
 use super::Lister;
 use crate::model::{Sharing, TestBinary};
 
-/// Texts in an executable that speak of a process per test.
+/// Texts in what is loaded of an executable that speak of a process per test.
 const TELLING: [&[u8]; 2] = [b"NEXTEST_", b"DISTEST_"];
 /// What they all end in: one search finds them.
 const TELLING_END: &[u8] = b"TEST_";
@@ -81,15 +87,49 @@ async fn start(lister: &impl Lister, binary: &TestBinary) -> Option<Duration> {
     (raw.exit == Exit::Code(0) && log.exists()).then_some(took)
 }
 
-/// Whether an executable holds one of the texts.
+/// Whether what is loaded of an executable holds one of the texts. The rest, most of it debug
+/// information, is nothing that the program could go by.
 fn speaks_of_it(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    for Range { start, end } in loaded(&file) {
+        file.seek(SeekFrom::Start(start))?;
+        if holds((&file).take(end - start))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Which bytes of an executable are loaded; all, if it is none that is known here.
+fn loaded(file: &File) -> Vec<Range<u64>> {
+    let cache = ReadCache::new(file);
+    let segments = match FileKind::parse(&cache) {
+        Ok(FileKind::Elf64) => segments::<FileHeader64<Endianness>>(&cache),
+        Ok(FileKind::Elf32) => segments::<FileHeader32<Endianness>>(&cache),
+        _ => None,
+    };
+    segments.unwrap_or_else(|| iter::once(0..u64::MAX).collect())
+}
+
+fn segments<H: FileHeader<Endian = Endianness>>(
+    data: &ReadCache<&File>,
+) -> Option<Vec<Range<u64>>> {
+    let header = H::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, data).ok()?.iter();
+    let loaded = segments.filter(|segment| segment.p_type(endian) == PT_LOAD);
+    let ranges = loaded.map(|segment| segment.file_range(endian));
+    Some(ranges.map(|(start, length)| start..start.saturating_add(length)).collect())
+}
+
+/// Whether a stream holds one of the texts.
+fn holds(mut stream: impl Read) -> io::Result<bool> {
     let finder = memmem::Finder::new(TELLING_END);
     let overlap = TELLING.iter().map(|text| text.len()).max().unwrap_or(1) - 1;
-    let mut file = std::fs::File::open(path)?;
     let mut buffer = vec![0; SCAN_BYTES + overlap];
     let mut kept = 0;
     loop {
-        let length = file.read(&mut buffer[kept..])?;
+        let length = stream.read(&mut buffer[kept..])?;
         if length == 0 {
             return Ok(false);
         }
@@ -125,5 +165,29 @@ mod tests {
             assert!(!found(at, b"NEXTEST-") && !found(at, b"THE_TEST_"), "at {at}");
         }
         assert!(!found(0, b""));
+    }
+    #[test]
+    fn what_is_loaded_is_looked_at() {
+        let own = std::env::current_exe().unwrap();
+        assert!(speaks_of_it(&own).unwrap(), "it names TELLING");
+        let ranges = loaded(&File::open(&own).unwrap());
+        let length = std::fs::metadata(&own).unwrap().len();
+        assert!(ranges.len() > 1 && ranges.iter().all(|range| range.end <= length), "{ranges:?}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("executable");
+        std::fs::copy("/bin/true", &path).unwrap();
+        assert!(!speaks_of_it(&path).unwrap());
+        // Behind all segments, as debug information lies.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"NEXTEST_");
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!speaks_of_it(&path).unwrap());
+        // At the end of the last one.
+        let end = loaded(&File::open(&path).unwrap()).iter().map(|it| it.end).max().unwrap();
+        let end = usize::try_from(end).unwrap();
+        bytes[end - 8..end].copy_from_slice(b"NEXTEST_");
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(speaks_of_it(&path).unwrap());
     }
 }
