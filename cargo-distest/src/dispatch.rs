@@ -80,7 +80,7 @@ pub struct Runnable {
 
 impl Runnable {
     /// Whether its executable is still the one that was listed.
-    fn is_as_listed(&self) -> bool {
+    pub fn is_as_listed(&self) -> bool {
         std::fs::metadata(&self.binary.executable)
             .is_ok_and(|metadata| Stamp::of_contents(&metadata) == self.built)
     }

@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_getres};
 use serde::{Deserialize, Serialize};
 
 /// The coarsest tick of a file system's clock.
-const TICK_MAX: Duration = Duration::from_secs(2);
+pub(crate) const TICK_MAX: Duration = Duration::from_secs(2);
 /// File systems of this machine, which take their times from the kernel's coarse clock.
 const OURS: [statfs::FsType; 6] = [
     statfs::EXT4_SUPER_MAGIC,
@@ -81,9 +81,15 @@ fn has_our_times(path: &Path, metadata: &Metadata) -> bool {
     metadata.mtime_nsec() != 0 && statfs::statfs(path).is_ok_and(ours)
 }
 
+/// Sets when a file was modified.
+#[cfg(test)]
+pub(crate) fn date(path: &Path, modified: SystemTime) {
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use std::fs;
 
     use super::*;
 
@@ -105,7 +111,7 @@ mod tests {
             (ns(0), ms(2_000), true),
         ] {
             let modified = begin + part;
-            File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+            date(&path, modified);
             let metadata = fs::metadata(&path).unwrap();
             let stamp = Stamp::lasting(&path, &metadata, modified + age);
             assert_eq!(stamp.is_some(), lasts, "{part:?} {age:?}");

@@ -1,8 +1,9 @@
 //! Whether several tests of a binary may run in one process, found out once per binary.
 //!
 //! The binary is started without a test to run, which shows whether libtest's log file works and
-//! what a start costs; after an edit, what is known of its libtest stays. A binary that knows cargo-nextest's variables, or ours, may rely on a
-//! process per test: the bytes of such names in what is loaded of it are enough to leave it alone.
+//! what a start costs; after an edit, what is known of its libtest stays. A binary that knows
+//! cargo-nextest's variables, or ours, may rely on a process per test: the bytes of such names in
+//! what is loaded of it are enough to leave it alone.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::BinaryKind;
+use crate::stamp::date;
 
 fn binary(id: &str, harness: Harness, executable: &Path) -> Arc<TestBinary> {
     Arc::new(TestBinary {
@@ -63,10 +64,6 @@ fn names(listing: &Listing) -> Vec<(&str, bool)> {
 fn build(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
     date(path, SystemTime::now() - HOUR);
-}
-
-fn date(path: &Path, modified: SystemTime) {
-    fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
 }
 
 const HOUR: Duration = Duration::from_secs(3600);

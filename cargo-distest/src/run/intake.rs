@@ -115,11 +115,11 @@ impl<'a> Intake<'a> {
         for _ in 0..LISTINGS_MAX {
             let (built, kept) = self.keep(&binary).await?;
             let listing = self.list(&binary).await?;
-            if fs::metadata(&binary.executable).is_ok_and(|it| Stamp::of_contents(&it) == built) {
-                let store = Arc::clone(&self.store);
-                let parcel = Parcel::new(key, Arc::clone(&binary), kept, store);
-                let Listing { whole, sharing, .. } = listing;
-                let runnable = Runnable { key, binary, built, whole, sharing, parcel };
+            let Listing { whole, sharing, .. } = listing;
+            let parcel = Parcel::new(key, Arc::clone(&binary), kept, Arc::clone(&self.store));
+            let binary = Arc::clone(&binary);
+            let runnable = Runnable { key, binary, built, whole, sharing, parcel };
+            if runnable.is_as_listed() {
                 return Ok(Taken { runnable: Arc::new(runnable), listing });
             }
         }

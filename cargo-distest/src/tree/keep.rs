@@ -214,6 +214,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::stamp::date;
 
     struct Bench {
         dir: tempfile::TempDir,
@@ -231,10 +232,6 @@ mod tests {
     }
 
     const HOUR: Duration = Duration::from_secs(3600);
-
-    fn date(file: &Path, modified: SystemTime) {
-        File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
-    }
 
     #[test]
     fn a_copy_survives_what_cargo_does_to_the_file() {

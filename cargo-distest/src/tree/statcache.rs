@@ -208,6 +208,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::stamp::date;
 
     /// A cache and a file that was written an hour ago.
     fn bench() -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -227,10 +228,6 @@ mod tests {
     /// For as long as the test may take.
     fn be_young(file: &Path) {
         date(file, SystemTime::now() + HOUR);
-    }
-
-    fn date(file: &Path, modified: SystemTime) {
-        File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
     }
 
     fn knows(cache: &Path, file: &Path) -> Option<Digest> {

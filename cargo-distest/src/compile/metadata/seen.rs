@@ -3,16 +3,12 @@
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use distest_worker::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::stamp::Stamp;
-
-/// A file modified less than this before it was read may change unnoticed, within the resolution
-/// of its file system's clock.
-const RACY: Duration = Duration::from_secs(2);
+use crate::stamp::{Stamp, TICK_MAX};
 
 /// Whatever somebody who reads a file, lists a folder or looks for either goes by. Links are
 /// followed.
@@ -76,8 +72,9 @@ pub(super) fn may_have_gone(path: &Path, time: SystemTime) -> bool {
 }
 
 fn is_younger(stamp: &Stamp, time: SystemTime) -> bool {
-    let trusted =
-        time.checked_sub(RACY).and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let trusted = time
+        .checked_sub(TICK_MAX)
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     let changed = u128::try_from(stamp.modified.max(stamp.changed)).unwrap_or(0);
     trusted.is_none_or(|trusted| changed > trusted.as_nanos())
 }
@@ -113,6 +110,8 @@ fn names(folder: &Path) -> io::Result<Digest> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
